@@ -1,0 +1,128 @@
+"""The key/value cache: one preallocated value that is handed to the model and holds all request state.
+
+Letters: L layers, B batch, H heads, S key positions, T new positions, D head width.
+"""
+
+import torch
+from torch import Tensor
+
+from biogpt.config import BioGptConfig
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, for every layer, in memory taken once.
+
+    Writing a position costs the same at position 10 and at 1,000: nothing is ever concatenated.
+
+    Args:
+        config: shape of the model that will write to it.
+        batch_size: B, number of rows.
+        max_length: most positions a row can hold; ``config.max_position_embeddings`` when None.
+        device, dtype: of the stored tensors; the model's own.
+
+    Raises:
+        ValueError: ``batch_size`` or ``max_length`` is not positive, or the latter is beyond the model's limit.
+    """
+
+    def __init__(
+        self,
+        config: BioGptConfig,
+        batch_size: int,
+        max_length: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        limit = config.max_position_embeddings
+        max_length = limit if max_length is None else max_length
+        if batch_size < 1:
+            raise ValueError(f"KVCache: batch_size is {batch_size}; expected at least 1")
+        if not 1 <= max_length <= limit:
+            raise ValueError(f"KVCache: max_length is {max_length}; expected 1 to {limit}, the model's limit")
+        self.length = 0
+        self.max_length = max_length
+        shape = (
+            config.num_hidden_layers,
+            batch_size,
+            config.num_attention_heads,
+            max_length,
+            config.head_dim,
+        )
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # [L, B, H, S, D]
+        self.values = torch.zeros(shape, device=device, dtype=dtype)  # [L, B, H, S, D]
+
+    @property
+    def batch_size(self) -> int:
+        return self.keys.shape[1]
+
+    def require(self, batch_size: int, count: int) -> None:
+        """Check that ``count`` more positions of ``batch_size`` rows fit, before anything is written.
+
+        Raises:
+            ValueError: the number of rows differs, or the cache would overflow.
+        """
+        if batch_size != self.batch_size:
+            raise ValueError(f"KVCache: holds {self.batch_size} rows; the input has {batch_size}")
+        if self.length + count > self.max_length:
+            raise ValueError(
+                f"KVCache: {self.length} positions are taken and {count} more do not fit in "
+                f"{self.max_length}; allocate a longer cache or cut the input"
+            )
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store T new positions of one layer after those already there.
+
+        The new positions count only once ``advance`` is called, after the last layer.
+
+        Args:
+            layer: index of the decoder layer.
+            keys, values: [B, H, T, D].
+
+        Returns:
+            Views of all keys and values of the layer, the new ones included: [B, H, length + T, D].
+
+        Raises:
+            ValueError: as ``require``; nothing is written then.
+        """
+        # Without this, assigning one row to many, or one position to an empty slice, broadcasts in silence.
+        self.require(keys.shape[0], keys.shape[2])
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, count: int) -> None:
+        """Count the positions that every layer has just written."""
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from ``length`` on.
+
+        Raises:
+            ValueError: ``length`` is negative or beyond what is held.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"KVCache: cannot cut to {length}; it holds {self.length} positions")
+        self.length = length
+
+    def reorder(self, rows: Tensor) -> None:
+        """Make row i a copy of old row ``rows[i]``: beams that live on, or one prompt for many samples.
+
+        Args:
+            rows: [B'] int64 row indices; B' may differ from B.
+        """
+        used = (slice(None), slice(None), slice(None), slice(0, self.length))
+        if len(rows) == self.batch_size:
+            self.keys[used] = self.keys[used][:, rows]
+            self.values[used] = self.values[used][:, rows]
+            return
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros(old.shape[0], len(rows), *old.shape[2:])
+            new[used] = old[used][:, rows]
+            setattr(self, name, new)
+
+    def release(self) -> None:
+        """Give the memory back; the cache holds nothing afterwards and refuses every write."""
+        self.keys = self.keys[:, :0].clone()
+        self.values = self.values[:, :0].clone()
+        self.length = self.max_length = 0

@@ -1,0 +1,373 @@
+"""Load and save model folders in the Hub's layout, with the key names of ``transformers``.
+
+Loading is strict and cheap: the model is built without memory, the file is mapped, and every key of the
+checkpoint is used and every parameter filled, or an error names those that are not.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from biogpt.config import BioGptConfig
+from biogpt.device import choose_device, choose_precision
+from biogpt.hub import CONFIG, INDEX, WEIGHTS, find, require, shard_names, weights_file
+from biogpt.model import BioGptModel, initialize
+
+logger = logging.getLogger(__name__)
+
+MAX_SHARD_SIZE = 5_000_000_000  # bytes
+BODY = "biogpt"
+HEADS = {  # name of the head's module: what it does
+    "output_projection": "language model",
+    "classifier": "token classification",
+    "score": "sequence classification",
+}
+EMBEDDING = f"{BODY}.embed_tokens.weight"
+TIED = "output_projection.weight"  # shares its tensor with EMBEDDING, unless the config says otherwise
+# Buffers that older software wrote beside the weights; they hold nothing that was learned.
+_BUFFERS = re.compile(r"(.*\.)?(position_ids|_float_tensor)")
+_SAVED = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+_FAULTS_SHOWN = 8
+
+
+class PretrainedModel(nn.Module):
+    """A decoder, ``biogpt``, with one head of ``HEADS``; what the three heads share."""
+
+    biogpt: BioGptModel
+    tied_weights: ClassVar[dict[str, str]] = {}  # parameter: the one it shares its tensor with
+
+    def __init__(self, config: BioGptConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.biogpt.get_input_embeddings()
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        self.biogpt.set_input_embeddings(embeddings)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let tied parameters be one, when the config says so."""
+        for target, source in self._ties().items():
+            self.get_submodule(target.rpartition(".")[0]).weight = self.get_parameter(source)
+
+    def _ties(self) -> dict[str, str]:
+        return self.tied_weights if self.config.tie_word_embeddings else {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        labels: Sequence[str] | None = None,
+    ) -> Self:
+        """Load a model, in evaluation mode.
+
+        In the precision of the file, on a CPU, the weights stay mapped from it; otherwise they are
+        converted one by one. Nothing in a checkpoint runs code.
+
+        Args:
+            source: an embedded name, a folder, or a Hub id ``owner/name`` with an optional ``@revision``.
+            revision: branch, tag or commit of a Hub id.
+            device: ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
+            precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+            labels: names of the labels of a new head, drawn at random to be fine-tuned; whatever head the
+                checkpoint has is left out. None takes the checkpoint's own head.
+
+        Raises:
+            OSError: a file is missing, or cannot be downloaded (see ``biogpt.hub.find``).
+            ValueError: the checkpoint holds another architecture or head, does not fit its config or its
+                vocabulary, or is damaged; or an argument is wrong.
+        """
+        target = choose_device(device)
+        dtype = choose_precision(precision, target)
+        folder = find(source, revision)
+        config = BioGptConfig.from_json(require(folder, CONFIG))
+        _check_vocabulary(folder, config)
+        if labels is not None:
+            config = replace(config, id2label=_label_names(labels))
+        with torch.device("meta"):
+            model = cls(config)
+        weights = read_weights(folder)
+        if labels is not None:
+            model._drop_heads(weights)
+        model.load_weights(weights, folder, target, dtype, new_head=labels is not None)
+        return model.eval()
+
+    def load_weights(
+        self,
+        weights: dict[str, Tensor],
+        origin: Path,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        new_head: bool = False,
+    ) -> None:
+        """Fill every parameter, strictly.
+
+        Args:
+            weights: tensors by key. It is emptied on the way, so that no tensor is held twice.
+            origin: named in errors.
+            device, dtype: where to put the tensors, and in which precision; None leaves them.
+            new_head: draw the head's parameters at random; ``weights`` has none.
+
+        Raises:
+            ValueError: a key is missing or left over, or a shape differs.
+        """
+        self._fill_ties(weights, origin)
+        expected = dict(self.named_parameters(remove_duplicate=False))
+        drawn = {name for name in expected if new_head and not name.startswith(f"{BODY}.")}
+        self._check_keys(expected.keys() - drawn, weights.keys(), origin)
+        faults = [
+            f"{name} {tuple(weights[name].shape)}, expected {tuple(parameter.shape)}"
+            for name, parameter in expected.items()
+            if name in weights and weights[name].shape != parameter.shape
+        ]
+        if faults:
+            raise ValueError(f"{origin}: shapes do not fit {CONFIG}: {_listed(faults, '; ')}")
+        ties = self._ties()
+        state = {}
+        for name in [name for name in weights if name not in ties]:
+            state[name] = weights.pop(name).to(device=device, dtype=dtype)
+        state |= {name: state[source] for name, source in ties.items()}
+        self.load_state_dict(state, strict=not drawn, assign=True)
+        self.tie_weights()
+        if drawn:
+            first = next(iter(state.values()))
+            head = self.get_submodule(self._head())
+            head.to_empty(device=first.device).to(first.dtype)
+            initialize(head, self.config)
+
+    def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_SIZE) -> None:
+        """Write ``config.json`` and ``model.safetensors``, or shards and their index.
+
+        Files are written beside the old ones and then renamed, so a full disk or a kill leaves no
+        half-written file; shards of an earlier save are removed.
+
+        Args:
+            folder: made when missing.
+            max_shard_size: bytes; more are split. A single tensor is never split.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        ties = self._ties()
+        state = {name: tensor for name, tensor in self.state_dict().items() if name not in ties}
+        shards = list(_split(state, max_shard_size))
+        names = ["model.safetensors"]
+        if len(shards) > 1:
+            names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        dtype = str(next(self.parameters()).dtype).removeprefix("torch.")
+        texts = {CONFIG: self.config.to_dict() | {"architectures": [type(self).__name__], "dtype": dtype}}
+        if len(shards) > 1:
+            texts[f"model.safetensors{INDEX}"] = {
+                "metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())},
+                "weight_map": {key: name for name, keys in zip(names, shards, strict=True) for key in keys},
+            }
+        try:
+            for name, values in texts.items():
+                text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+                _temporary(folder, name).write_text(text, encoding="utf-8")
+            for name, keys in zip(names, shards, strict=True):
+                tensors = {key: state[key].detach().contiguous().cpu() for key in keys}
+                save_file(tensors, _temporary(folder, name), metadata={"format": "pt"})
+                # save_file lets only its owner read the file (safetensors 0.8), which no server would expect.
+                shutil.copymode(_temporary(folder, CONFIG), _temporary(folder, name))
+            for name in (*names, *texts):
+                os.replace(_temporary(folder, name), folder / name)
+        finally:
+            for name in (*names, *texts):
+                _temporary(folder, name).unlink(missing_ok=True)
+        for path in list(folder.iterdir()):
+            if _SAVED.fullmatch(path.name) and path.name not in (*names, *texts):
+                path.unlink()
+
+    def _head(self) -> str:
+        return next(name for name, _ in self.named_children() if name in HEADS)
+
+    def _drop_heads(self, weights: dict[str, Tensor]) -> None:
+        """Take the checkpoint's head out, to make room for a new one."""
+        if self.tied_weights:
+            raise ValueError("labels are for classification heads; a language model predicts its vocabulary")
+        for name in [name for name in weights if name.partition(".")[0] in HEADS]:
+            tensor = weights.pop(name)
+            if name == TIED and self.config.tie_word_embeddings:
+                weights.setdefault(EMBEDDING, tensor)
+
+    def _fill_ties(self, weights: dict[str, Tensor], origin: Path) -> None:
+        """Of two tied tensors a checkpoint may hold either; if it holds two different ones, both are used."""
+        for target, source in self._ties().items():
+            if target in weights and source in weights:
+                if not torch.equal(weights[target], weights[source]):
+                    # As the reference does: what was trained counts, not what the config says of it.
+                    logger.warning(
+                        "%s: %s ties %s to %s, but the two differ; they are loaded as they are, untied",
+                        *(origin, CONFIG, target, source),
+                    )
+                    self.config = self.biogpt.config = replace(self.config, tie_word_embeddings=False)
+            elif target in weights:
+                weights[source] = weights[target]
+            elif source in weights:
+                weights[target] = weights[source]
+
+    def _check_keys(self, expected: Set[str], found: Set[str], origin: Path) -> None:
+        missing = sorted(expected - found)
+        unexpected = sorted(found - expected)
+        own = self._head()
+        has = sorted({key.partition(".")[0] for key in found} & HEADS.keys())
+        if own not in has and any(key.startswith(f"{own}.") for key in missing):
+            held = f"a {HEADS[has[0]]} head" if has else "no head"
+            raise ValueError(
+                f"{origin} has no {HEADS[own]} head ({own}.*) but {held}; an untrained one would predict at "
+                f"random. Choose a checkpoint fine-tuned for {HEADS[own]}"
+                + ("" if self.tied_weights else ", or give labels= to draw a new head and fine-tune it")
+            )
+        if missing or unexpected:
+            raise ValueError(
+                f"{origin} does not fit {type(self).__name__} and its {CONFIG}: "
+                f"missing {_listed(missing)}; unexpected {_listed(unexpected)}"
+            )
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder by its key, mapped from the file and not read yet.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights, or a shard is missing.
+        ValueError: a file is damaged, or needs more than tensors to be loaded.
+    """
+    name = weights_file(os.listdir(folder))
+    if name is None:
+        raise FileNotFoundError(
+            f"{folder} has no weights: expected one of {', '.join(WEIGHTS)}. "
+            "Copy it from where the checkpoint came from"
+        )
+    names = shard_names(folder / name) if name.endswith(INDEX) else [name]
+    weights: dict[str, Tensor] = {}
+    for shard in names:
+        tensors = read_tensors(require(folder, shard))
+        if twice := sorted(weights.keys() & tensors.keys()):
+            raise ValueError(f"{folder}: {shard} repeats tensors of another shard: {_listed(twice)}")
+        weights |= tensors
+    return _with_body_prefix(weights)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one ``.safetensors`` or ``.bin`` file, mapped; without ``_BUFFERS``.
+
+    Raises:
+        ValueError: the file is damaged, or holds anything but floating-point tensors by name.
+    """
+    with path.open("rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            raise ValueError(f"{path} is only a Git LFS pointer: run `git lfs pull` in its folder")
+    if path.suffix == ".safetensors":
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged or cut short: download it again, or save it anew ({error})"
+            ) from error
+    else:
+        tensors = read_pickle(path)
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{path} holds a {type(tensors).__name__}; expected tensors by name")
+    tensors = {key: tensor for key, tensor in tensors.items() if not _BUFFERS.fullmatch(str(key))}
+    for key, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{path}: {key!r} is {kind}; expected a floating-point tensor")
+    return tensors
+
+
+def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
+    """What ``torch.save`` wrote, its tensors mapped; plain values and tensors only, so that no code can run.
+
+    Args:
+        allowed: classes that may occur as well; making one must be harmless whatever its state.
+
+    Raises:
+        ValueError: the file holds other objects, or is damaged.
+    """
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"{path} is refused: beside tensors it holds Python objects"
+            f"{f' ({asked[1]})' if asked else ''}, and loading those can run code. "
+            "Ask its author for safetensors, or choose another checkpoint"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read: it is damaged, cut short, or not in the zip format that torch.save "
+            f"writes since 1.6. Download it again ({error})"
+        ) from error
+
+
+def _label_names(labels: Sequence[str]) -> dict[int, str]:
+    if not labels or len(set(labels)) != len(labels):
+        raise ValueError(f"labels are {list(labels)}; expected one or more different names")
+    return dict(enumerate(labels))
+
+
+def _check_vocabulary(folder: Path, config: BioGptConfig) -> None:
+    """Refuse a folder whose tokenizer gives other ids than the model was made for; it may have none."""
+    path = folder / "vocab.json"
+    if not path.is_file():
+        return
+    try:
+        size = len(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a vocabulary: expected a JSON object of token: id") from error
+    if size != config.vocab_size:
+        raise ValueError(
+            f"{path} has {size} tokens, but vocab_size in {folder / CONFIG} is {config.vocab_size}: "
+            "the files belong to different models"
+        )
+
+
+def _with_body_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A bare decoder's keys (``layers.0…``) as those of a model with a head (``biogpt.layers.0…``)."""
+    if any(key.startswith(f"{BODY}.") for key in weights):
+        return weights
+    return {
+        key if key.partition(".")[0] in HEADS else f"{BODY}.{key}": tensor for key, tensor in weights.items()
+    }
+
+
+def _split(state: dict[str, Tensor], limit: int) -> Iterator[list[str]]:
+    """Keys in order, cut into groups of at most ``limit`` bytes, or of one tensor that is larger."""
+    keys: list[str] = []
+    size = 0
+    for key, tensor in state.items():
+        if keys and size + tensor.nbytes > limit:
+            yield keys
+            keys, size = [], 0
+        keys.append(key)
+        size += tensor.nbytes
+    yield keys
+
+
+def _temporary(folder: Path, name: str) -> Path:
+    return folder / f".{name}.tmp"
+
+
+def _listed(names: Sequence[str], separator: str = ", ") -> str:
+    more = len(names) - _FAULTS_SHOWN
+    shown = separator.join(names[:_FAULTS_SHOWN]) or "none"
+    return f"{shown} and {more} more" if more > 0 else shown

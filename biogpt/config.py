@@ -1,0 +1,190 @@
+"""The shape of a BioGPT model, read from and written to the Hub's ``config.json``."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+logger = logging.getLogger(__name__)
+
+MODEL_TYPE = "biogpt"
+ACTIVATIONS = ("gelu", "gelu_new", "relu")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+_AT_LEAST_ONE = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+_PROBABILITIES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "activation_dropout",
+    "layerdrop",
+    "classifier_dropout",
+)
+
+
+@dataclass(frozen=True)
+class BioGptConfig:
+    """Hyper-parameters under the names of the Hub's ``config.json``; defaults are microsoft/biogpt.
+
+    ``layer_norm_eps`` is kept because checkpoints carry it, but every LayerNorm runs at 1e-5, as in
+    the reference (``transformers`` ``models/biogpt/modeling_biogpt.py`` never reads it).
+
+    Raises:
+        ValueError: a field has the wrong type, is out of range, or contradicts another.
+    """
+
+    vocab_size: int = 42384
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    activation_dropout: float = 0.0
+    layerdrop: float = 0.0
+    classifier_dropout: float | None = None
+    max_position_embeddings: int = 1024
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    scale_embedding: bool = True
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    bos_token_id: int = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+    problem_type: str | None = None
+    id2label: dict[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_type(field.name, field.type, getattr(self, field.name))
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"config: {name} is {getattr(self, name)}; expected at least 1")
+        for name in _PROBABILITIES:
+            probability = getattr(self, name)
+            if probability is not None and not 0 <= probability <= 1:
+                raise ValueError(f"config: {name} is {probability}; expected 0 to 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"config: hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"config: hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}"
+            )
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(
+                f"config: problem_type is {self.problem_type!r}; expected one of {', '.join(PROBLEM_TYPES)}"
+            )
+        for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(
+                    f"config: {name} is {getattr(self, name)}; expected 0 to {self.vocab_size - 1}"
+                )
+        if self.initializer_range < 0:
+            raise ValueError(f"config: initializer_range is {self.initializer_range}; expected 0 or more")
+        if self.id2label is not None and sorted(self.id2label) != list(range(max(1, len(self.id2label)))):
+            raise ValueError(
+                f"config: id2label has the keys {sorted(self.id2label)}; expected 0, 1, 2 … without gaps"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names by id; two unnamed ones where the checkpoint gives none, as in the reference."""
+        if self.id2label is None:
+            return ("LABEL_0", "LABEL_1")
+        return tuple(self.id2label[index] for index in range(len(self.id2label)))
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "BioGptConfig":
+        """Build a config from the content of a ``config.json``.
+
+        Keys that only other software reads (``architectures``, ``transformers_version`` …) are left out.
+
+        Raises:
+            ValueError: ``model_type`` is not ``biogpt``, or a value is wrong.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"config: expected a JSON object, got {type(values).__name__}")
+        model_type = values.get("model_type", MODEL_TYPE)
+        if model_type != MODEL_TYPE:
+            raise ValueError(
+                f"config: model_type is {model_type!r}; expected {MODEL_TYPE!r}. This checkpoint holds "
+                "another architecture, whatever its name says; choose a BioGPT checkpoint."
+            )
+        known = {field.name for field in fields(cls)}
+        ignored = sorted(set(values) - known - {"model_type"})
+        if ignored:
+            logger.debug("config: keys not used by the model: %s", ", ".join(ignored))
+        chosen = {name: value for name, value in values.items() if name in known}
+        if chosen.get("id2label") is not None:
+            chosen["id2label"] = _labels_by_id(chosen["id2label"])
+        elif "num_labels" in values:
+            _check_type("num_labels", int, values["num_labels"])
+            chosen["id2label"] = {i: f"LABEL_{i}" for i in range(values["num_labels"])}
+        return cls(**chosen)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "BioGptConfig":
+        """Read a ``config.json``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not JSON, not a BioGPT config, or holds a wrong value.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a JSON file: {error}") from error
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a ``config.json`` that ``transformers`` reads as well."""
+        values: dict[str, Any] = {"model_type": MODEL_TYPE}
+        values |= {name: value for name, value in asdict(self).items() if value is not None}
+        if self.id2label is not None:
+            values["id2label"] = {str(index): label for index, label in self.id2label.items()}
+            values["label2id"] = {label: index for index, label in self.id2label.items()}
+        return values
+
+
+def _labels_by_id(labels: Any) -> dict[int, str]:
+    try:
+        return {int(index): label for index, label in labels.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"config: id2label is {labels!r}; expected an object of id: label") from error
+
+
+def _check_type(name: str, expected: Any, value: Any) -> None:
+    allowed = tuple(get_origin(part) or part for part in get_args(expected) or (expected,))
+    if float in allowed:
+        allowed += (int,)  # JSON writes 0 for 0.0
+    right = isinstance(value, allowed)
+    if isinstance(value, bool):  # to Python a kind of int
+        right = bool in allowed
+    elif isinstance(value, dict):
+        right = right and all(isinstance(label, str) for label in value.values())
+    if not right:
+        wanted = getattr(expected, "__name__", str(expected))
+        raise ValueError(f"config: {name} is {value!r}; expected {wanted}")

@@ -1,0 +1,228 @@
+"""Task heads on the decoder, with their losses: causal language model, token and sequence classification.
+
+Letters as in ``biogpt.model``: B batch, T positions, D width, V vocabulary; N labels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from biogpt.cache import KVCache
+from biogpt.checkpoint import PretrainedModel
+from biogpt.config import BioGptConfig
+from biogpt.model import BioGptModel, initialize
+
+
+@dataclass
+class HeadOutput:
+    """What every head returns.
+
+    Attributes:
+        logits: [B, T, V] for the language model, [B, T, N] for tokens, [B, N] for sequences.
+        loss: scalar, when labels were given.
+        past_key_values, hidden_states, attentions: as in ``biogpt.model.ModelOutput``.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class BioGptForCausalLM(PretrainedModel):
+    """BioGPT that predicts the next token; the output projection shares the embedding's weight when tied."""
+
+    tied_weights: ClassVar[dict[str, str]] = {"output_projection.weight": "biogpt.embed_tokens.weight"}
+
+    def __init__(self, config: BioGptConfig) -> None:
+        super().__init__(config)
+        self.biogpt = BioGptModel(config)
+        self.output_projection = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        initialize(self.output_projection, config)
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.output_projection
+
+    def set_output_embeddings(self, projection: nn.Linear) -> None:
+        """Replace the projection; when tied, the token embedding takes over its weight."""
+        self.output_projection = projection
+        if self.config.tie_word_embeddings:
+            self.biogpt.embed_tokens.weight = projection.weight
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool = False,
+        labels: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        logits_to_keep: int = 0,
+    ) -> HeadOutput:
+        """Score the next token at each position.
+
+        Args:
+            labels: [B, T] ids; the label at position t is predicted from position t - 1; -100 is not scored.
+            logits_to_keep: project only the last so many positions; 0 means all.
+            The others are those of ``BioGptModel.forward``.
+
+        Returns:
+            ``logits`` [B, T or logits_to_keep, V]; ``loss``: mean cross-entropy in nats.
+
+        Raises:
+            ValueError: as ``BioGptModel.forward``; or labels together with ``logits_to_keep``.
+        """
+        if labels is not None and logits_to_keep:
+            raise ValueError("labels need the logits of all positions; leave logits_to_keep at 0")
+        out = self.biogpt(
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            position_ids,
+            head_mask,
+            past_key_values,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        logits = self.output_projection(out.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return HeadOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
+
+
+class BioGptForTokenClassification(PretrainedModel):
+    """BioGPT with dropout and a linear layer on every position."""
+
+    def __init__(self, config: BioGptConfig) -> None:
+        super().__init__(config)
+        self.biogpt = BioGptModel(config)
+        dropout = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        initialize(self.classifier, config)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool = False,
+        labels: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> HeadOutput:
+        """Score the labels of each token.
+
+        Args:
+            labels: [B, T] label ids; -100 and padding are not scored.
+            The others are those of ``BioGptModel.forward``.
+
+        Returns:
+            ``logits`` [B, T, N]; ``loss``: mean cross-entropy in nats over scored tokens.
+        """
+        out = self.biogpt(
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            position_ids,
+            head_mask,
+            past_key_values,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        logits = self.classifier(self.dropout(out.last_hidden_state))
+        loss = None
+        if labels is not None:
+            if attention_mask is not None:
+                scored = attention_mask[:, -labels.shape[1] :] == 1
+                labels = labels.masked_fill(~scored, -100)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        return HeadOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
+
+
+class BioGptForSequenceClassification(PretrainedModel):
+    """BioGPT with a linear layer, without bias, on the last token that is not padding."""
+
+    def __init__(self, config: BioGptConfig) -> None:
+        super().__init__(config)
+        self.biogpt = BioGptModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        initialize(self.score, config)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool = False,
+        labels: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> HeadOutput:
+        """Score the labels of each sequence.
+
+        Args:
+            labels: by ``config.problem_type``, or by their type when it is None: [B] int64 ids (single label),
+                [B, N] floats 0 or 1 (multi-label), [B] or [B, N] floats (regression; chosen when N is 1).
+            The others are those of ``BioGptModel.forward``.
+
+        Returns:
+            ``logits`` [B, N]; ``loss``: mean cross-entropy, binary cross-entropy or squared error.
+        """
+        out = self.biogpt(
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            position_ids,
+            head_mask,
+            past_key_values,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        hidden = out.last_hidden_state
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        logits = self.score(hidden[rows, self._last_token(input_ids, hidden)])
+        loss = self._loss(logits, labels) if labels is not None else None
+        return HeadOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
+
+    def _last_token(self, input_ids: Tensor | None, hidden: Tensor) -> Tensor | int:
+        """Index of the rightmost token that is not padding, [B]; embeddings count as unpadded."""
+        if input_ids is None:
+            return -1
+        index = torch.arange(input_ids.shape[1], device=hidden.device)
+        return (index * (input_ids != self.config.pad_token_id)).argmax(dim=1)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = logits.float()
+        match self.config.problem_type or self._problem_type(labels):
+            case "regression":
+                return F.mse_loss(logits.view(labels.shape), labels.float())
+            case "single_label_classification":
+                return F.cross_entropy(logits, labels.view(-1).long())
+            case _:
+                return F.binary_cross_entropy_with_logits(logits, labels.float())
+
+    def _problem_type(self, labels: Tensor) -> str:
+        if self.config.num_labels == 1:
+            return "regression"
+        integers: Any = (torch.int64, torch.int32)
+        return "single_label_classification" if labels.dtype in integers else "multi_label_classification"

@@ -1,0 +1,84 @@
+"""Fixtures that more than one test file needs."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from biogpt.config import BioGptConfig
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of corpora beside the checkout; the test is skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the corpora are not at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., BioGptConfig]:
+    """``tiny_config(**changes)``: a config small enough for milliseconds, with every dropout off."""
+
+    def build(**changes: Any) -> BioGptConfig:
+        values: dict[str, Any] = {
+            "vocab_size": 40,
+            "hidden_size": 15,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 22,
+            "max_position_embeddings": 24,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "id2label": {0: "Chemical", 1: "Disease", 2: "Gene"},
+        }
+        return BioGptConfig(**values | changes)
+
+    return build
+
+
+@pytest.fixture
+def lively() -> Callable[..., Any]:
+    """``lively(head_class, config, seed=0)``: a model in eval mode whose every weight matters.
+
+    At initialisation biases are 0, norms are 1 and attention is nearly uniform, which hides faults. The
+    embeddings stay small, because a wrong LayerNorm epsilon shows only where the variance is small.
+    """
+
+    def build(head_class: type[nn.Module], config: BioGptConfig, seed: int = 0) -> nn.Module:
+        model = head_class(config).eval()
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    module.weight.normal_(std=1.5 / math.sqrt(module.in_features), generator=random)
+                if isinstance(module, nn.LayerNorm):
+                    module.weight.normal_(mean=1.0, std=0.3, generator=random)
+                if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+                    module.bias.normal_(std=0.3, generator=random)
+            for module in model.modules():  # last, as a tied projection shares its weight with one of them
+                if isinstance(module, nn.Embedding):
+                    module.weight.normal_(std=0.05, generator=random)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def reference_of() -> Callable[..., Any]:
+    """``reference_of(model, attention="eager")``: the model of ``transformers`` with the same weights."""
+    transformers = pytest.importorskip("transformers")
+
+    def build(model: nn.Module, attention: str = "eager") -> nn.Module:
+        config = transformers.BioGptConfig.from_dict(model.config.to_dict(), attn_implementation=attention)
+        reference = getattr(transformers, type(model).__name__)(config)
+        reference.load_state_dict(model.state_dict())
+        return reference.train(model.training)
+
+    return build
