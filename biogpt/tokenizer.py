@@ -1,0 +1,452 @@
+"""Text to ids and back: Moses words, byte-pair encoding, exact character offsets.
+
+Words come from Moses (``sacremoses``: English, dashes split, XML escaped), pieces from byte-pair encoding
+(Sennrich et al. 2016, arXiv 1508.07909). With ``normalize=False`` the ids are those of the reference
+(``transformers`` ``models/biogpt``) called with ``split_special_tokens=True``: a typed ``</s>`` is text like any
+other and never becomes a control token.
+"""
+
+import heapq
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from sacremoses import MosesDetokenizer, MosesTokenizer
+
+from biogpt.hub import find
+
+CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+END_OF_WORD = "</w>"
+
+VOCAB_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+CONFIG_FILE = "tokenizer_config.json"
+
+# What a character is read as where the vocabulary at hand lacks it. One character becomes one, so offsets into the
+# normalised text hold for the text as given. Spaces of all widths are missing on purpose: Moses knows them as such.
+NORMALIZATION: dict[str, str] = {
+    # Fullwidth forms of ASCII, ！ to ～.
+    **{chr(code): chr(code - 0xFF01 + ord("!")) for code in range(0xFF01, 0xFF5F)},
+    **dict.fromkeys("–—―‒﹘﹣", "-"),
+    **dict.fromkeys("‘’‚‛ʼ´`｀", "'"),
+    **dict.fromkeys("“”„‟«»ʺ", '"'),
+    "…": ".",
+    "\N{OHM SIGN}": "Ω",
+    "\N{KELVIN SIGN}": "K",
+    "\N{ANGSTROM SIGN}": "Å",
+    # Soft hyphen, zero-width and direction marks, byte-order mark, variation selectors: Moses drops the NUL.
+    **dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufe0e\ufe0f\ufeff", "\0"),
+}
+
+# Bounds of the memory of split words, some 30 MB when full: how many, and the longest one kept.
+_CACHED_WORDS = 65_536
+_CACHED_WORD_LENGTH = 64
+
+_CONTROL_IDS = range(len(CONTROL_TOKENS))
+_EMPTY_SPAN = (0, 0)
+
+_TOKENIZER_CONFIG = {
+    "tokenizer_class": "BioGptTokenizer",
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+}
+
+Span = tuple[int, int]
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One tokenised text, or pair of texts: T tokens.
+
+    Attributes:
+        ids: T token ids.
+        offsets: T spans (start, end) in characters of the text as given, start never falling. The pieces of one
+            escaped character (``&quot;``) all have its span. A separator has the empty span (0, 0); after the second
+            one, spans point into the second text.
+    """
+
+    ids: list[int]
+    offsets: list[Span]
+
+
+@dataclass(frozen=True)
+class BatchEncoding:
+    """B tokenised texts, padded to the longest of them: T tokens.
+
+    Attributes:
+        input_ids: [B][T].
+        attention_mask: [B][T], 1 for a token and 0 for padding.
+        offsets: [B][T] spans as in ``Encoding``; (0, 0) for padding.
+        cut: [B], how many tokens each row lost at its end to keep to ``max_length``.
+    """
+
+    input_ids: list[list[int]]
+    attention_mask: list[list[int]]
+    offsets: list[list[Span]]
+    cut: list[int]
+
+
+class _Piece(NamedTuple):
+    """A piece of a word: its id, and which characters of the word, escapes undone, are its first and last."""
+
+    id: int
+    first: int
+    last: int
+
+
+class BioGptTokenizer:
+    """The tokenizer of BioGPT; threads may share one.
+
+    Args:
+        vocab: id of each piece, 0 to V - 1, the control tokens ``<s> <pad> </s> <unk>`` first. A piece that ends a
+            word carries ``</w>``.
+        merges: pairs of pieces to join, the most urgent first.
+        normalize: replace what the vocabulary lacks by the table ``NORMALIZATION``; False gives the
+            reference's ids for every text.
+
+    Raises:
+        ValueError: the vocabulary holds a wrong id, has a gap, or lacks a control token.
+    """
+
+    bos_token_id, pad_token_id, eos_token_id, unk_token_id = _CONTROL_IDS
+
+    def __init__(self, vocab: Mapping[str, int], merges: Sequence[Pair], normalize: bool = True) -> None:
+        self._tokens = _tokens_by_id(vocab)
+        self.vocab = dict(vocab)
+        self.merges = list(merges)
+        self.normalize = normalize
+        self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+        known = set("".join(self._tokens[len(CONTROL_TOKENS) :]))
+        self._normalization = str.maketrans(
+            {character: plain for character, plain in NORMALIZATION.items() if character not in known}
+        )
+        self._split_cached = lru_cache(_CACHED_WORDS)(self._split)
+
+    def __reduce__(self) -> tuple[type["BioGptTokenizer"], tuple[Any, ...]]:
+        # The cache can be neither pickled nor copied; a copy starts with an empty one.
+        return type(self), (self.vocab, self.merges, self.normalize)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, revision: str | None = None, normalize: bool = True
+    ) -> "BioGptTokenizer":
+        """Load the tokenizer of a checkpoint.
+
+        Args:
+            source: embedded name, folder or Hub id; ``biogpt.hub.find`` tells them apart.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``from_files``, or the checkpoint is not found.
+        """
+        folder = find(source, revision)
+        return cls.from_files(folder / VOCAB_FILE, folder / MERGES_FILE, normalize)
+
+    @classmethod
+    def from_files(
+        cls, vocab_path: str | Path, merges_path: str | Path, normalize: bool = True
+    ) -> "BioGptTokenizer":
+        """Read a ``vocab.json`` (piece: id) and a ``merges.txt`` (two pieces and, if any, a count a line).
+
+        Raises:
+            FileNotFoundError: one of the files is missing.
+            ValueError: one of them is malformed; the message names file and line.
+        """
+        merges = _parse_merges(_read(merges_path), merges_path)
+        vocab = _read(vocab_path)
+        try:
+            return cls(json.loads(vocab), merges, normalize)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{vocab_path} is not a JSON file: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{vocab_path}: {error}") from error
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``vocab.json``, ``merges.txt`` and ``tokenizer_config.json``, as ``transformers`` reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {
+            VOCAB_FILE: json.dumps(self.vocab, ensure_ascii=False, indent=0),
+            MERGES_FILE: "\n".join(" ".join(pair) for pair in self.merges),
+            CONFIG_FILE: json.dumps(_TOKENIZER_CONFIG, indent=2),
+        }
+        for name, content in files.items():
+            (folder / name).write_text(content + "\n", encoding="utf-8", newline="\n")
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of ids, control tokens included."""
+        return len(self._tokens)
+
+    def token(self, index: int) -> str:
+        """The piece or control token of an id.
+
+        Raises:
+            ValueError: the id is not in the vocabulary.
+        """
+        if not 0 <= index < self.vocab_size:
+            raise ValueError(f"token id {index} is unknown; the vocabulary has 0 to {self.vocab_size - 1}")
+        return self._tokens[index]
+
+    def encode(self, text: str, pair: str | None = None, special_tokens: bool = True) -> Encoding:
+        """Tokenise a text, ``</s> text``, or two of them, ``</s> text </s> pair``.
+
+        Args:
+            text, pair: any characters; none of them yields a control token other than ``<unk>``.
+            special_tokens: False leaves the separators ``</s>`` out.
+        """
+        ids: list[int] = []
+        offsets: list[Span] = []
+        for part in (text,) if pair is None else (text, pair):
+            if special_tokens:
+                ids.append(self.eos_token_id)
+                offsets.append(_EMPTY_SPAN)
+            self._encode_part(part, ids, offsets)
+        return Encoding(ids, offsets)
+
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        padding_side: str = "right",
+        max_length: int | None = None,
+    ) -> BatchEncoding:
+        """Tokenise B texts, or pairs of texts, and pad them to one length.
+
+        Args:
+            texts: B texts.
+            pairs: B second texts.
+            padding_side: ``"right"`` or ``"left"``.
+            max_length: cut each row to so many tokens and tell in ``cut`` what was lost; None cuts nothing.
+
+        Raises:
+            ValueError: an argument is out of range, or the numbers of texts and pairs differ.
+        """
+        if isinstance(texts, str) or isinstance(pairs, str):
+            raise ValueError("encode_batch takes a list of texts; use encode for one text")
+        if pairs is not None and len(pairs) != len(texts):
+            raise ValueError(
+                f"{len(texts)} texts and {len(pairs)} pairs were given; expected as many of each"
+            )
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side is {padding_side!r}; expected 'left' or 'right'")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length is {max_length}; expected at least 1")
+        second: Sequence[str | None] = [None] * len(texts) if pairs is None else pairs
+        encodings = [self.encode(*both) for both in zip(texts, second, strict=True)]
+        width = max((len(encoding.ids[:max_length]) for encoding in encodings), default=0)
+        batch = BatchEncoding([], [], [], [])
+        for encoding in encodings:
+            ids, offsets = encoding.ids[:max_length], encoding.offsets[:max_length]
+            padding = width - len(ids)
+            left, right = (padding, 0) if padding_side == "left" else (0, padding)
+            pad = self.pad_token_id
+            batch.input_ids.append([pad] * left + ids + [pad] * right)
+            batch.attention_mask.append([0] * left + [1] * len(ids) + [0] * right)
+            batch.offsets.append([_EMPTY_SPAN] * left + offsets + [_EMPTY_SPAN] * right)
+            batch.cut.append(len(encoding.ids) - len(ids))
+        return batch
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, spaced by Moses' rules; control tokens are left out.
+
+        One more id may change characters before the last (an opening quote becomes a closing one): a stream
+        shows the text of all ids so far, not the difference.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
+        """
+        pieces = (self.token(index) for index in ids if index not in _CONTROL_IDS)
+        words = "".join(piece.replace(END_OF_WORD, " ") for piece in pieces).split()
+        return _DETOKENIZER.detokenize(words)
+
+    def _encode_part(self, text: str, ids: list[int], offsets: list[Span]) -> None:
+        if self.normalize:
+            text = text.translate(self._normalization)
+        spans = _character_spans(text)
+        words = [
+            self._split_cached(word) if len(word) <= _CACHED_WORD_LENGTH else self._split(word)
+            for word in moses_words(text)
+        ]
+        lengths = [pieces[-1].last + 1 for pieces in words]
+        if sum(lengths) != len(spans):
+            raise RuntimeError(
+                f"Moses made {sum(lengths)} characters of {len(spans)}: this version of sacremoses splits text in "
+                "an unknown way; install the one named in requirements.txt"
+            )
+        start = 0
+        for pieces, length in zip(words, lengths, strict=True):
+            for piece in pieces:
+                ids.append(piece.id)
+                offsets.append((spans[start + piece.first][0], spans[start + piece.last][1]))
+            start += length
+
+    def _split(self, word: str) -> list[_Piece]:
+        characters = [
+            index
+            for index, match in enumerate(_ESCAPED.finditer(word))
+            for _ in range(match.end() - match.start())
+        ]
+        pieces = []
+        end = 0
+        for text in _merge(word_symbols(word), self._ranks):
+            start, end = end, end + len(text.removesuffix(END_OF_WORD))
+            index = self.vocab.get(text, self.unk_token_id)
+            pieces.append(_Piece(index, characters[start], characters[end - 1]))
+        return pieces
+
+
+class _FastMosesTokenizer(MosesTokenizer):
+    """Moses with the same words in a third of the time.
+
+    The original builds a set of all letters for each word that ends in a full stop, and searches a long run of
+    ``DOT`` for its placeholder again from every position.
+    """
+
+    MULTIDOT_MARKER: ClassVar[re.Pattern[str]] = re.compile(r"(?<!DOT)(?:DOT)+MULTI")
+    _letters = frozenset(MosesTokenizer.IsAlpha)
+    _lowercase = frozenset(MosesTokenizer.IsLower)
+
+    def isanyalpha(self, text: str) -> bool:
+        return not self._letters.isdisjoint(text)
+
+    def islower(self, text: str) -> bool:
+        return self._lowercase.issuperset(text)
+
+
+_TOKENIZER = _FastMosesTokenizer(lang="en")
+_DETOKENIZER = MosesDetokenizer(lang="en")
+
+# Moses turns a run of full stops into DOTDOTMULTI and back, and so a typed DOTDOTMULTI into two full stops.
+_SOURCE_CHARACTERS = re.compile(rf"{_FastMosesTokenizer.MULTIDOT_MARKER.pattern}|\S")
+
+# What makes the characters of a text other than its non-space characters, seldom found.
+_DROPPED_OR_PLACEHOLDER = re.compile(r"(?!\s)[\x00-\x1f]|MULTI")
+
+# One character of the text, as it stands in a word: a split dash, an escaped character (Moses escapes each ``&``),
+# or itself.
+_ESCAPED = re.compile(r"^@-@$|&\S+?;|\S")
+
+
+def moses_words(text: str) -> list[str]:
+    """The words of a text as Moses splits and escapes them."""
+    return _TOKENIZER.tokenize(text, aggressive_dash_splits=True, return_str=False, escape=True)
+
+
+def word_symbols(word: str) -> list[str]:
+    """The characters of a word, the last one marked as its end: what byte-pair merging starts from."""
+    return [*word[:-1], word[-1] + END_OF_WORD]
+
+
+def _character_spans(text: str) -> list[Span]:
+    """Where each character that Moses keeps lies in the text: neither white space nor a control character.
+
+    Moses only moves words apart, so these are, in order, the characters of its words with escapes undone.
+    """
+    if not _DROPPED_OR_PLACEHOLDER.search(text):
+        return [(i, i + 1) for i, character in enumerate(text) if not character.isspace()]
+    kept = [i for i, character in enumerate(text) if character >= " " or character.isspace()]
+    spans: list[Span] = []
+    for match in _SOURCE_CHARACTERS.finditer("".join(text[i] for i in kept)):
+        start, end = match.span()
+        full_stops = range(start, end - len("MULTI"), len("DOT")) or (start,)
+        spans += ((kept[first], kept[after - 1] + 1) for first, after in pairwise((*full_stops, end)))
+    return spans
+
+
+def _merge(symbols: list[str], ranks: Mapping[Pair, int]) -> list[str]:
+    """Join neighbours, the pair of lowest rank first and each of its occurrences from left to right.
+
+    A heap and linked neighbours take n log n steps for n symbols, so one absurdly long word costs little.
+
+    Args:
+        symbols: the characters of a word.
+        ranks: place of each pair in the list of merges.
+    """
+    symbols = list(symbols)
+    size = len(symbols)
+    before = list(range(-1, size - 1))  # the nearest symbol on the left, -1 for none
+    after = list(range(1, size + 1))  # the nearest symbol on the right, size for none
+    heap: list[tuple[int, int]] = []  # rank of a pair, place of its left symbol
+
+    def rank(left: int) -> int | None:
+        if left < 0 or after[left] >= size:
+            return None
+        return ranks.get((symbols[left], symbols[after[left]]))
+
+    def consider(left: int) -> None:
+        if (found := rank(left)) is not None:
+            heapq.heappush(heap, (found, left))
+
+    for left in range(size):
+        consider(left)
+    while heap:
+        lowest = heap[0][0]
+        occurrences: list[int] = []
+        # A merge may make a pair of lower rank; it waits until the present pair is joined everywhere.
+        while heap and heap[0][0] == lowest:
+            occurrences.append(heapq.heappop(heap)[1])
+        for left in occurrences:
+            if rank(left) != lowest:
+                continue  # one of the two symbols has been joined to another since
+            right = after[left]
+            symbols[left] += symbols[right]
+            symbols[right] = ""
+            after[left] = after[right]
+            if after[left] < size:
+                before[after[left]] = left
+            consider(before[left])
+            consider(left)
+    return [symbol for symbol in symbols if symbol]
+
+
+def _tokens_by_id(vocab: Any) -> list[str]:
+    if not isinstance(vocab, Mapping):
+        raise ValueError(f"the vocabulary is a {type(vocab).__name__}; expected an object of piece: id")
+    tokens: list[str | None] = [None] * len(vocab)
+    for token, index in vocab.items():
+        if type(index) is not int or not 0 <= index < len(vocab):
+            raise ValueError(
+                f"the id of {token!r} is {index!r}; expected 0 to {len(vocab) - 1}, one for each piece"
+            )
+        if tokens[index] is not None:
+            raise ValueError(f"{tokens[index]!r} and {token!r} have the same id, {index}")
+        tokens[index] = token
+    if tuple(tokens[: len(CONTROL_TOKENS)]) != CONTROL_TOKENS:
+        raise ValueError(f"ids 0 to 3 are {tokens[:4]}; expected {' '.join(CONTROL_TOKENS)}")
+    return [token for token in tokens if token is not None]
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} is missing; a BioGPT checkpoint keeps its tokenizer in {VOCAB_FILE} and {MERGES_FILE}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _parse_merges(content: str, path: str | Path) -> list[Pair]:
+    merges: list[Pair] = []
+    for number, line in enumerate(content.split("\n"), start=1):
+        match line.split():
+            case []:
+                continue
+            case ["#version:", _] if number == 1:
+                continue
+            case [first, second] | [first, second, _]:
+                merges.append((first, second))
+            case _:
+                raise ValueError(f"{path}, line {number}: {line!r}; expected two pieces and perhaps a count")
+    return merges
