@@ -1,0 +1,202 @@
+"""Convert a fairseq archive of the BioGPT paper (checkpoint, ``dict.txt``, ``bpecodes``) to a model folder.
+
+The archives of https://github.com/microsoft/BioGPT, the fine-tuned ones included, are in this format.
+"""
+
+import argparse
+import json
+import logging
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biogpt.checkpoint import read_pickle
+from biogpt.config import BioGptConfig
+from biogpt.heads import BioGptForCausalLM
+
+logger = logging.getLogger(__name__)
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq puts them before the dictionary
+DICTIONARY, MERGES = "dict.txt", "bpecodes"
+
+# fairseq's setting: ours. The tensors' shapes are checked against them when the model is filled.
+SETTINGS = {
+    "decoder_embed_dim": "hidden_size",
+    "decoder_layers": "num_hidden_layers",
+    "decoder_attention_heads": "num_attention_heads",
+    "decoder_ffn_embed_dim": "intermediate_size",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "activation_dropout": "activation_dropout",
+    "decoder_layerdrop": "layerdrop",
+    "share_decoder_input_output_embed": "tie_word_embeddings",
+}
+ACTIVATIONS = {"gelu": "gelu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "relu": "relu"}
+# fairseq's key prefix: ours, the first that fits; None is dropped.
+KEYS = {
+    "decoder.version": None,
+    "decoder.output_projection.": "output_projection.",
+    "decoder.": "biogpt.",
+}
+
+
+def convert(archive: str | Path, folder: str | Path) -> None:
+    """Write ``config.json``, ``model.safetensors``, ``vocab.json`` and ``merges.txt`` for a fairseq archive.
+
+    Loading the checkpoint runs no code: it may hold tensors, plain values and ``argparse.Namespace``.
+
+    Args:
+        archive: a folder with ``checkpoint.pt`` (or one other ``.pt``), ``dict.txt`` and ``bpecodes``; or a
+            ``.tar.gz`` or ``.tgz`` of one.
+        folder: where to write; made when missing.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says where to get it.
+        ValueError: a file is damaged or refused, or checkpoint, settings and dictionary contradict each other.
+    """
+    archive, folder = Path(archive), Path(folder)
+    if archive.is_dir():
+        return _convert_folder(archive, folder)
+    if not archive.is_file():
+        raise FileNotFoundError(f"{archive} does not exist; expected a folder or a .tar.gz")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unpacked:  # as large as the result: on the same disk
+        try:
+            with tarfile.open(archive) as tar:
+                # The filter refuses links and paths that lead out of the folder.
+                tar.extractall(unpacked, filter="data")
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"{archive} is refused or damaged; expected a .tar.gz: {error}") from error
+        checkpoints = sorted(Path(unpacked).rglob("*.pt"))
+        _convert_folder(checkpoints[0].parent if checkpoints else Path(unpacked), folder)
+
+
+def _convert_folder(archive: Path, folder: Path) -> None:
+    dictionary, merges = (_original(archive, name) for name in (DICTIONARY, MERGES))
+    path = _checkpoint_file(archive)
+    settings, tensors = _read_checkpoint(path)
+    rows = tensors["decoder.embed_tokens.weight"].shape[0]
+    vocabulary = _vocabulary(_symbols(dictionary), rows, settings, path)
+    merges_text = _merges(merges)
+    config = _config(settings, tensors, len(vocabulary), path)
+    with torch.device("meta"):
+        model = BioGptForCausalLM(config)
+    model.load_weights(_renamed(tensors, path), path)
+    model.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text(merges_text, encoding="utf-8")
+    logger.info("%s: %d parameters, %d tokens", folder, sum(p.numel() for p in model.parameters()), rows)
+
+
+def _original(archive: Path, name: str) -> Path:
+    path = archive / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{archive} has no {name}; those of the paper are in data/BioGPT and data/BioGPT-Large of "
+            "https://github.com/microsoft/BioGPT"
+        )
+    return path
+
+
+def _checkpoint_file(archive: Path) -> Path:
+    found = sorted(archive.glob("*.pt"))
+    if archive / "checkpoint.pt" in found:
+        return archive / "checkpoint.pt"
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise FileNotFoundError(f"{archive}: expected checkpoint.pt, or one other .pt file; found {names}")
+    return found[0]
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings of task and model by name, and tensors by fairseq's keys."""
+    content = read_pickle(path, allowed=[argparse.Namespace])
+    tensors = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(tensors, dict) or "decoder.embed_tokens.weight" not in tensors:
+        raise ValueError(f"{path} is no fairseq language model: expected model → decoder.embed_tokens.weight")
+    settings: dict[str, Any] = {}
+    groups = content.get("cfg") or {}  # fairseq from 0.11 on; args before
+    for group in (groups.get("task"), groups.get("model"), content.get("args")):
+        settings |= vars(group) if isinstance(group, argparse.Namespace) else group or {}
+    return settings, tensors
+
+
+def _symbols(path: Path) -> list[str]:
+    """Symbols of a fairseq dictionary, one ``symbol count`` a line, in order."""
+    symbols = []
+    # Not splitlines(): some symbols are Unicode line separators.
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
+        symbol, _, count = line.rpartition(" ")
+        if not symbol or not count.isdigit():
+            raise ValueError(f"{path}, line {number}: {line!r}; expected a symbol and its count")
+        symbols.append(symbol)
+    return symbols
+
+
+def _vocabulary(symbols: list[str], rows: int, settings: dict[str, Any], path: Path) -> dict[str, int]:
+    """Ids by token, where ``x@@`` (more of the word follows) becomes ``x``, and ``x`` becomes ``x</w>``.
+
+    Prompt-tuned checkpoints (PubMedQA) have rows for learned prompt tokens after the dictionary's.
+    """
+    known = len(SPECIAL_TOKENS) + len(symbols)
+    learned = int(settings.get("learned_prompt") or 0)
+    if rows == known + learned:
+        symbols = symbols + [f"learned{i}" for i in range(1, learned + 1)]
+    elif rows != known:
+        raise ValueError(
+            f"{path} has {rows} embedding rows; {DICTIONARY} has {len(symbols)} symbols, expected "
+            f"{rows - len(SPECIAL_TOKENS)} ({len(SPECIAL_TOKENS)} special tokens come on top): "
+            "they belong to different models"
+        )
+    tokens = [s.removesuffix("@@") if s.endswith("@@") else f"{s}</w>" for s in symbols]
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *tokens))}
+    if len(vocabulary) != rows:
+        raise ValueError(f"{DICTIONARY} beside {path} repeats {rows - len(vocabulary)} symbols")
+    return vocabulary
+
+
+def _merges(path: Path) -> str:
+    """The content of ``bpecodes``, which is that of ``merges.txt``: two symbols and a count a line."""
+    text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        if len(line.split(" ")) != 3:
+            raise ValueError(f"{path}, line {number}: {line!r}; expected two symbols and a count")
+    return text
+
+
+def _config(
+    settings: dict[str, Any], tensors: dict[str, Tensor], vocab_size: int, path: Path
+) -> BioGptConfig:
+    missing = sorted({*SETTINGS, "activation_fn"} - settings.keys())
+    if missing:
+        raise ValueError(f"{path}: its settings lack {', '.join(missing)}")
+    if not settings.get("decoder_normalize_before", True):
+        raise ValueError(f"{path}: decoder_normalize_before is false; BioGPT is a pre-norm decoder")
+    activation = settings["activation_fn"]
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{path}: activation_fn is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+    limit = settings.get("max_target_positions") or settings.get("tokens_per_sample")
+    if not limit:
+        raise ValueError(f"{path}: its settings lack max_target_positions")
+    return BioGptConfig(
+        **{ours: settings[theirs] for theirs, ours in SETTINGS.items()},
+        vocab_size=vocab_size,
+        max_position_embeddings=limit,
+        hidden_act=ACTIVATIONS[activation],
+        scale_embedding=not settings.get("no_scale_embedding", False),
+    )
+
+
+def _renamed(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    renamed = {}
+    for key, tensor in tensors.items():
+        prefix = next((prefix for prefix in KEYS if key.startswith(prefix)), None)
+        if prefix is None:
+            raise ValueError(f"{path}: unexpected key {key!r}; all of a language model begin with 'decoder.'")
+        if (ours := KEYS[prefix]) is not None:
+            renamed[ours + key.removeprefix(prefix)] = tensor
+    return renamed
