@@ -1,0 +1,306 @@
+"""Pre-training: packing, optimiser, schedule, scoring, and a run that survives a kill."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from biogpt.config import BioGptConfig
+from biogpt.heads import BioGptForCausalLM
+from biogpt.tokenizer import BioGptTokenizer
+from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
+from biogpt.training.metrics import bits_per_byte
+from biogpt.training.optimizer import make_optimizers, orthogonal
+from biogpt.training.pretrain import PretrainOptions, pretrain
+from biogpt.training.vocabulary import count_words, learn_vocabulary
+
+SEPARATOR = 2
+
+
+WORDS = [
+    "gene",
+    "protein",
+    "cell",
+    "binds",
+    "the",
+    "of",
+    "in",
+    "receptor",
+    "tumour",
+    "inhibits",
+    "growth",
+    "with",
+]
+
+
+def write_text(path: Path, lines: int, seed: int) -> Path:
+    draw = random.Random(seed)
+    path.write_text(
+        "".join(" ".join(draw.choices(WORDS, k=draw.randint(5, 60))) + " .\n" for _ in range(lines)),
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def options(tmp_path):
+    return PretrainOptions(
+        out=tmp_path / "run",
+        texts=(write_text(tmp_path / "train.txt", 60, seed=1),),
+        heldout=write_text(tmp_path / "heldout.txt", 10, seed=2),
+        tokens=64 * 40,
+        batch_tokens=64,
+        vocab_size=80,
+        width=16,
+        layers=2,
+        heads=2,
+        positions=32,
+        warmup=4,
+        minutes_between=0.0,
+        processes=1,
+    )
+
+
+def documents_of(lengths):
+    """Documents whose ids are all different, so that each can be found again."""
+    ends = np.cumsum(lengths)
+    return Documents(np.arange(10, 10 + ends[-1], dtype=np.int32), ends)
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 9, 2] * 50, [40, 70, 33] * 600])
+def test_packing_loses_nothing_and_invents_nothing(lengths):
+    documents = documents_of(lengths)
+    length = 15
+    rows = pack_rows(documents, length, SEPARATOR, seed=0)
+    seen: list[int] = []
+    # Once round takes at least this many rows; what is cut off may wait a little longer than that.
+    for row in islice(rows, 3 * sum(lengths) // length):
+        assert row.shape == (length + 1,)
+        seen += [i for i in row if i != SEPARATOR]
+    counts = np.bincount(seen, minlength=10 + sum(lengths))[10:]
+    assert counts.min() >= 1
+    assert counts.max() <= 4
+    # Ids of a document follow each other wherever they stand side by side in the text.
+    for row in islice(pack_rows(documents, length, SEPARATOR, seed=0), 50):
+        for left, right in pairwise(row):
+            assert right == left + 1 or SEPARATOR in (left, right)
+
+
+def test_a_row_starts_where_a_document_starts():
+    documents = documents_of([20, 8, 11] * 30)
+    starts = {10, *(10 + documents.ends[:-1])}
+    for row in islice(pack_rows(documents, 15, SEPARATOR, seed=3), 100):
+        assert row[0] == SEPARATOR
+        assert row[1] in starts
+
+
+def test_packing_repeats_with_its_seed():
+    documents = documents_of([7, 12, 5] * 10)
+    first, again, other = (
+        np.stack(list(islice(pack_rows(documents, 9, SEPARATOR, seed), 40))) for seed in (1, 1, 2)
+    )
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_joined_documents_are_those_of_each_file():
+    one, two = documents_of([3, 4]), documents_of([5])
+    joined = Documents.join([one, two, one])
+    assert [list(joined[i]) for i in range(len(joined))] == [
+        list(part[i]) for part in (one, two, one) for i in range(len(part))
+    ]
+
+
+def test_tokenised_files_are_kept(tmp_path, options):
+    tokenizer = tiny_tokenizer(tmp_path)
+    path = options.texts[0]
+    first = tokenize_file(path, tokenizer, tmp_path / "tokens", processes=2)
+    lines = read_lines(path)
+    assert [list(first[i]) for i in range(len(first))] == [
+        tokenizer.encode(line, special_tokens=False).ids for line in lines
+    ]
+    path.unlink()
+    again = tokenize_file(path, tokenizer, tmp_path / "tokens", processes=2)
+    assert (again.ids == first.ids).all()
+    assert (again.ends == first.ends).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 16), (2, 16, 64)])
+def test_muon_updates_are_nearly_orthogonal(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    result = orthogonal(matrices).float()
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    singular = torch.linalg.svdvals(result)
+    assert singular.min() > 0.3
+    assert singular.max() < 1.3
+    # It turns nothing: along the singular vectors of the input, the result is close to the identity.
+    assert (left.mT @ result @ right.mT).diagonal(dim1=1, dim2=2).min() > 0.3
+
+
+def test_optimizers_share_out_every_parameter_once():
+    model = BioGptForCausalLM(
+        BioGptConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    )
+    muon, adam = make_optimizers(model, 0.02, 0.003)
+    in_muon, in_adam = ({id(p) for group in o.param_groups for p in group["params"]} for o in (muon, adam))
+    assert not in_muon & in_adam
+    assert in_muon | in_adam == {id(p) for p in model.parameters()}
+    assert id(model.output_projection.weight) in in_adam
+    assert id(model.biogpt.layers[0].fc1.weight) in in_muon
+
+
+def test_learning_rate_rises_stays_and_falls_to_zero(options):
+    rates = [options.learning_rate(step) for step in range(options.steps + 1)]
+    assert rates[0] == 1 / options.warmup
+    assert rates[options.warmup - 1 : options.stable_steps + 1] == [1.0] * (
+        options.stable_steps + 2 - options.warmup
+    )
+    assert rates[-1] == 0
+    falling = np.diff(rates[options.stable_steps :])
+    assert np.allclose(falling, falling[0])
+
+
+def tiny_tokenizer(folder: Path) -> BioGptTokenizer:
+    lines = read_lines(write_text(folder / "words.txt", 50, seed=5))
+    return learn_vocabulary(count_words(lines), 80)
+
+
+def tiny_model(tokenizer: BioGptTokenizer, positions: int) -> BioGptForCausalLM:
+    torch.manual_seed(1)
+    config = BioGptConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=positions,
+        initializer_range=0.3,
+    )
+    return BioGptForCausalLM(config).eval()
+
+
+def test_bits_per_byte_of_a_model_that_knows_nothing(tmp_path):
+    """All ids equally likely: each token costs log2(V) bits, whatever the windows, and none is counted twice."""
+    tokenizer = tiny_tokenizer(tmp_path)
+    model = tiny_model(tokenizer, positions=16)
+    torch.nn.init.zeros_(model.output_projection.weight)
+    texts = [*read_lines(tmp_path / "words.txt"), "β"]
+    tokens = [len(tokenizer.encode(text).ids) - 1 for text in texts]
+    assert max(tokens) > 48 > min(tokens)
+    expected = sum(tokens) * math.log2(tokenizer.vocab_size) / sum(len(text.encode()) for text in texts)
+    assert bits_per_byte(model, tokenizer, texts, batch_size=7) == pytest.approx(expected, rel=1e-5)
+
+
+def test_bits_per_byte_is_the_likelihood_of_the_reference(tmp_path):
+    tokenizer = tiny_tokenizer(tmp_path)
+    model = tiny_model(tokenizer, positions=128)
+    reference = transformers.BioGptForCausalLM(transformers.BioGptConfig(**model.config.to_dict())).eval()
+    reference.load_state_dict(model.state_dict())
+    texts = read_lines(tmp_path / "words.txt")[:9]
+    nats = 0.0
+    for text in texts:
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        nats += reference(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    expected = nats / math.log(2) / sum(len(text.encode()) for text in texts)
+    assert bits_per_byte(model, tokenizer, texts, batch_size=4) == pytest.approx(expected, rel=1e-4)
+
+
+def test_training_learns_saves_the_best_and_transformers_opens_it(options):
+    best = pretrain(options)
+    log = [json.loads(line) for line in (options.out / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["tokens"] == options.tokens
+    assert log[-1]["bits_per_byte"] < 0.7 * log[0]["bits_per_byte"]
+    model = BioGptForCausalLM.from_pretrained(best)
+    tokenizer = BioGptTokenizer.from_pretrained(best)
+    assert model.config.max_position_embeddings == options.positions
+    score = bits_per_byte(model, tokenizer, read_lines(options.heldout))
+    assert score == pytest.approx(log[-1]["bits_per_byte"], abs=2e-3)
+    theirs, report = transformers.BioGptForCausalLM.from_pretrained(best, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert theirs.config.vocab_size == tokenizer.vocab_size
+    recipe = json.loads((best / "training.json").read_text())["recipe"]
+    assert recipe["seed"] == options.seed
+
+
+def run_command(options: PretrainOptions, out: Path) -> list[str]:
+    command = [sys.executable, "-m", "biogpt", "train", "lm", "--out", str(out)]
+    command += ["--texts", *map(str, options.texts), "--heldout", str(options.heldout)]
+    for field in dataclasses.fields(options):
+        if field.type in (int, float):
+            command += [f"--{field.name.replace('_', '-')}", str(getattr(options, field.name))]
+    return command
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(options, tmp_path):
+    """SIGKILL in the middle: the state on disk is whole, and the weights come out the same to the bit."""
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(run_command(options, whole), cwd=root, env=environment, check=True, capture_output=True)
+
+    process = subprocess.Popen(
+        run_command(options, broken), cwd=root, env=environment, stderr=subprocess.DEVNULL
+    )
+    log = broken / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) > 5):
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = torch.load(broken / "state.pt", weights_only=True)["progress"]["step"]
+    assert 0 < reached < options.steps
+
+    done = subprocess.run(
+        run_command(options, broken), cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(out / "state.pt", weights_only=True) for out in (whole, broken))
+    assert one["progress"]["step"] == other["progress"]["step"] == options.steps
+    for name, tensor in one["model"].items():
+        assert torch.equal(tensor, other["model"][name]), name
+
+
+def test_a_folder_of_another_run_is_refused(options):
+    pretrain(dataclasses.replace(options, tokens=64 * 4))
+    with pytest.raises(ValueError, match="width was 16, now 32"):
+        pretrain(dataclasses.replace(options, width=32))
+    with pytest.raises(ValueError, match="decay began at step"):
+        pretrain(dataclasses.replace(options, tokens=64 * 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decay": 0.0}, "decay is 0.0"),
+        ({"positions": 31}, "positions 31"),
+        ({"batch_tokens": 65}, "batch_tokens is 65"),
+        ({"heldout": Path("nowhere.txt")}, "nowhere.txt is not a file"),
+        ({"texts": ()}, "texts is empty"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, change, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        dataclasses.replace(options, **change)
+
+
+def test_a_file_without_text_is_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match=r"empty\.txt holds no text"):
+        read_lines(tmp_path / "empty.txt")
