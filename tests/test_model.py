@@ -138,6 +138,7 @@ def test_every_position_is_usable_and_no_more(tiny_config, lively):
         ({"input_ids": torch.ones(2, 0).long()}, "the input has no positions"),
         ({"input_ids": torch.full((2, 25), 5)}, "are more than the model's 24; cut"),
         ({"input_ids": None, "inputs_embeds": torch.zeros(2, 25, 15)}, "are more than the model's 24; cut"),
+        ({"input_ids": torch.full((3, 4), 5)}, "KVCache: holds 2 rows; the input has 3"),
         ({"attention_mask": torch.ones(2, 5)}, "attention_mask has the shape (2, 5); expected (2, "),
         ({"attention_mask": torch.ones(1, 4)}, "attention_mask has the shape (1, 4); expected (2, "),
         ({"attention_mask": torch.ones(2, 1, 1, 4)}, "attention_mask has the shape (2, 1, 1, 4)"),

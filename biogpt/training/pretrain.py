@@ -60,7 +60,7 @@ class PretrainOptions:
     final_texts: tuple[Path, ...] = ()
     tokens: int = 24_000_000
     decay: float = 0.4
-    batch_tokens: int = 8192
+    batch_tokens: int = 4096
     vocab_size: int = 8704
     width: int = 256
     layers: int = 6
