@@ -1,0 +1,98 @@
+"""Open the page: flags and environment, then the model, then the server."""
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+# Both libraries read these once, when they are imported: the page tells nobody that it runs.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2 and one line."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    """The flags; each takes its default from the environment, so a flag wins.
+
+    Hugging Face Spaces set GRADIO_SERVER_NAME, GRADIO_SERVER_PORT and SPACE_ID, and reach the page from outside.
+    """
+    parser = _Parser(
+        prog="app.py",
+        description="Open a page in which BioGPT writes biomedical text.",
+        epilog="A flag wins over its environment variable. Nothing is sent anywhere unless --share is given "
+        "or --model names a checkpoint on the Hugging Face Hub.",
+    )
+    host = environment.get("GRADIO_SERVER_NAME", "0.0.0.0" if "SPACE_ID" in environment else "127.0.0.1")
+    port = environment.get("GRADIO_SERVER_PORT", "7860")
+
+    def add(name: str, default: str, text: str, kind: type | object = str) -> None:
+        variable = f"BIOGPT_{name.upper()}"
+        parser.add_argument(
+            f"--{name}",
+            default=environment.get(variable, default),
+            type=kind,  # type: ignore[arg-type]
+            metavar=name.upper(),
+            help=f"{text} [{variable}; default: {default}]",
+        )
+
+    add("model", "mini", "an embedded model, a folder, or a Hub id with an optional @revision")
+    add("device", "auto", "auto, cpu, mps, cuda or cuda:N; auto takes CUDA, then MPS, then the CPU")
+    add("precision", "auto", "auto, float32, bfloat16 or float16")
+    add("host", host, "address to listen on; 0.0.0.0 lets other machines in")
+    add("port", port, "port to listen on", _port)
+    parser.add_argument(
+        "--share",
+        nargs="?",
+        const="true",
+        default=environment.get("BIOGPT_SHARE", "false"),
+        type=_truth,
+        metavar="BOOL",
+        help="ask gradio.live for a public link [BIOGPT_SHARE; default: false]",
+    )
+    return parser
+
+
+def _port(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= 65535):
+        raise argparse.ArgumentTypeError(f"{value!r} is no port; expected a whole number from 1 to 65535")
+    return int(value)
+
+
+def _truth(value: str) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if value.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{value!r} is neither true nor false")
+    return words[value.lower()]
+
+
+def main() -> None:
+    parser = build_parser(os.environ)
+    options = parser.parse_args()
+
+    # Imports that take seconds come when they are needed: --help, a wrong flag and a missing model need not wait.
+    from biogpt.service import TextGenerator
+
+    try:
+        generator = TextGenerator.from_pretrained(
+            options.model, device=options.device, precision=options.precision
+        )
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the device has too little memory
+        parser.error(f"cannot load the model {options.model!r}: {error}")
+
+    from biogpt.ui.page import build_page, serve
+
+    name = Path(options.model).name if Path(options.model).is_dir() else options.model
+    try:
+        serve(build_page(generator, name), options.host, options.port, options.share)
+    except OSError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

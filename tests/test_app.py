@@ -1,0 +1,189 @@
+"""The command ``python app.py``: flags, environment, refusals, and a start without a network."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app import build_parser
+from biogpt.config import BioGptConfig
+from biogpt.heads import BioGptForCausalLM
+from biogpt.tokenizer import BioGptTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = ("model", "device", "precision", "host", "port", "share")
+
+# Python runs this at start: each attempt to reach anything but this machine is refused and noted in a file.
+NO_NETWORK = """
+import os, socket
+LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "", None)
+def refuse(host):
+    with open(os.environ["OUTBOUND"], "a") as noted:
+        print(host, file=noted)
+    raise OSError(f"no network: {host}")
+def guard(original, host_of):
+    return lambda *args, **kwargs: refuse(h) if (h := host_of(*args)) not in LOCAL else original(*args, **kwargs)
+class Socket(socket.socket):
+    connect = guard(socket.socket.connect, lambda self, to: to[0] if isinstance(to, tuple) else None)
+    connect_ex = guard(socket.socket.connect_ex, lambda self, to: to[0] if isinstance(to, tuple) else None)
+socket.socket = Socket
+socket.getaddrinfo = guard(socket.getaddrinfo, lambda host, *rest: host)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "gene</w>", "protein</w>"]
+    tokenizer = BioGptTokenizer({token: index for index, token in enumerate(tokens)}, [])
+    config = BioGptConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+    )
+    BioGptForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "app.py", *arguments],
+        cwd=ROOT,
+        env=clean_environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    prefixes = ("BIOGPT_", "GRADIO_", "SPACE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+
+
+def test_help_names_every_flag_and_its_environment_variable() -> None:
+    shown = run("--help")
+    assert shown.returncode == 0
+    for flag in FLAGS:
+        assert f"--{flag}" in shown.stdout
+        assert f"BIOGPT_{flag.upper()}" in shown.stdout
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
+    environment = {
+        "BIOGPT_MODEL": "somewhere/else",
+        "BIOGPT_DEVICE": "cpu",
+        "BIOGPT_PRECISION": "bfloat16",
+        "BIOGPT_HOST": "::1",
+        "BIOGPT_PORT": "9001",
+        "BIOGPT_SHARE": "true",
+    }
+    assert vars(build_parser({}).parse_args([])) == {
+        "model": "mini",
+        "device": "auto",
+        "precision": "auto",
+        "host": "127.0.0.1",
+        "port": 7860,
+        "share": False,
+    }
+    assert vars(build_parser(environment).parse_args([])) == {
+        "model": "somewhere/else",
+        "device": "cpu",
+        "precision": "bfloat16",
+        "host": "::1",
+        "port": 9001,
+        "share": True,
+    }
+    flags = ["--model", "mini", "--port", "9002", "--share", "false"]
+    chosen = build_parser(environment).parse_args(flags)
+    assert (chosen.model, chosen.port, chosen.share, chosen.device) == ("mini", 9002, False, "cpu")
+
+
+def test_on_a_space_the_page_is_reached_from_outside() -> None:
+    assert build_parser({"SPACE_ID": "someone/biogpt"}).parse_args([]).host == "0.0.0.0"
+    given = {"SPACE_ID": "someone/biogpt", "GRADIO_SERVER_NAME": "10.0.0.1", "GRADIO_SERVER_PORT": "8080"}
+    chosen = build_parser(given).parse_args([])
+    assert (chosen.host, chosen.port) == ("10.0.0.1", 8080)
+    assert build_parser(given | {"BIOGPT_HOST": "127.0.0.1"}).parse_args([]).host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--port", "x"], {}, "'x' is no port"),
+        ([], {"BIOGPT_PORT": "70000"}, "'70000' is no port"),
+        ([], {"BIOGPT_SHARE": "perhaps"}, "'perhaps' is neither true nor false"),
+        (["--colour", "red"], {}, "--colour"),
+    ],
+)
+def test_a_wrong_value_is_one_line_and_status_2(arguments, environment, message, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser(environment).parse_args(arguments)
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert message in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--device", "toaster"], "device is 'toaster'"),
+        (["--precision", "float3"], "precision is 'float3'"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_one_line_and_status_2(checkpoint, arguments, message) -> None:
+    failed = run("--model", str(checkpoint), *arguments)
+    assert failed.returncode == 2
+    assert message in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def started(checkpoint: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of the page of ``python app.py`` on a machine without a network, and what it tried to reach."""
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    outbound = tmp_path / "outbound"
+    environment = {"PYTHONPATH": str(tmp_path), "OUTBOUND": str(outbound)}
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--model", str(checkpoint), "--port", str(port)],
+        cwd=ROOT,
+        env=clean_environment() | environment,
+    )
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, "app.py ended"
+            try:
+                urllib.request.urlopen(url).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url, outbound
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_without_a_network_it_starts_and_reaches_for_nothing(started) -> None:
+    url, outbound = started
+    page = urllib.request.urlopen(url).read().decode()
+    assert re.search(r"tiny · float32 · CPU, \d+ threads? · ready", page) or "u00b7 ready" in page
+    time.sleep(1)  # what is sent in the background is sent soon after the start
+    assert not outbound.exists(), outbound.read_text()
