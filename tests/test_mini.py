@@ -1,0 +1,109 @@
+"""The model that ships with the project: whole, equal to the reference, and worth reading."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+
+from biogpt.generate import GenerationOptions
+from biogpt.hub import EMBEDDED
+from biogpt.service import TextGenerator
+from biogpt.training.corpus import read_lines
+from biogpt.training.metrics import bits_per_byte
+
+FOLDER = EMBEDDED / "mini"
+PROMPTS = [
+    "Trastuzumab is a monoclonal antibody",
+    "The BRCA1 gene",
+    "BACKGROUND: In patients with type 2 diabetes,",
+]
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return TextGenerator.from_pretrained("mini", device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    model, report = transformers.BioGptForCausalLM.from_pretrained(
+        FOLDER, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return model.eval()
+
+
+def test_files_are_small_enough_for_any_host_and_half_precision():
+    shards = sorted(FOLDER.glob("*.safetensors"))
+    assert shards
+    for path in FOLDER.iterdir():
+        assert path.stat().st_size <= 10_000_000, path.name
+    for path in shards:
+        with safe_open(path, "pt") as file:
+            assert {str(file.get_slice(key).get_dtype()) for key in file.keys()} == {"F16"}  # noqa: SIM118
+
+
+def test_the_tokenizer_is_the_reference_s(generator):
+    theirs = transformers.BioGptTokenizer.from_pretrained(FOLDER)
+    for text in [*PROMPTS, "IL-2 (10 ng/ml) & TNF-α at 37 °C, p<0.05; don't."]:
+        assert generator.tokenizer.encode(text).ids == theirs(text).input_ids
+
+
+def test_logits_equal_the_reference_s(generator, reference):
+    ids = torch.tensor([generator.tokenizer.encode(PROMPTS[2] + " " + PROMPTS[0]).ids])
+    with torch.inference_mode():
+        assert (generator.model(ids).logits - reference(ids).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("beams", [1, 2, 3, 4, 5])
+def test_greedy_and_beams_give_the_reference_s_ids(generator, reference, beams):
+    options = GenerationOptions(max_new_tokens=30, num_beams=beams, num_return_sequences=beams)
+    for prompt in PROMPTS:
+        ids = torch.tensor([generator.tokenizer.encode(prompt).ids])
+        expected = reference.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=30,
+            num_beams=beams,
+            num_return_sequences=beams,
+            do_sample=False,
+            pad_token_id=1,
+        )[:, ids.shape[1] :]
+        found = [completion.ids for completion in generator.generate(prompt, options)]
+        for ours, theirs in zip(found, expected.tolist(), strict=True):
+            assert ours == [token for token in theirs if token != 1]
+
+
+def test_every_position_is_trained(generator, shared_data):
+    """A model trained on shorter rows writes nonsense from the first position that it never saw."""
+    limit = generator.config.max_position_embeddings
+    nats = torch.zeros(limit)
+    count = 0
+    for text in read_lines(shared_data / "text" / "heldout.txt.xz"):
+        ids = generator.tokenizer.encode(text).ids[: limit + 1]
+        if len(ids) == limit + 1:
+            row = torch.tensor([ids])
+            with torch.inference_mode():
+                logits = generator.model(row[:, :-1]).logits[0]
+            nats += torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="none")
+            count += 1
+        if count == 24:
+            break
+    assert count == 24
+    nats /= count
+    early = nats[limit // 8 : limit // 2].mean()
+    assert nats[limit // 2 :].mean() < 1.05 * early
+    assert nats[-limit // 8 :].mean() < 1.1 * early
+
+
+def test_the_score_in_the_card_is_the_score_of_the_files(generator, shared_data):
+    recorded = json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))["score"]
+    assert recorded["texts"] == 2000
+    assert f"{recorded['bits_per_byte']:.4f}" in (FOLDER / "README.md").read_text(encoding="utf-8")
+    some = read_lines(shared_data / "text" / "heldout.txt.xz")[:100]
+    assert bits_per_byte(generator.model, generator.tokenizer, some) == pytest.approx(
+        recorded["bits_per_byte"], abs=0.04
+    )
