@@ -10,8 +10,10 @@ logger = logging.getLogger(__name__)
 
 MODEL_TYPE = "biogpt"
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
+LABEL_PIECES = ("first", "last")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
+_OWN = ("passage_copies", "bidirectional_layers", "label_piece")  # unknown to other software
 _AT_LEAST_ONE = (
     "vocab_size",
     "hidden_size",
@@ -19,6 +21,7 @@ _AT_LEAST_ONE = (
     "num_attention_heads",
     "intermediate_size",
     "max_position_embeddings",
+    "passage_copies",
 )
 _PROBABILITIES = (
     "hidden_dropout_prob",
@@ -32,6 +35,13 @@ _PROBABILITIES = (
 @dataclass(frozen=True)
 class BioGptConfig:
     """Hyper-parameters under the names of the Hub's ``config.json``; defaults are microsoft/biogpt.
+
+    Three fields are this package's own; a checkpoint without them is read as the reference reads it:
+
+    - ``passage_copies``: a passage is given this many times, and labels are read at the last copy, where a
+      causal model has seen all of it. For token classification.
+    - ``bidirectional_layers``: so many of the last layers look both ways. Not for a language model.
+    - ``label_piece``: the piece of a word, ``"first"`` or ``"last"``, at which its label is read.
 
     ``layer_norm_eps`` is kept because checkpoints carry it, but every LayerNorm runs at 1e-5, as in
     the reference (``transformers`` ``models/biogpt/modeling_biogpt.py`` never reads it).
@@ -60,6 +70,9 @@ class BioGptConfig:
     bos_token_id: int = 0
     pad_token_id: int = 1
     eos_token_id: int = 2
+    passage_copies: int = 1
+    bidirectional_layers: int = 0
+    label_piece: str = "first"
     problem_type: str | None = None
     id2label: dict[int, str] | None = None
 
@@ -81,6 +94,15 @@ class BioGptConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
                 f"config: hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}"
+            )
+        if not 0 <= self.bidirectional_layers <= self.num_hidden_layers:
+            raise ValueError(
+                f"config: bidirectional_layers is {self.bidirectional_layers}; "
+                f"expected 0 to num_hidden_layers, {self.num_hidden_layers}"
+            )
+        if self.label_piece not in LABEL_PIECES:
+            raise ValueError(
+                f"config: label_piece is {self.label_piece!r}; expected one of {', '.join(LABEL_PIECES)}"
             )
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise ValueError(
@@ -163,6 +185,9 @@ class BioGptConfig:
         """The content of a ``config.json`` that ``transformers`` reads as well."""
         values: dict[str, Any] = {"model_type": MODEL_TYPE}
         values |= {name: value for name, value in asdict(self).items() if value is not None}
+        for field in fields(self):
+            if field.name in _OWN and values[field.name] == field.default:
+                del values[field.name]
         if self.id2label is not None:
             values["id2label"] = {str(index): label for index, label in self.id2label.items()}
             values["label2id"] = {label: index for index, label in self.id2label.items()}

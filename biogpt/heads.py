@@ -39,6 +39,11 @@ class BioGptForCausalLM(PretrainedModel):
     tied_weights: ClassVar[dict[str, str]] = {"output_projection.weight": "biogpt.embed_tokens.weight"}
 
     def __init__(self, config: BioGptConfig) -> None:
+        if config.bidirectional_layers:
+            raise ValueError(
+                f"config: bidirectional_layers is {config.bidirectional_layers}; a language model must not see the "
+                "tokens it predicts: expected 0"
+            )
         super().__init__(config)
         self.biogpt = BioGptModel(config)
         self.output_projection = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

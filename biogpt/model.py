@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
         Args:
             hidden: [B, T, D].
-            mask: [B or 1, 1, T, S], added to the scores; None means causal without padding.
+            mask: [B or 1, 1, T or 1, S], added to the scores; None means causal without padding.
             head_mask: [H], multiplies each head's probabilities.
             cache: where keys and values of earlier positions are, and the new ones go.
             with_weights: also return the probabilities.
@@ -196,6 +196,11 @@ class BioGptModel(nn.Module):
         cache = past_key_values
         past = cache.length if cache is not None else 0
         self._check_lengths(batch, past, length, attention_mask, position_ids)
+        if self.config.bidirectional_layers and (cache is not None or use_cache):
+            raise ValueError(
+                f"a model with bidirectional_layers = {self.config.bidirectional_layers} reads a text as a whole; "
+                "leave the cache out (past_key_values, use_cache)"
+            )
         if cache is not None:
             cache.require(batch, length)
         head_masks = self._head_masks(head_mask)
@@ -207,11 +212,16 @@ class BioGptModel(nn.Module):
         if position_ids is None:
             position_ids = positions(attention_mask, past, length, inputs_embeds.device)
         hidden = self.dropout(inputs_embeds + self.embed_positions(position_ids + POSITION_OFFSET))
-        mask = attention_bias(attention_mask, past, length, hidden)
+        causal = attention_bias(attention_mask, past, length, hidden)
+        masks = [causal] * self.config.num_hidden_layers
+        if self.config.bidirectional_layers:
+            masks[-self.config.bidirectional_layers :] = [
+                bidirectional_bias(attention_mask, length, hidden)
+            ] * self.config.bidirectional_layers
 
         hidden_states = [hidden]
         attentions = []
-        for layer, layer_head_mask in zip(self.layers, head_masks, strict=True):
+        for layer, mask, layer_head_mask in zip(self.layers, masks, head_masks, strict=True):
             if self.training and self.config.layerdrop > 0 and torch.rand(()) < self.config.layerdrop:
                 continue
             arguments = (hidden, mask, layer_head_mask, cache, output_attentions)
@@ -288,6 +298,18 @@ def attention_bias(attention_mask: Tensor | None, past: int, length: int, hidden
         return causal
     padded = attention_mask[:, None, None, :] == 0
     return causal.masked_fill(padded, torch.finfo(hidden.dtype).min)
+
+
+def bidirectional_bias(attention_mask: Tensor | None, length: int, hidden: Tensor) -> Tensor:
+    """What is added to the scores where a query may look both ways: 0, and the least number at padding.
+
+    Returns:
+        [B or 1, 1, 1, T].
+    """
+    bias = torch.zeros((1, 1, 1, length), dtype=hidden.dtype, device=hidden.device)
+    if attention_mask is None:
+        return bias
+    return bias.masked_fill(attention_mask[:, None, None, :] == 0, torch.finfo(hidden.dtype).min)
 
 
 def causal_mask(length: int, total: int, like: Tensor) -> Tensor:

@@ -1,0 +1,345 @@
+"""Entities of a text: labels of words, read by a token classification head, made into exact character spans.
+
+A word is what Moses splits off; its label is read at its first or last piece (``config.label_piece``). The
+likeliest legal sequence of labels becomes the spans. Texts longer than the model are read in windows that
+overlap by half; a word takes its label from the window in which it is furthest from both edges.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from biogpt.config import BioGptConfig
+from biogpt.heads import BioGptForTokenClassification
+from biogpt.tokenizer import END_OF_WORD, BioGptTokenizer
+
+OUTSIDE = "O"
+_BATCH_TOKENS = 4096  # of a batch of windows, padding included
+_PREFIXES = frozenset("BILUSE")
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A span of a text that names something.
+
+    Attributes:
+        label: its type, such as ``Disease``.
+        start, end: characters of the text as given; ``text[start:end]`` is the entity's text.
+        score: the model's probability, 0 to 1, that an entity of this type begins and ends right here.
+    """
+
+    label: str
+    start: int
+    end: int
+    text: str
+    score: float
+
+
+class Words(NamedTuple):
+    """The words of a text: W of them.
+
+    Attributes:
+        spans: [W] (start, end) in characters of the text.
+        pieces: [W] token ids of each.
+    """
+
+    spans: list[tuple[int, int]]
+    pieces: list[list[int]]
+
+
+class Window(NamedTuple):
+    """A stretch of words that the model reads at once.
+
+    Attributes:
+        ids: [T] token ids, control tokens and copies included.
+        first: index of its first word.
+        reads: the position at which each word is read, so ``len(reads)`` words from ``first`` on.
+    """
+
+    ids: list[int]
+    first: int
+    reads: list[int]
+
+
+def words_of(tokenizer: BioGptTokenizer, text: str) -> Words:
+    """Split a text into the words that get labels."""
+    encoding = tokenizer.encode(text, special_tokens=False)
+    spans: list[tuple[int, int]] = []
+    pieces: list[list[int]] = []
+    within = False
+    for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        if within:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+            pieces[-1].append(index)
+        else:
+            spans.append((start, end))
+            pieces.append([index])
+        piece = tokenizer.token(index)
+        within = not piece.endswith(END_OF_WORD) and index != tokenizer.unk_token_id
+    return Words(spans, pieces)
+
+
+def windows_of(pieces: Sequence[Sequence[int]], config: BioGptConfig) -> Iterator[Window]:
+    """Cut words into windows that fit the model, each overlapping the one before by about half.
+
+    A word too long for a window is read by its last pieces.
+    """
+    room = config.max_position_embeddings // config.passage_copies - 1
+    if room < 1:
+        raise ValueError(
+            f"{config.passage_copies} copies of a passage do not fit into {config.max_position_embeddings} positions"
+        )
+    pieces = [word[-room:] for word in pieces]
+    ends = np.cumsum([len(word) for word in pieces])
+    first = 0
+    while first < len(pieces):
+        before = ends[first - 1] if first else 0
+        last = int(np.searchsorted(ends, before + room, side="right"))
+        yield _window(pieces[first:last], first, config)
+        if last == len(pieces):
+            return
+        middle = int(np.searchsorted(ends, before + room // 2, side="right"))
+        first = min(max(first + 1, middle), last)
+
+
+def _window(pieces: Sequence[Sequence[int]], first: int, config: BioGptConfig) -> Window:
+    copy = [config.eos_token_id, *(index for word in pieces for index in word)]
+    ends = (config.passage_copies - 1) * len(copy) + np.cumsum([len(word) for word in pieces])
+    if config.label_piece == "first":
+        ends = ends - [len(word) - 1 for word in pieces]
+    return Window(copy * config.passage_copies, first, ends.tolist())
+
+
+class Tag(NamedTuple):
+    """A label taken apart: ``B-Disease`` is ("B", "Disease"), ``O`` is ("O", "")."""
+
+    prefix: str
+    type: str
+
+
+class TagScheme:
+    """The tags behind a head's labels, and which may follow which.
+
+    BIO (IOB2) and IOBES/BILOU by their prefixes; labels without a prefix name the type of each word. Where no
+    label is ``O``, ``LABEL_0`` stands for it, as in checkpoints saved without names.
+
+    Args:
+        labels: N labels, by id.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        outside = OUTSIDE if OUTSIDE in labels else "LABEL_0"
+        self.tags = [_tag(label, outside) for label in labels]
+        self.types = tuple(dict.fromkeys(tag.type for tag in self.tags if tag.type))
+        start = Tag("O", "")
+        known = set(self.tags)
+        # [N + 1, N + 1] log-weights: 0 where a tag may follow, else -inf; the last row is the start of the text,
+        # the last column its end.
+        self.transitions = np.full((len(labels) + 1, len(labels) + 1), -np.inf)
+        for row, before in enumerate([*self.tags, start]):
+            for column, after in enumerate([*self.tags, start]):
+                if _may_follow(before, after, known):
+                    self.transitions[row, column] = 0.0
+
+    def decode(self, log_probabilities: np.ndarray) -> list[int]:
+        """The likeliest legal labels (Viterbi 1967).
+
+        Args:
+            log_probabilities: [W, N] of each word's labels.
+
+        Returns:
+            [W] label ids.
+        """
+        count, size = log_probabilities.shape
+        if not count:
+            return []
+        between, last = self.transitions[:-1, :-1], self.transitions[:-1, -1]
+        best = self.transitions[-1, :-1] + log_probabilities[0]
+        back = np.zeros((count, size), dtype=np.int32)
+        for word in range(1, count):
+            paths = best[:, None] + between
+            back[word] = paths.argmax(axis=0)
+            best = paths[back[word], np.arange(size)] + log_probabilities[word]
+        path = [int((best + last).argmax())]
+        for word in range(count - 1, 0, -1):
+            path.append(int(back[word, path[-1]]))
+        return path[::-1]
+
+    def spans(self, path: Sequence[int]) -> list[tuple[int, int, str]]:
+        """Entities of a legal path: (first word, word after the last, type)."""
+        spans: list[tuple[int, int, str]] = []
+        before = Tag("O", "")
+        for word, index in enumerate(path):
+            tag = self.tags[index]
+            if tag.type:
+                if before.type == tag.type and _continues(before, tag):
+                    spans[-1] = (spans[-1][0], word + 1, tag.type)
+                else:
+                    spans.append((word, word + 1, tag.type))
+            before = tag
+        return spans
+
+
+def _tag(label: str, outside: str) -> Tag:
+    if label == outside:
+        return Tag("O", "")
+    prefix, dash, kind = label.partition("-")
+    if dash and kind and prefix in _PREFIXES:
+        return Tag({"U": "S", "L": "E"}.get(prefix, prefix), kind)
+    return Tag("I", label)
+
+
+def _continues(before: Tag, after: Tag) -> bool:
+    """Whether ``after`` goes on with the entity of ``before``, both of one type."""
+    return before.prefix in "BI" and after.prefix in "IE"
+
+
+def _may_follow(before: Tag, after: Tag, known: set[Tag]) -> bool:
+    joined = bool(before.type) and before.type == after.type and _continues(before, after)
+    unfinished = before.prefix in "BI" and Tag("E", before.type) in known
+    orphan = after.prefix in "IE" and Tag("B", after.type) in known
+    return joined or not (unfinished or orphan)
+
+
+class EntityRecognizer:
+    """Finds the entities of texts of any length.
+
+    Args:
+        model: a token classification head whose ``config.id2label`` names BIO or IOBES labels.
+        tokenizer: of the same checkpoint.
+    """
+
+    def __init__(self, model: BioGptForTokenClassification, tokenizer: BioGptTokenizer) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.scheme = TagScheme(model.config.labels)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path = "mini-ner",
+        revision: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> Self:
+        """Load a checkpoint with a token classification head.
+
+        Args and errors are those of ``PretrainedModel.from_pretrained``.
+        """
+        model = BioGptForTokenClassification.from_pretrained(source, revision, device, precision)
+        return cls(model, BioGptTokenizer.from_pretrained(source, revision))
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types of entities, in the order of the labels."""
+        return self.scheme.types
+
+    def __call__(self, text: str) -> list[Entity]:
+        """The entities of one text, sorted by start, never overlapping; none in an empty text."""
+        return self.batch([text])[0]
+
+    def batch(
+        self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> list[list[Entity]]:
+        """The entities of many texts, in the order given.
+
+        Windows of like length are read together, so this is faster than one text at a time.
+
+        Args:
+            progress: called with (texts done, all texts); what it raises ends the work.
+
+        Raises:
+            ValueError: one string was given in place of a list of texts.
+        """
+        if isinstance(texts, str):
+            raise ValueError("batch takes a list of texts; call the recognizer with one text")
+        words = [words_of(self.tokenizer, text) for text in texts]
+        scores = self.log_probabilities([each.pieces for each in words], progress)
+        return [self._entities(*each) for each in zip(texts, words, scores, strict=True)]
+
+    @torch.inference_mode()
+    def log_probabilities(
+        self,
+        texts: Sequence[Sequence[Sequence[int]]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[np.ndarray]:
+        """Log-probabilities of the labels of each word.
+
+        Args:
+            texts: the pieces of each word of each text, as in ``Words.pieces``.
+            progress: as in ``batch``.
+
+        Returns:
+            For each text [W, N] float32.
+        """
+        config = self.model.config
+        results = [np.zeros((len(pieces), config.num_labels), dtype=np.float32) for pieces in texts]
+        # How far the best window so far has each word from its edges.
+        depths = [np.full(len(pieces), -1) for pieces in texts]
+        windows = [(row, window) for row, pieces in enumerate(texts) for window in windows_of(pieces, config)]
+        windows.sort(key=lambda item: len(item[1].ids))
+        waiting = np.bincount([row for row, _ in windows], minlength=len(texts))
+        for batch in _batches(windows):
+            logits = self._logits([window for _, window in batch])
+            for (row, window), scores in zip(batch, logits, strict=True):
+                count = len(window.reads)
+                stretch = slice(window.first, window.first + count)
+                depth = np.minimum(np.arange(count), np.arange(count)[::-1])
+                # At the ends of the text nothing is cut off: the edge of the window is no edge there.
+                if window.first == 0:
+                    depth = np.arange(count)[::-1]
+                if window.first + count == len(texts[row]):
+                    depth = np.arange(count) if window.first else np.full(count, count)
+                deeper = depth > depths[row][stretch]
+                depths[row][stretch] = np.where(deeper, depth, depths[row][stretch])
+                results[row][stretch][deeper] = scores[deeper]
+                waiting[row] -= 1
+            if progress is not None:
+                progress(int((waiting == 0).sum()), len(texts))
+        return results
+
+    def _logits(self, windows: Sequence[Window]) -> list[np.ndarray]:
+        """Log-probabilities [words, N] of each window, read as one padded batch."""
+        device = self.model.classifier.weight.device
+        width = max(len(window.ids) for window in windows)
+        rows = torch.full((len(windows), width), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(rows)
+        for row, window in enumerate(windows):
+            rows[row, : len(window.ids)] = torch.tensor(window.ids)
+            mask[row, : len(window.ids)] = 1
+        padded = None if bool(mask.all()) else mask.to(device)
+        hidden = self.model.biogpt(rows.to(device), padded).last_hidden_state
+        where = [(row, read) for row, window in enumerate(windows) for read in window.reads]
+        index: Tensor = torch.tensor(where, device=device).T
+        logits = self.model.classifier(hidden[index[0], index[1]])
+        scores = logits.float().log_softmax(dim=-1).cpu().numpy()
+        return np.split(scores, np.cumsum([len(window.reads) for window in windows])[:-1])
+
+    def _entities(self, text: str, words: Words, scores: np.ndarray) -> list[Entity]:
+        path = self.scheme.decode(scores)
+        entities = []
+        for first, end, kind in self.scheme.spans(path):
+            log_score = float(sum(scores[word, path[word]] for word in range(first, end)))
+            if end < len(path):  # times the probability that the next word does not go on with it
+                goes_on = [
+                    i for i, tag in enumerate(self.scheme.tags) if tag.type == kind and tag.prefix in "IE"
+                ]
+                log_score += float(np.log1p(-min(np.exp(scores[end, goes_on]).sum(), 1 - 1e-7)))
+            start, stop = words.spans[first][0], words.spans[end - 1][1]
+            entities.append(Entity(kind, start, stop, text[start:stop], float(np.exp(log_score))))
+        return entities
+
+
+def _batches(windows: Sequence[tuple[int, Window]]) -> Iterator[Sequence[tuple[int, Window]]]:
+    """Consecutive windows, sorted by length, as many at once as ``_BATCH_TOKENS`` allows."""
+    first = 0
+    for end in range(1, len(windows) + 1):
+        full = end < len(windows) and (end + 1 - first) * len(windows[end][1].ids) > _BATCH_TOKENS
+        if full or end == len(windows):
+            yield windows[first:end]
+            first = end

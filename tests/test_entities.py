@@ -1,0 +1,200 @@
+"""Spans from labels: legal sequences, windows without seams, exact offsets."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from biogpt import BioGptForTokenClassification, BioGptTokenizer
+from biogpt.config import BioGptConfig
+from biogpt.entities import Entity, EntityRecognizer, TagScheme, windows_of, words_of
+
+BIO = ("O", "B-Disease", "I-Disease", "B-Gene", "I-Gene")
+IOBES = ("O", "B-X", "I-X", "E-X", "S-X")
+ABSTRACT = (
+    "Naloxone reverses the antihypertensive effect of clonidine. In unanesthetized rats the decrease in blood "
+    "pressure produced by clonidine (5–20 µg/kg) was reversed by α-methyldopa; “β1-blockers” were not tested. "
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> BioGptTokenizer:
+    return BioGptTokenizer.from_pretrained("mini")
+
+
+def recognizer(tokenizer: BioGptTokenizer, labels=BIO, seed: int = 0, **changes) -> EntityRecognizer:
+    torch.manual_seed(seed)
+    config = BioGptConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        id2label=dict(enumerate(labels)),
+    )
+    model = BioGptForTokenClassification(replace(config, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():  # spread labels, which fresh weights of 0.02 do not give
+            parameter.mul_(8)
+    return EntityRecognizer(model, tokenizer)
+
+
+@pytest.mark.parametrize("labels", [BIO, IOBES, ("O", "Disease", "Gene")])
+def test_decoding_finds_the_likeliest_legal_sequence(labels):
+    scheme = TagScheme(labels)
+    random = np.random.default_rng(1)
+    for count in (1, 2, 4):
+        scores = np.log(random.dirichlet(np.ones(len(labels)), count))
+        best = max(
+            (path for path in itertools.product(range(len(labels)), repeat=count) if legal(labels, path)),
+            key=lambda path: sum(scores[word, label] for word, label in enumerate(path)),
+        )
+        assert scheme.decode(scores) == list(best)
+
+
+def legal(labels, path) -> bool:
+    """The rules in words, beside the table that the scheme builds."""
+    opened = None  # (type, whether an end is owed)
+    ends = any(label.startswith("E-") for label in labels)
+    for label in [*(labels[index] for index in path), "O"]:
+        prefix, _, kind = label.partition("-") if "-" in label else ("O" if label == "O" else "T", "", label)
+        if prefix in ("I", "E"):
+            if opened != kind:
+                return False
+        elif ends and opened is not None:
+            return False
+        opened = kind if prefix in ("B", "I") else None
+    return True
+
+
+def test_spans_of_bio_iobes_and_bare_labels():
+    assert TagScheme(BIO).spans([1, 2, 1, 0, 3, 4, 4]) == [
+        (0, 2, "Disease"),
+        (2, 3, "Disease"),
+        (4, 7, "Gene"),
+    ]
+    assert TagScheme(IOBES).spans([1, 2, 3, 4, 0, 4]) == [(0, 3, "X"), (3, 4, "X"), (5, 6, "X")]
+    assert TagScheme(("O", "Disease")).spans([1, 1, 0, 1]) == [(0, 2, "Disease"), (3, 4, "Disease")]
+
+
+def test_labels_saved_without_names_keep_the_first_for_outside():
+    scheme = TagScheme(("LABEL_0", "LABEL_1"))
+    assert scheme.types == ("LABEL_1",)
+    assert scheme.spans([0, 1, 1, 0]) == [(1, 3, "LABEL_1")]
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("piece", ["first", "last"])
+def test_windows_read_every_word_at_the_right_piece_of_the_last_copy(tokenizer, copies, piece):
+    config = recognizer(tokenizer, passage_copies=copies, label_piece=piece).model.config
+    words = words_of(tokenizer, ABSTRACT * 3)
+    seen = set()
+    for window in windows_of(words.pieces, config):
+        assert len(window.ids) <= config.max_position_embeddings
+        copy = len(window.ids) // copies
+        assert window.ids == window.ids[:copy] * copies
+        for word, read in enumerate(window.reads, window.first):
+            assert read >= (copies - 1) * copy
+            assert window.ids[read] == words.pieces[word][0 if piece == "first" else -1]
+            seen.add(word)
+    assert seen == set(range(len(words.pieces)))
+
+
+def test_a_word_longer_than_a_window_is_read_by_its_end(tokenizer):
+    tagger = recognizer(tokenizer)
+    text = "x" + "qzjk" * 200 + " aspirin"
+    assert all(text[entity.start : entity.end] == entity.text for entity in tagger(text))
+    window = next(windows_of(words_of(tokenizer, text).pieces, tagger.model.config))
+    assert len(window.ids) == tagger.model.config.max_position_embeddings
+
+
+def test_copies_that_cannot_fit_are_refused(tokenizer):
+    config = recognizer(tokenizer, passage_copies=64).model.config
+    with pytest.raises(ValueError, match="64 copies of a passage do not fit into 64 positions"):
+        next(windows_of([[5]], config))
+
+
+def test_a_batch_gives_what_each_text_gives_alone_in_its_place(tokenizer):
+    for changes in ({}, {"passage_copies": 2}, {"bidirectional_layers": 1}):
+        tagger = recognizer(tokenizer, **changes)
+        texts = [ABSTRACT[i : i + 20 + 13 * i] for i in range(12)] + ["", ABSTRACT * 4, " \n"]
+        alone = [tagger(text) for text in texts]
+        assert sum(map(len, alone)) > 20
+        together = tagger.batch(texts)
+        for one, other in zip(alone, together, strict=True):
+            assert [(e.label, e.start, e.end) for e in one] == [(e.label, e.start, e.end) for e in other]
+            assert [e.score for e in one] == pytest.approx([e.score for e in other], abs=1e-4)
+
+
+def test_words_far_from_a_windows_edge_do_not_change_when_the_text_grows(tokenizer):
+    """A seam shows as a label that depends on where a window happened to end."""
+    tagger = recognizer(tokenizer)
+    scores = tagger.log_probabilities([words_of(tokenizer, ABSTRACT * 4).pieces])[0]
+    assert np.isfinite(scores).all()
+    assert np.allclose(np.exp(scores).sum(axis=1), 1, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(), max_size=80))
+def test_offsets_are_exact_sorted_and_apart_for_any_text(text):
+    tagger = _shared()
+    end = 0
+    for entity in tagger(text):
+        assert text[entity.start : entity.end] == entity.text != ""
+        assert end <= entity.start < entity.end
+        assert 0 <= entity.score <= 1
+        end = entity.end
+
+
+_made: list[EntityRecognizer] = []
+
+
+def _shared() -> EntityRecognizer:
+    if not _made:
+        _made.append(recognizer(BioGptTokenizer.from_pretrained("mini")))
+    return _made[0]
+
+
+def test_a_score_is_the_probability_of_exactly_this_span(tokenizer):
+    """Times the chance that the word after does not go on: without it a cut span would look as sure as a whole one."""
+    tagger = recognizer(tokenizer)
+    text = "alpha beta gamma"
+    words = words_of(tokenizer, text)
+    p = np.array([[0.1, 0.7, 0.1, 0.05, 0.05], [0.05, 0.05, 0.8, 0.05, 0.05], [0.5, 0.05, 0.4, 0.03, 0.02]])
+    found = tagger._entities(text, words, np.log(p))
+    assert found == [Entity("Disease", 0, 10, "alpha beta", pytest.approx(0.7 * 0.8 * 0.6))]
+
+
+def test_progress_counts_to_all_texts_and_can_end_the_work(tokenizer):
+    tagger = recognizer(tokenizer)
+    calls: list[tuple[int, int]] = []
+    tagger.batch([ABSTRACT, "", "aspirin"], lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (3, 3)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tagger.batch([ABSTRACT], stop)
+
+
+def test_a_text_in_place_of_a_list_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="takes a list"):
+        recognizer(tokenizer).batch("aspirin")
+
+
+def test_a_language_model_is_refused_and_a_saved_head_comes_back(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="no token classification head"):
+        EntityRecognizer.from_pretrained("mini")
+    tagger = recognizer(tokenizer, passage_copies=2, label_piece="last")
+    tagger.model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again = EntityRecognizer.from_pretrained(tmp_path, device="cpu", precision="float32")
+    assert again.types == ("Disease", "Gene")
+    assert again.model.config.passage_copies == 2
+    assert again(ABSTRACT) == tagger(ABSTRACT)
