@@ -1,11 +1,13 @@
 """BioGPT: complete, tag and classify biomedical text.
 
 A PyTorch re-implementation of BioGPT (Luo et al. 2022, arXiv 2210.10341): the network, its tokenizer, its
-checkpoints, and text made token by token.
+checkpoints, text made token by token, entities and labels found in text.
 """
 
 from biogpt.cache import KVCache
+from biogpt.classify import Classification, LabelScore, SentenceLabel, TextClassifier
 from biogpt.config import BioGptConfig
+from biogpt.entities import Entity, EntityRecognizer
 from biogpt.generate import GenerationOptions
 from biogpt.heads import (
     BioGptForCausalLM,
@@ -23,7 +25,13 @@ __all__ = [
     "BioGptForTokenClassification",
     "BioGptModel",
     "BioGptTokenizer",
+    "Classification",
+    "Entity",
+    "EntityRecognizer",
     "GenerationOptions",
     "KVCache",
+    "LabelScore",
+    "SentenceLabel",
+    "TextClassifier",
     "TextGenerator",
 ]

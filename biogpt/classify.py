@@ -1,0 +1,358 @@
+"""Labels of texts: by a trained head, or by a language model that is given labels in words.
+
+A text longer than the model is read in windows that overlap by half. Of several windows a label's probability is
+the mean, weighted by tokens, where labels exclude each other, and the highest where they do not: a text shows a
+hallmark when any part of it does.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from biogpt.cache import KVCache
+from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification
+from biogpt.sentences import sentence_spans
+from biogpt.tokenizer import BioGptTokenizer
+
+TEMPLATE = "{text} This abstract is about {label}."
+_BATCH_TOKENS = 4096  # of a batch of windows, padding included
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """A label and its probability, 0 to 1."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class SentenceLabel:
+    """The likeliest label of the sentence ``text[start:end]``, and its probability."""
+
+    label: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What was found in one text.
+
+    Attributes:
+        scores: of all labels, highest first.
+        windows: how many stretches the text was read in.
+        cut: tokens at its end that were not read.
+    """
+
+    scores: list[LabelScore]
+    windows: int = 1
+    cut: int = 0
+
+
+class TextClassifier:
+    """Labels texts of any length.
+
+    Args:
+        model: a sequence classification head; or a language model, with labels of your own.
+        tokenizer: of the same checkpoint.
+        labels: at least two different phrases for a language model to compare.
+        template: what it reads, ``{text}`` before ``{label}``.
+
+    Raises:
+        ValueError: labels without a language model or the other way round; labels or template are malformed.
+    """
+
+    def __init__(
+        self,
+        model: BioGptForSequenceClassification | BioGptForCausalLM,
+        tokenizer: BioGptTokenizer,
+        labels: Sequence[str] | None = None,
+        template: str = TEMPLATE,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self._phrases: _Phrases | None = None
+        if isinstance(model, BioGptForCausalLM):
+            if labels is None:
+                raise ValueError("a language model has no labels of its own; give labels=[…] to compare")
+            self._phrases = _Phrases(model, tokenizer, labels, template)
+            self.labels = tuple(labels)
+            return
+        if labels is not None:
+            raise ValueError(
+                "labels of your own need a language model such as mini; this checkpoint has a trained head with "
+                f"the labels {', '.join(model.config.labels)}"
+            )
+        if model.config.num_labels < 2 or model.config.problem_type == "regression":
+            raise ValueError(
+                "this checkpoint predicts a number, not labels; choose one with at least two labels"
+            )
+        self.labels = model.config.labels
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path = "mini-hoc",
+        revision: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        labels: Sequence[str] | None = None,
+        template: str = TEMPLATE,
+    ) -> Self:
+        """Load a checkpoint with a sequence classification head; with ``labels``, one with a language model's.
+
+        The other args and the errors are those of ``PretrainedModel.from_pretrained``.
+        """
+        head = BioGptForSequenceClassification if labels is None else BioGptForCausalLM
+        try:
+            model = head.from_pretrained(source, revision, device, precision)
+        except ValueError as error:
+            if labels is None and "sequence classification head" in str(error):
+                raise ValueError(
+                    f"{source} has no sequence classification head. If it is a language model, give labels of your "
+                    "own (labels=[…], --labels)"
+                ) from error
+            raise
+        return cls(model, BioGptTokenizer.from_pretrained(source, revision), labels, template)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have several labels: each score is then the label's own, and they do not sum to 1."""
+        return self._phrases is None and self.model.config.problem_type == "multi_label_classification"
+
+    def __call__(self, text: str) -> list[LabelScore]:
+        """Scores of all labels of one text, highest first.
+
+        Raises:
+            ValueError: the text is empty.
+        """
+        return self.classify(text).scores
+
+    def classify(self, text: str) -> Classification:
+        """As a call, and how the text was read."""
+        return self.batch([text])[0]
+
+    @torch.inference_mode()
+    def batch(self, texts: Sequence[str], progress: Progress | None = None) -> list[Classification]:
+        """Label many texts, in the order given; faster than one at a time.
+
+        Args:
+            progress: called with (texts done, all texts); what it raises ends the work.
+
+        Raises:
+            ValueError: a text is empty; or one string was given in place of a list.
+        """
+        if isinstance(texts, str):
+            raise ValueError("batch takes a list of texts; call the classifier with one text")
+        for number, text in enumerate(texts, 1):
+            if not text.strip():
+                where = f"text {number} of {len(texts)}" if len(texts) > 1 else "the text"
+                raise ValueError(f"{where} is empty; there is nothing to classify")
+        if self._phrases is not None:
+            results = []
+            for number, text in enumerate(texts, 1):
+                probabilities, cut = self._phrases.probabilities(text)
+                results.append(Classification(self._ranked(probabilities), cut=cut))
+                if progress is not None:
+                    progress(number, len(texts))
+            return results
+        return self._read(texts, progress)
+
+    @torch.inference_mode()
+    def sentences(self, text: str, spans: Sequence[tuple[int, int]] | None = None) -> list[SentenceLabel]:
+        """The label of each sentence, read after the sentences before it.
+
+        The model looks back only, so the score at a sentence's last piece is that of the text up to there: one pass
+        labels all sentences. An abstract longer than the model is read in windows, half of each the
+        sentences before.
+
+        Args:
+            spans: (start, end) of each sentence; found by ``sentence_spans`` when None.
+
+        Raises:
+            ValueError: the text is empty, or this classifier compares labels of your own.
+        """
+        model = self.model
+        if not isinstance(model, BioGptForSequenceClassification):
+            raise ValueError(
+                "labels of your own are for whole texts; sentences need a trained head, as mini-rct"
+            )
+        if spans is None:
+            spans = sentence_spans(text)
+        if not spans:
+            raise ValueError("the text is empty; there is nothing to classify")
+        room = model.config.max_position_embeddings - 1
+        pieces = [self.tokenizer.encode(text[a:b], special_tokens=False).ids[-room:] for a, b in spans]
+        found = []
+        for ids, reads in sentence_rows(pieces, room, self.tokenizer.eos_token_id):
+            hidden = model.biogpt(torch.tensor([ids], device=model.score.weight.device)).last_hidden_state
+            probabilities = self._probabilities(model.score(hidden[0, reads]))
+            found += [(int(row.argmax()), float(row.max())) for row in probabilities]
+        return [
+            SentenceLabel(self.labels[label], start, end, score)
+            for (start, end), (label, score) in zip(spans, found, strict=True)
+        ]
+
+    def _read(self, texts: Sequence[str], progress: Progress | None) -> list[Classification]:
+        config = self.model.config
+        windows = [
+            (row, ids)
+            for row, text in enumerate(texts)
+            for ids in _windows(self.tokenizer.encode(text).ids, config.max_position_embeddings)
+        ]
+        windows.sort(key=lambda item: len(item[1]))
+        waiting = np.bincount([row for row, _ in windows], minlength=len(texts))
+        found: list[list[tuple[int, np.ndarray]]] = [[] for _ in texts]
+        for batch in _batches(windows):
+            probabilities = self._probabilities(self._logits([ids for _, ids in batch]))
+            for (row, ids), each in zip(batch, probabilities, strict=True):
+                found[row].append((len(ids), each))
+                waiting[row] -= 1
+            if progress is not None:
+                progress(int((waiting == 0).sum()), len(texts))
+        results = []
+        for parts in found:
+            lengths, rows = zip(*parts, strict=True)
+            whole = np.max(rows, axis=0) if self.multi_label else np.average(rows, axis=0, weights=lengths)
+            results.append(Classification(self._ranked(whole), windows=len(parts)))
+        return results
+
+    def _logits(self, rows: Sequence[list[int]]) -> Tensor:
+        """[B, N]; padding on the right is never looked at, so it needs no mask."""
+        model = self.model
+        assert isinstance(model, BioGptForSequenceClassification)
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+        ids = ids.to(model.score.weight.device)
+        mask = None
+        if model.config.bidirectional_layers:
+            mask = torch.tensor(
+                [[1] * len(row) + [0] * (width - len(row)) for row in rows], device=ids.device
+            )
+        hidden = model.biogpt(ids, mask).last_hidden_state
+        last = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
+        return model.score(hidden[torch.arange(len(rows), device=ids.device), last])
+
+    def _probabilities(self, logits: Tensor) -> np.ndarray:
+        logits = logits.float()
+        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)).cpu().numpy()
+
+    def _ranked(self, probabilities: np.ndarray) -> list[LabelScore]:
+        order = np.argsort(-probabilities, kind="stable")
+        return [LabelScore(self.labels[index], float(probabilities[index])) for index in order]
+
+
+def sentence_rows(
+    pieces: Sequence[list[int]], room: int, separator: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Rows of whole sentences: each sentence is read in one row, after as many before it as half a row holds.
+
+    Args:
+        pieces: token ids of each sentence, at most ``room``.
+        room: tokens of a row beside the separator in front.
+
+    Yields:
+        Token ids, and the positions of the last pieces of the sentences that this row is for.
+    """
+    ids, reads = [separator], list[int]()
+    ends = list[int]()  # of all sentences in the row, context included
+    for sentence in pieces:
+        if len(ids) + len(sentence) > room + 1:
+            yield ids, reads
+            spare = min(room // 2, room - len(sentence))
+            begin = next((end + 1 for end in ends if len(ids) - end - 1 <= spare), len(ids))
+            ids = [separator, *ids[begin:]]
+            reads, ends = [], [end - begin + 1 for end in ends if end >= begin]
+        ids = ids + sentence
+        reads.append(len(ids) - 1)
+        ends.append(len(ids) - 1)
+    yield ids, reads
+
+
+def _windows(ids: list[int], limit: int) -> Iterator[list[int]]:
+    """Stretches of at most ``limit`` ids, the separator in front of each, overlapping by half."""
+    separator, rest = ids[:1], ids[1:]
+    room = limit - 1
+    for start in range(0, max(1, len(rest) - room // 2), room - room // 2):
+        yield separator + rest[start : start + room]
+        if start + room >= len(rest):
+            return
+
+
+def _batches(windows: Sequence[tuple[int, list[int]]]) -> Iterator[Sequence[tuple[int, list[int]]]]:
+    """Consecutive windows, sorted by length, as many at once as ``_BATCH_TOKENS`` allows."""
+    first = 0
+    for end in range(1, len(windows) + 1):
+        full = end < len(windows) and (end + 1 - first) * len(windows[end][1]) > _BATCH_TOKENS
+        if full or end == len(windows):
+            yield windows[first:end]
+            first = end
+
+
+class _Phrases:
+    """Labels in words, compared by how much a text raises their likelihood.
+
+    A label's score is the mean log-probability of its tokens after the text, less the same after an empty text,
+    which takes out how common the phrase is (Holtzman et al. 2021, arXiv 2104.08315; Zhao et al. 2021,
+    arXiv 2102.09690). The text is read once; all labels go on from its key/value cache.
+    """
+
+    def __init__(
+        self, model: BioGptForCausalLM, tokenizer: BioGptTokenizer, labels: Sequence[str], template: str
+    ) -> None:
+        if len(labels) < 2 or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
+            raise ValueError(
+                f"labels are {list(labels)}; expected at least two, all different and none empty"
+            )
+        before, text, after = template.partition("{text}")
+        middle, label, end = after.partition("{label}")
+        if not text or not label or "{text}" in after or "{label}" in end or "{label}" in before:
+            raise ValueError(f"the template is {template!r}; expected {{text}} and then {{label}}, once each")
+        self._model, self._tokenizer = model, tokenizer
+        self._before, self._middle = before, middle
+        self._labels = [tokenizer.encode(label + end, special_tokens=False).ids for label in labels]
+        # What comes after a label is part of how likely it is, but is not counted in its length.
+        self._lengths = [len(tokenizer.encode(label, special_tokens=False).ids) for label in labels]
+        room = model.config.max_position_embeddings - max(map(len, self._labels))
+        self._ask = tokenizer.encode(middle, special_tokens=False).ids
+        self._room = room - len(self._ask)
+        if self._room < 2:
+            raise ValueError("the template and the longest label leave no room for a text; shorten them")
+        self._empty: np.ndarray | None = None
+
+    def probabilities(self, text: str) -> tuple[np.ndarray, int]:
+        """[N] probabilities of the labels, and how many tokens of the text did not fit."""
+        if self._empty is None:
+            self._empty = self._likelihoods([self._tokenizer.eos_token_id])
+        ids = self._tokenizer.encode(self._before + text).ids
+        raised = self._likelihoods(ids[: self._room]) - self._empty
+        weights = np.exp(raised - raised.max())
+        return weights / weights.sum(), max(0, len(ids) - self._room)
+
+    def _likelihoods(self, ids: list[int]) -> np.ndarray:
+        """Mean log-probability of the tokens of each label after some ids, [N]."""
+        model = self._model
+        device = model.output_projection.weight.device
+        ids = ids + self._ask
+        longest = max(map(len, self._labels))
+        cache = KVCache(model.config, 1, len(ids) + longest, device, model.output_projection.weight.dtype)
+        first = model(torch.tensor([ids], device=device), past_key_values=cache, logits_to_keep=1).logits
+        count = len(self._labels)
+        cache.reorder(torch.zeros(count, dtype=torch.long, device=device))
+        pad = self._tokenizer.pad_token_id
+        rows = torch.tensor([label + [pad] * (longest - len(label)) for label in self._labels], device=device)
+        logits = first.expand(count, -1, -1)
+        if longest > 1:
+            rest = model(rows[:, :-1], past_key_values=cache).logits
+            logits = torch.cat([logits, rest], dim=1)
+        chosen = logits.float().log_softmax(dim=-1).gather(2, rows[:, :, None])[:, :, 0].cpu().numpy()
+        return np.array([chosen[row, :length].mean() for row, length in enumerate(self._lengths)])

@@ -1,0 +1,207 @@
+"""Label scores: the reference's logits, windows, sentences in one pass, labels of your own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from biogpt import BioGptForCausalLM, BioGptForSequenceClassification, BioGptTokenizer, TextClassifier
+from biogpt.classify import sentence_rows
+from biogpt.config import BioGptConfig
+from biogpt.sentences import sentence_spans
+
+TEXTS = [
+    "Aspirin reduced the risk of colorectal cancer.",
+    "Tumours need new vessels.",
+    "TP53 was mutated in most of the samples that we sequenced, and patients with a mutation died sooner.",
+    "p < 0.05",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return BioGptTokenizer.from_pretrained("mini")
+
+
+@pytest.fixture
+def build(tokenizer, lively):
+    def make(problem="single_label_classification", head=BioGptForSequenceClassification, **changes):
+        config = BioGptConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+            max_position_embeddings=64,
+            id2label={0: "a", 1: "b", 2: "c"},
+            problem_type=problem,
+        )
+        return lively(head, replace(config, **changes))
+
+    return make
+
+
+def by_label(scores):
+    return {score.label: score.score for score in scores}
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+def test_probabilities_are_those_of_the_reference(build, tokenizer, reference_of, problem):
+    model = build(problem)
+    reference = reference_of(model)
+    results = TextClassifier(model, tokenizer).batch(TEXTS)
+    for text, result in zip(TEXTS, results, strict=True):
+        with torch.no_grad():
+            logits = reference(torch.tensor([tokenizer.encode(text).ids])).logits[0]
+        expected = logits.softmax(-1) if problem.startswith("single") else logits.sigmoid()
+        found = by_label(result.scores)
+        assert [found[label] for label in "abc"] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert [s.score for s in result.scores] == sorted(found.values(), reverse=True)
+
+
+def test_long_texts_are_read_whole_in_windows(build, tokenizer):
+    long = " ".join(TEXTS * 8)
+    for problem in ("single_label_classification", "multi_label_classification"):
+        model = build(problem)
+        result = TextClassifier(model, tokenizer).classify(long)
+        ids = tokenizer.encode(long).ids
+        assert result.windows > 2
+        assert result.cut == 0
+        rows = []
+        for start in range(0, len(ids) - 1, 32):  # 63 tokens beside the separator, half of them new
+            rows.append(ids[:1] + ids[1 + start : 1 + start + 63])
+            if start + 63 >= len(ids) - 1:
+                break
+        assert len(rows) == result.windows
+        with torch.no_grad():
+            logits = torch.cat([model(torch.tensor([row])).logits for row in rows]).numpy()
+        if problem.startswith("multi"):
+            expected = (1 / (1 + np.exp(-logits))).max(axis=0)
+        else:
+            parts = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+            expected = np.average(parts, axis=0, weights=[len(row) for row in rows])
+        found = by_label(result.scores)
+        assert [found[label] for label in "abc"] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_sentences_are_scored_as_the_text_up_to_their_end(build, tokenizer):
+    classifier = TextClassifier(build(), tokenizer)
+    text = "We studied aspirin. It was given daily.\r\n\tFewer tumours grew \U0001f9ec. It works."
+    roles = classifier.sentences(text)
+    assert [(role.start, role.end) for role in roles] == sentence_spans(text)
+    for role in roles:
+        alone = classifier(text[: role.end])[0]
+        assert (role.label, role.score) == (alone.label, pytest.approx(alone.score, abs=1e-5))
+    assert len({round(role.score, 4) for role in roles}) == len(roles)
+
+
+def test_rows_of_sentences_read_each_once_with_context():
+    pieces = [[10 * n + k for k in range(4)] for n in range(1, 9)] + [[7] * 20] + [[9, 9]]
+    read = []
+    for ids, reads in sentence_rows(pieces, 20, 2):
+        assert len(ids) <= 21
+        assert ids[0] == 2
+        read += [ids[at] for at in reads]
+        if len(read) > 6 and ids[-1] not in (7, 9):  # a later row begins with sentences of the one before
+            assert reads[0] > 4
+    assert read == [sentence[-1] for sentence in pieces]
+
+
+def test_a_long_abstract_gets_a_label_for_every_sentence(build, tokenizer):
+    text = " ".join(TEXTS[:2] * 20)
+    roles = TextClassifier(build(), tokenizer).sentences(text)
+    assert [(role.start, role.end) for role in roles] == sentence_spans(text)
+    given = TextClassifier(build(), tokenizer).sentences(text, [(0, 5), (6, 20)])
+    assert [(role.start, role.end) for role in given] == [(0, 5), (6, 20)]
+
+
+def naive(model, tokenizer, text, labels):
+    """Every label with its own full pass."""
+    scores = []
+    ask = tokenizer.encode(" This is about ", special_tokens=False).ids
+    for label in labels:
+        means = []
+        for before in (tokenizer.encode(text).ids, [2]):
+            own = tokenizer.encode(label, special_tokens=False).ids
+            whole = torch.tensor([before + ask + own])
+            with torch.no_grad():
+                chosen = model(whole).logits[0].log_softmax(-1)
+            first = len(before) + len(ask)
+            means.append(np.mean([chosen[first + k - 1, index].item() for k, index in enumerate(own)]))
+        scores.append(means[0] - means[1])
+    return np.exp(scores) / np.exp(scores).sum()
+
+
+def test_labels_of_your_own_equal_a_pass_for_each(build, tokenizer):
+    model = build(head=BioGptForCausalLM, problem=None, id2label=None)
+    labels = ["cancer", "heart and kidney disease", "α-synuclein"]
+    classifier = TextClassifier(model, tokenizer, labels, "{text} This is about {label}.")
+    for text in TEXTS:
+        found = by_label(classifier(text))
+        expected = naive(model, tokenizer, text, labels)
+        assert [found[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert not classifier.multi_label
+
+
+def test_a_text_that_does_not_fit_beside_the_labels_says_what_was_cut(build, tokenizer):
+    model = build(head=BioGptForCausalLM, problem=None, id2label=None)
+    classifier = TextClassifier(model, tokenizer, ["cancer", "heart disease"])
+    long = " ".join(TEXTS * 4)
+    assert classifier.classify(TEXTS[0]).cut == 0
+    cut = classifier.classify(long).cut
+    assert 0 < cut < len(tokenizer.encode(long).ids)
+    kept = tokenizer.encode(long)
+    end = kept.offsets[len(kept.ids) - cut - 1][1]
+    assert classifier.classify(long[:end]).scores == classifier.classify(long).scores
+
+
+def test_mini_knows_diabetes_from_cancer():
+    classifier = TextClassifier.from_pretrained("mini", labels=["cancer", "diabetes"])
+    assert classifier("Insulin lowered blood glucose in these patients.")[0].label == "diabetes"
+    assert classifier("Tumours shrank after chemotherapy in these patients.")[0].label == "cancer"
+
+
+@pytest.mark.parametrize(
+    ("labels", "template", "message"),
+    [
+        (None, "{text} {label}", "no labels of its own"),
+        (["a"], "{text} {label}", "expected at least two"),
+        (["a", "a"], "{text} {label}", "all different"),
+        (["a", " "], "{text} {label}", "none empty"),
+        (["a", "b"], "{label} {text}", "the template is"),
+        (["a", "b"], "{text}", "the template is"),
+        (["a", "b " * 99], "{text} {label}", "no room for a text"),
+    ],
+)
+def test_wrong_labels_and_templates_are_refused(build, tokenizer, labels, template, message):
+    model = build(head=BioGptForCausalLM, problem=None, id2label=None)
+    with pytest.raises(ValueError, match=message):
+        TextClassifier(model, tokenizer, labels, template)
+
+
+def test_what_does_not_fit_a_head_is_refused(build, tokenizer):
+    classifier = TextClassifier(build(), tokenizer)
+    with pytest.raises(ValueError, match="the text is empty"):
+        classifier(" \n")
+    with pytest.raises(ValueError, match="text 2 of 2 is empty"):
+        classifier.batch(["a", ""])
+    with pytest.raises(ValueError, match="takes a list"):
+        classifier.batch("a")
+    with pytest.raises(ValueError, match="the text is empty"):
+        classifier.sentences(" ")
+    with pytest.raises(ValueError, match="need a language model"):
+        TextClassifier(build(), tokenizer, labels=["x", "y"])
+    with pytest.raises(ValueError, match="predicts a number"):
+        TextClassifier(build("regression"), tokenizer)
+    with pytest.raises(ValueError, match="give labels of your own"):
+        TextClassifier.from_pretrained("mini")
+    model = build(head=BioGptForCausalLM, problem=None, id2label=None)
+    with pytest.raises(ValueError, match="need a trained head"):
+        TextClassifier(model, tokenizer, ["x", "y"]).sentences("One.")
+
+
+def test_progress_counts_to_all_texts(build, tokenizer):
+    calls = []
+    TextClassifier(build(), tokenizer).batch(TEXTS, lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (4, 4)
