@@ -1,21 +1,32 @@
-"""The command line: ``python -m biogpt generate · score · train · convert``."""
+"""The command line: ``python -m biogpt generate · ner · classify · score · train · convert``."""
 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from tqdm import tqdm
+
+from biogpt.classify import TEMPLATE, TextClassifier
 from biogpt.convert import convert
 from biogpt.device import DEVICES, PRECISIONS
+from biogpt.documents import FORMATS, Document, read_documents
+from biogpt.entities import EntityRecognizer
+from biogpt.export import CLASS_FORMATS, ENTITY_FORMATS, classes_as, entities_as, sentences_as
 from biogpt.generate import GenerationOptions
 from biogpt.heads import BioGptForCausalLM
+from biogpt.hub import push_to_hub
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.corpus import read_lines
+from biogpt.training.finetune import ARITHMETIC, FinetuneOptions, Task, finetune
+from biogpt.training.labelled import read_labelled, read_sections
 from biogpt.training.metrics import bits_per_byte
 from biogpt.training.pretrain import PretrainOptions, pretrain
+from biogpt.training.tasks import EntityCorpus, EntityTask, SentenceTask, TextTask
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +62,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_generation(generate)
     generate.set_defaults(run=_generate)
 
+    ner = commands.add_parser("ner", help="find entities", description="Find the entities of texts.")
+    _add_model(ner, "mini-ner")
+    _add_texts(ner, ENTITY_FORMATS)
+    ner.add_argument("--min-score", type=float, default=0.0, help="leave out less sure ones (%(default)s)")
+    ner.add_argument("--types", nargs="+", help="these types only")
+    ner.set_defaults(run=_ner)
+
+    classify = commands.add_parser("classify", help="label texts", description="Label texts.")
+    _add_model(classify, None, "mini-hoc; mini-rct with --sentences, mini with --labels")
+    _add_texts(classify, CLASS_FORMATS)
+    classify.add_argument("--labels", nargs="+", help="labels of your own, compared by a language model")
+    classify.add_argument("--template", default=TEMPLATE, help="what it reads with --labels (%(default)s)")
+    classify.add_argument(
+        "--sentences", action="store_true", help="label each sentence after those before it"
+    )
+    classify.set_defaults(run=_classify)
+
     score = commands.add_parser(
         "score", help="bits per byte of a text file", description="Score a file of one document a line."
     )
@@ -67,6 +95,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_pretraining(lm)
     lm.set_defaults(run=_train_lm)
 
+    tagging = train.add_parser(
+        "ner",
+        help="fine-tune for entities",
+        description="Fine-tune a head that tags entities. Run again with the same folder to go on.",
+    )
+    _add_entity_training(tagging)
+    tagging.set_defaults(run=_train_ner)
+    classes = train.add_parser(
+        "classify",
+        help="fine-tune for labels of texts, or of the sentences of abstracts",
+        description="Fine-tune a head that labels texts. Run again with the same folder to go on.",
+    )
+    _add_text_training(classes)
+    classes.set_defaults(run=_train_classify)
+
     conversion = commands.add_parser(
         "convert",
         help="turn a fairseq archive into a folder that BioGPT loads",
@@ -80,14 +123,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(
+    parser: argparse.ArgumentParser, default: str | None = "mini", said: str = "%(default)s"
+) -> None:
     parser.add_argument(
-        "--model", default="mini", help="embedded name, folder, or Hub id[@revision] (%(default)s)"
+        "--model", default=default, help=f"embedded name, folder, or Hub id[@revision] ({said})"
     )
     parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)} or cuda:N (%(default)s)")
     parser.add_argument(
         "--precision", default="auto", choices=PRECISIONS, help="of the weights (%(default)s)"
     )
+
+
+def _add_texts(parser: argparse.ArgumentParser, formats: Iterable[str]) -> None:
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("text", nargs="?", help="the text; - reads it from standard input")
+    given.add_argument("--file", type=Path, help=f"many texts: {', '.join(FORMATS)}")
+    parser.add_argument(
+        "--format", default="table", choices=("table", *formats), help="of the results (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="file to write; standard output when left out")
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +189,82 @@ def _add_pretraining(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, type=field.type, default=field.default, help="(%(default)s)")
 
 
+def _add_entity_training(parser: argparse.ArgumentParser) -> None:
+    files = (
+        "CoNLL (BIO, IOBES), JSONL or PubTator files; FILE:old=New,… takes these types only, and reads what "
+        "else the file may hold as not annotated"
+    )
+    parser.add_argument("--train", nargs="+", required=True, metavar="FILE[:old=New,…]", help=files)
+    parser.add_argument("--dev", nargs="+", default=[], metavar="FILE[:old=New,…]", help="to score on")
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=1,
+        help="give a passage so many times, read labels at the last (%(default)s)",
+    )
+    parser.add_argument(
+        "--bidirectional-layers",
+        type=int,
+        default=0,
+        help="so many of the last layers look both ways (%(default)s)",
+    )
+    _add_finetuning(parser)
+
+
+def _add_text_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--train", nargs="+", type=Path, required=True, metavar="FILE", help="TSV or JSONL files"
+    )
+    parser.add_argument("--dev", nargs="+", type=Path, default=[], metavar="FILE", help="to score on")
+    parser.add_argument("--multi-label", action="store_true", help="a text may have several labels, or none")
+    parser.add_argument(
+        "--sentences",
+        action="store_true",
+        help="files of '###id' and 'LABEL<tab>sentence' lines: learn each sentence's role after those before it",
+    )
+    parser.add_argument(
+        "--text-column", default="-1", help="name, or number from 1; -1 is the last (%(default)s)"
+    )
+    parser.add_argument("--label-column", default="-2", help="name, or number from 1 (%(default)s)")
+    _add_finetuning(parser)
+
+
+def _add_finetuning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the run; an unfinished one goes on"
+    )
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the best checkpoint when done")
+    texts = {
+        "model": "embedded name, folder or Hub id to start from",
+        "epochs": "passes over the data",
+        "muon_lr": "highest learning rate of Muon, for the layers' matrices; 0: AdamW for all",
+        "lr": "highest learning rate of AdamW",
+        "layer_decay": "each layer learns at this share of the rate of the one above",
+        "batch_tokens": "tokens a batch, padding included",
+        "accumulation": "batches a step",
+        "warmup": "share of the steps during which the rate rises",
+        "dropout": "while training",
+        "weight_decay": "of AdamW",
+        "patience": "stop after so many epochs without a better dev score; 0: never",
+        "arithmetic": f"one of {', '.join(ARITHMETIC)}",
+        "device": f"{', '.join(DEVICES)} or cuda:N",
+        "minutes_between": "how often the state is saved",
+        "seed": "of the order and the dropout",
+    }
+    for field in fields(FinetuneOptions):
+        flag = "--" + field.name.replace("_", "-")
+        if field.name in texts:
+            parser.add_argument(
+                flag,
+                type=type(field.default),
+                default=field.default,
+                help=f"{texts[field.name]} (%(default)s)",
+            )
+    parser.add_argument("--balanced", action="store_true", help="count rare labels more")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile: faster, needs a C++ compiler")
+
+
 def _generate(chosen: argparse.Namespace) -> None:
     names = {field.name for field in fields(GenerationOptions)} & set(vars(chosen))
     options = GenerationOptions(
@@ -166,10 +297,168 @@ def _score(chosen: argparse.Namespace) -> None:
     )
 
 
+def _documents(chosen: argparse.Namespace) -> list[Document]:
+    if chosen.file:
+        return read_documents(chosen.file)
+    text = sys.stdin.read() if chosen.text == "-" else chosen.text
+    if not text.strip():
+        raise ValueError("the text is empty; give a text, or a file with --file")
+    return [Document("1", text)]
+
+
+def _ner(chosen: argparse.Namespace) -> None:
+    documents = _documents(chosen)
+    _check_out(chosen)
+    recognizer = EntityRecognizer.from_pretrained(
+        chosen.model, device=chosen.device, precision=chosen.precision
+    )
+    unknown = set(chosen.types or ()) - set(recognizer.types)
+    if unknown:
+        raise ValueError(f"unknown types {sorted(unknown)}; the model knows {', '.join(recognizer.types)}")
+    types = set(chosen.types or recognizer.types)
+    with _bar(documents) as bar:
+        found = recognizer.batch([document.text for document in documents], bar)
+    kept = [[e for e in each if e.label in types and e.score >= chosen.min_score] for each in found]
+    if chosen.format == "table":
+        rows = [
+            (document.id, e.label, str(e.start), str(e.end), f"{e.score:.3f}", " ".join(e.text.split()))
+            for document, each in zip(documents, kept, strict=True)
+            for e in each
+        ]
+        _put(chosen, _table(("id", "label", "start", "end", "score", "text"), rows).encode())
+    else:
+        _put(chosen, entities_as(chosen.format, documents, kept))
+
+
+def _classify(chosen: argparse.Namespace) -> None:
+    documents = _documents(chosen)
+    _check_out(chosen)
+    default = "mini-rct" if chosen.sentences else "mini" if chosen.labels else "mini-hoc"
+    classifier = TextClassifier.from_pretrained(
+        chosen.model or default,
+        device=chosen.device,
+        precision=chosen.precision,
+        labels=chosen.labels,
+        template=chosen.template,
+    )
+    texts = [document.text for document in documents]
+    with _bar(documents) as bar:
+        if chosen.sentences:
+            roles = []
+            for number, text in enumerate(texts, 1):
+                roles.append(classifier.sentences(text))
+                bar(number, len(texts))
+        else:
+            results = classifier.batch(texts, bar)
+    if chosen.sentences:
+        if chosen.format != "table":
+            return _put(chosen, sentences_as(chosen.format, documents, roles))
+        sentences = [
+            (
+                document.id,
+                role.label,
+                f"{role.score:.3f}",
+                " ".join(document.text[role.start : role.end].split()),
+            )
+            for document, each in zip(documents, roles, strict=True)
+            for role in each
+        ]
+        return _put(chosen, _table(("id", "label", "score", "sentence"), sentences).encode())
+    for document, result in zip(documents, results, strict=True):
+        if result.cut:
+            print(f"biogpt: text {document.id}: its last {result.cut} tokens were not read", file=sys.stderr)
+    if chosen.format != "table":
+        return _put(chosen, classes_as(chosen.format, documents, results))
+    rows = [
+        (document.id, score.label, f"{score.score:.3f}")
+        for document, result in zip(documents, results, strict=True)
+        for score in result.scores
+    ]
+    _put(chosen, _table(("id", "label", "score"), rows).encode())
+
+
+@contextmanager
+def _bar(documents: Sequence[Document]) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, for more than one text."""
+    with tqdm(total=len(documents), unit="text", disable=len(documents) < 2) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in (columns, *rows)
+    )
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def _check_out(chosen: argparse.Namespace) -> None:
+    """Refuse, before any work, what could not be written after it."""
+    if chosen.out is None and chosen.format == "brat":
+        raise ValueError("brat is a .zip; name a file with --out")
+    if chosen.out is not None and not chosen.out.parent.is_dir():
+        raise FileNotFoundError(
+            f"{chosen.out.parent} is not a folder; make it first, or choose another --out"
+        )
+
+
+def _put(chosen: argparse.Namespace, content: bytes) -> None:
+    if chosen.out is None:
+        print(content.decode("utf-8", errors="replace"), end="")
+        return
+    unfinished = chosen.out.with_name(chosen.out.name + ".part")
+    unfinished.write_bytes(content)
+    unfinished.replace(chosen.out)
+
+
 def _train_lm(chosen: argparse.Namespace) -> None:
     values = {name: value for name, value in vars(chosen).items() if name != "run"}
     values |= {name: tuple(values[name]) for name in ("texts", "final_texts")}
     print(f"the best checkpoint is in {pretrain(PretrainOptions(**values))}")
+
+
+def _train_ner(chosen: argparse.Namespace) -> None:
+    train, dev = ([_corpus(name) for name in names] for names in (chosen.train, chosen.dev))
+    settings = {"passage_copies": chosen.copies, "bidirectional_layers": chosen.bidirectional_layers}
+    data = {"train": chosen.train, "dev": chosen.dev} | settings
+    _finetune(chosen, EntityTask(train, dev, settings), data)
+
+
+def _corpus(name: str) -> EntityCorpus:
+    path, colon, types = name.rpartition(":")
+    if not colon or "=" not in types:
+        return EntityCorpus.read(Path(name))
+    return EntityCorpus.read(Path(path), dict(pair.split("=", 1) for pair in types.split(",")))
+
+
+def _train_classify(chosen: argparse.Namespace) -> None:
+    splits = (chosen.train, chosen.dev)
+    task: Task
+    if chosen.sentences:
+        task = SentenceTask(
+            *([abstract for path in split for abstract in read_sections(path)] for split in splits)
+        )
+    else:
+        columns = chosen.text_column, chosen.label_column
+        learned, scored = ([t for path in split for t in read_labelled(path, *columns)] for split in splits)
+        task = TextTask(learned, scored, chosen.multi_label)
+    train, dev = ([str(path) for path in split] for split in splits)
+    _finetune(chosen, task, {"train": train, "dev": dev})
+
+
+def _finetune(chosen: argparse.Namespace, task: Task, data: dict[str, object]) -> None:
+    values = {
+        field.name: getattr(chosen, field.name) for field in fields(FinetuneOptions) if field.name in chosen
+    }
+    folder = finetune(task, FinetuneOptions(**values), data)
+    print(f"the best checkpoint is in {folder}")
+    if chosen.push_to_hub:
+        print(f"it is on the Hub: {push_to_hub(folder, chosen.push_to_hub)}")
 
 
 def _convert(chosen: argparse.Namespace) -> None:

@@ -118,6 +118,33 @@ def shard_names(index: Path) -> list[str]:
     return sorted(names)
 
 
+def push_to_hub(folder: Path, repository: str) -> str:
+    """Upload a checkpoint folder; a repository that does not exist yet is made, private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: ``repository`` is no Hub id, or the folder holds no checkpoint.
+        OSError: the Hub cannot be reached, or refuses; the folder is as it was.
+    """
+    if not _HUB_ID.fullmatch(repository):
+        raise ValueError(f"{repository!r} is not a Hub id; expected OWNER/NAME")
+    require(folder, CONFIG)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload BioGPT"))
+    except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalTokenNotFoundError) as error:
+        raise ConnectionError(
+            f"{folder} was not uploaded to {repository} ({type(error).__name__}: {error}); log in with "
+            f"`hf auth login`, then `hf upload {repository} {folder}`"
+        ) from error
+
+
 def _from_hub(repository: str, revision: str, progress: Progress | None) -> Path:
     """The snapshot folder of a repository, downloaded or cached; every failure as one clear message."""
     # Set before the import reads it; imported here because embedded models and folders do without.

@@ -1,13 +1,122 @@
 """Scores of trained models."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from biogpt.heads import BioGptForCausalLM
 from biogpt.tokenizer import BioGptTokenizer
+
+ALL = "micro"  # the row of a table that counts all labels together
+NONE = "none"
+
+
+class Labelled(Protocol):
+    """A span with a label: a gold ``Span`` or a predicted ``Entity``."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def label(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well a label was found; 0 where there is nothing to divide by.
+
+    Attributes:
+        support: how many there are; predicted: how many were found; correct: how many are both.
+    """
+
+    support: int
+    predicted: int
+    correct: int
+
+    @property
+    def precision(self) -> float:
+        return self.correct / self.predicted if self.predicted else 0.0
+
+    @property
+    def recall(self) -> float:
+        return self.correct / self.support if self.support else 0.0
+
+    @property
+    def f1(self) -> float:
+        both = self.support + self.predicted
+        return 2 * self.correct / both if both else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """For a metrics file: precision, recall and F1 to 4 digits, and the number of cases."""
+        ratios = {name: round(getattr(self, name), 4) for name in ("precision", "recall", "f1")}
+        return ratios | {"support": self.support}
+
+
+def entity_scores(
+    gold: Sequence[Sequence[Labelled]], predicted: Sequence[Sequence[Labelled]]
+) -> dict[str, Scores]:
+    """Strict scores, by type and for all: an entity counts when both ends and the type are right.
+
+    As the CoNLL scorer defines them (Tjong Kim Sang & De Meulder 2003, aclanthology W03-0419).
+
+    Args:
+        gold, predicted: the entities of each text; one given twice counts once.
+    """
+    return _scores([_triples(spans) for spans in gold], [_triples(spans) for spans in predicted])
+
+
+def classification_scores(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> dict[str, Scores]:
+    """Scores by label and for all, of texts with one label, several, or none."""
+    return _scores(
+        [{(label,) for label in labels} for labels in gold],
+        [{(label,) for label in labels} for labels in predicted],
+    )
+
+
+def _triples(spans: Sequence[Labelled]) -> set[tuple]:
+    return {(span.start, span.end, span.label) for span in spans}
+
+
+def _scores(gold: Sequence[set[tuple]], predicted: Sequence[set[tuple]]) -> dict[str, Scores]:
+    support: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    correct: Counter[str] = Counter()
+    for true, guessed in zip(gold, predicted, strict=True):
+        support.update(item[-1] for item in true)
+        found.update(item[-1] for item in guessed)
+        correct.update(item[-1] for item in true & guessed)
+    labels = sorted(support | found)
+    scores = {label: Scores(support[label], found[label], correct[label]) for label in labels}
+    return scores | {ALL: Scores(support.total(), found.total(), correct.total())}
+
+
+def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """[N, N] counts, gold by row."""
+    matrix = np.zeros((len(labels), len(labels)), dtype=int)
+    for true, guessed in zip(gold, predicted, strict=True):
+        matrix[labels.index(true), labels.index(guessed)] += 1
+    return matrix
+
+
+def entity_confusion(
+    gold: Sequence[Sequence[Labelled]], predicted: Sequence[Sequence[Labelled]], types: Sequence[str]
+) -> np.ndarray:
+    """[N + 1, N + 1] counts of spans with the same ends, gold by row; the last is "no entity right here"."""
+    true: list[str] = []
+    guessed: list[str] = []
+    for spans, found in zip(gold, predicted, strict=True):
+        types_of = [{(span.start, span.end): span.label for span in each} for each in (spans, found)]
+        for ends in types_of[0].keys() | types_of[1].keys():
+            true.append(types_of[0].get(ends, NONE))
+            guessed.append(types_of[1].get(ends, NONE))
+    return confusion(true, guessed, [*types, NONE])
 
 
 @torch.inference_mode()

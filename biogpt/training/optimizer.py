@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,14 @@ class Muon(torch.optim.Optimizer):
     Matrices of one shape are updated together, which keeps small models busy.
 
     Args:
-        parameters: 2-D weights of hidden layers.
+        parameters: 2-D weights of hidden layers, or groups of them with rates of their own.
         lr: step in units of the spectral norm.
         momentum: of the Nesterov average.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]], lr: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()

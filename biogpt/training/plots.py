@@ -1,0 +1,40 @@
+"""Plots beside a trained checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+_INCHES_A_LABEL = 0.55
+_DARK = 0.6  # share above which a cell's text is white
+
+
+def confusion_figure(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
+    """A confusion matrix: counts, shaded by the share of their row.
+
+    Args:
+        matrix: [N, N] counts, gold by row.
+        labels: N names.
+    """
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + _INCHES_A_LABEL * len(labels)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="cividis_r", vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("gold")
+    for row, column in np.ndindex(*matrix.shape):
+        if matrix[row, column]:
+            colour = "white" if shares[row, column] > _DARK else "black"
+            axes.text(
+                column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8
+            )
+    return figure
+
+
+def confusion_plot(matrix: np.ndarray, labels: Sequence[str], path: str | Path) -> None:
+    """Write ``confusion_figure`` as a PNG."""
+    confusion_figure(matrix, labels).savefig(path, dpi=120, format="png")

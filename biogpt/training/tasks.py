@@ -1,0 +1,318 @@
+"""What a head can be fine-tuned for: entities, labels of texts, roles of the sentences of an abstract."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from biogpt.classify import TextClassifier, sentence_rows
+from biogpt.config import BioGptConfig
+from biogpt.documents import read_pubtator
+from biogpt.entities import OUTSIDE, EntityRecognizer, Words, windows_of, words_of
+from biogpt.heads import BioGptForSequenceClassification, BioGptForTokenClassification
+from biogpt.sentences import sentence_spans
+from biogpt.tokenizer import BioGptTokenizer
+from biogpt.training.finetune import Example, Result
+from biogpt.training.labelled import (
+    LabelledSentences,
+    LabelledText,
+    Span,
+    TaggedText,
+    read_conll,
+    read_tagged_jsonl,
+)
+from biogpt.training.metrics import (
+    ALL,
+    NONE,
+    Scores,
+    classification_scores,
+    confusion,
+    entity_confusion,
+    entity_scores,
+)
+
+_ALONE = 0.5  # share of the passages that are single sentences; the others fill the window
+
+Renderings = tuple[TaggedText, ...]  # one sentence, written in one or two ways
+
+
+@dataclass(frozen=True)
+class EntityCorpus:
+    """A corpus and the types that it annotates, under their names in the head.
+
+    Attributes:
+        texts: what the scores are computed on: whole PubTator abstracts, or CoNLL sentences, spaces between tokens.
+        documents: the sentences to train on. A CoNLL sentence is written with spaces and as prose is.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    texts: list[TaggedText]
+    documents: list[list[Renderings]]
+
+    @classmethod
+    def read(cls, path: Path, renames: Mapping[str, str] | None = None) -> "EntityCorpus":
+        """Read a CoNLL or PubTator file.
+
+        Args:
+            renames: name in the file: name in the head. Types that are not in it count as not annotated.
+                None keeps all types under their names.
+
+        Raises:
+            ValueError: the file is malformed, or has no entity of a type named.
+        """
+        documents: list[list[Renderings]]
+        if "pubtator" in path.name.lower():
+            texts = [
+                TaggedText(document.text, tuple(Span(start, end, kind) for start, end, _, kind in entities))
+                for document, entities in read_pubtator(path)
+            ]
+            texts = [_renamed(text, renames) for text in texts]
+            documents = [[(part,) for part in _sentences(text)] for text in texts]
+        elif path.suffix == ".jsonl":
+            texts = [_renamed(text, renames) for text in read_tagged_jsonl(path)]
+            documents = [[(part,) for part in _sentences(text)] for text in texts]
+        else:
+            sentences = read_conll(path)
+            texts = [_renamed(sentence.as_text(), renames) for sentence in sentences]
+            prose = [_renamed(sentence.as_text(natural=True), renames) for sentence in sentences]
+            documents = [list(zip(texts, prose, strict=True))]
+        found = {span.label for text in texts for span in text.spans}
+        types = found if renames is None else set(renames.values())
+        if not types or types - found:
+            raise ValueError(
+                f"{path} has no entity of the types {sorted(types - found)}; it has {sorted(found)}"
+            )
+        return cls(path.parent.name + "/" + path.stem, tuple(sorted(types)), texts, documents)
+
+
+class EntityTask:
+    """Entities, from corpora that may each annotate only some of the types.
+
+    Args:
+        train: corpora to learn from; an ``O`` in one means "none of the types that this corpus annotates".
+        dev: corpora to score on, each by the types that it annotates; the task's score is the mean F1.
+        settings: of the config: ``passage_copies``, ``bidirectional_layers``.
+    """
+
+    head = BioGptForTokenClassification
+    multi_label = False
+
+    def __init__(
+        self, train: Sequence[EntityCorpus], dev: Sequence[EntityCorpus], settings: Mapping[str, Any]
+    ) -> None:
+        self.train, self.dev = train, dev
+        self.types = tuple(dict.fromkeys(kind for corpus in train for kind in corpus.types))
+        self.labels = (OUTSIDE, *(f"{prefix}-{kind}" for kind in self.types for prefix in "BI"))
+        self.settings = {"label_piece": "last", **settings}
+        self._encoded: list[list[list[list[tuple[Words, np.ndarray]]]]] = []
+
+    def examples(
+        self, tokenizer: BioGptTokenizer, config: BioGptConfig, random: np.random.Generator
+    ) -> list[Example]:
+        """Passages of all corpora: half of them single sentences, the others as many as fit."""
+        if not self._encoded:
+            self._encoded = [
+                [
+                    [[self._encode(tokenizer, text) for text in renderings] for renderings in document]
+                    for document in corpus.documents
+                ]
+                for corpus in self.train
+            ]
+        room = config.max_position_embeddings // config.passage_copies - 1
+        examples = []
+        for corpus, documents in zip(self.train, self._encoded, strict=True):
+            right = self._right_labels(corpus.types)
+            for document in documents:
+                for passage in _passages(document, room, random):
+                    pieces = [word for words, _ in passage for word in words.pieces]
+                    labels = np.concatenate([labels for _, labels in passage])
+                    for window in windows_of(pieces, config):
+                        own = labels[window.first : window.first + len(window.reads)]
+                        examples.append(Example(window.ids, window.reads, right[own]))
+        return examples
+
+    def evaluate(self, model: BioGptForTokenClassification, tokenizer: BioGptTokenizer) -> Result | None:
+        """Strict entity F1 on each dev corpus."""
+        if not self.dev:
+            return None
+        recognizer = EntityRecognizer(model, tokenizer)
+        metrics: dict[str, Any] = {}
+        best = []
+        matrix = np.zeros((len(self.types) + 1,) * 2, dtype=int)
+        for corpus in self.dev:
+            gold = [text.spans for text in corpus.texts]
+            found = recognizer.batch([text.text for text in corpus.texts])
+            known = [[entity for entity in entities if entity.label in corpus.types] for entities in found]
+            scores = entity_scores(gold, known)
+            best.append(scores[ALL].f1)
+            metrics[corpus.name] = _table(scores)
+            matrix += entity_confusion(gold, known, self.types)
+        score = float(np.mean(best))
+        return Result(score, metrics, (matrix, [*self.types, NONE]))
+
+    def _encode(self, tokenizer: BioGptTokenizer, text: TaggedText) -> tuple[Words, np.ndarray]:
+        words = words_of(tokenizer, text.text)
+        labels = np.zeros(len(words.spans), dtype=int)
+        for span in text.spans:
+            prefix = "B"
+            for index, (start, end) in enumerate(words.spans):
+                if start < span.end and end > span.start:
+                    labels[index] = self.labels.index(f"{prefix}-{span.label}")
+                    prefix = "I"
+        return words, labels
+
+    def _right_labels(self, annotated: Sequence[str]) -> np.ndarray:
+        """[N, N]: which labels would be right where a corpus of these types has a label."""
+        right = np.eye(len(self.labels), dtype=np.float32)
+        right[0] = [label.partition("-")[2] not in annotated for label in self.labels]
+        return right
+
+
+def _renamed(text: TaggedText, renames: Mapping[str, str] | None) -> TaggedText:
+    if renames is None:
+        return text
+    spans = (Span(s.start, s.end, renames[s.label]) for s in text.spans if s.label in renames)
+    return TaggedText(text.text, tuple(spans))
+
+
+def _sentences(text: TaggedText) -> Iterator[TaggedText]:
+    """The sentences of a text; an entity that a wrong boundary cuts is left whole by joining them."""
+    start = 0
+    for _, end in sentence_spans(text.text):
+        if any(span.start < end < span.end for span in text.spans):
+            continue
+        inside = (s for s in text.spans if start <= s.start and s.end <= end)
+        yield TaggedText(
+            text.text[start:end], tuple(Span(s.start - start, s.end - start, s.label) for s in inside)
+        )
+        start = end
+
+
+def _passages(
+    document: list[list[tuple[Words, np.ndarray]]], room: int, random: np.random.Generator
+) -> Iterator[list[tuple[Words, np.ndarray]]]:
+    """Runs of sentences, each written in one of its ways."""
+    passage: list[tuple[Words, np.ndarray]] = []
+    filled = 0
+    alone = random.random() < _ALONE
+    way = random.random()
+    for renderings in document:
+        sentence = renderings[int(way * len(renderings))]
+        size = sum(len(word) for word in sentence[0].pieces)
+        if passage and (alone or filled + size > room):
+            yield passage
+            passage, filled = [], 0
+            alone = random.random() < _ALONE
+            way = random.random()
+            sentence = renderings[int(way * len(renderings))]
+        passage.append(sentence)
+        filled += size
+    if passage:
+        yield passage
+
+
+class TextTask:
+    """Labels of whole texts: one each, or several.
+
+    Args:
+        labels: of the head; those of ``train``, sorted, when None.
+        train, dev: the texts; a text too long for the model is learned from by its beginning.
+    """
+
+    head = BioGptForSequenceClassification
+
+    def __init__(self, train: Sequence[LabelledText], dev: Sequence[LabelledText], multi_label: bool) -> None:
+        self.train, self.dev, self.multi_label = train, dev, multi_label
+        self.labels = tuple(sorted({label for text in train for label in text.labels}))
+        self.settings: dict[str, Any] = {}
+
+    def examples(
+        self, tokenizer: BioGptTokenizer, config: BioGptConfig, random: np.random.Generator
+    ) -> list[Example]:
+        """One row a text."""
+        examples = []
+        for text in self.train:
+            ids = tokenizer.encode(text.text).ids[: config.max_position_embeddings]
+            target = np.array([[label in text.labels for label in self.labels]], dtype=np.float32)
+            examples.append(Example(ids, [len(ids) - 1], target))
+        return examples
+
+    def evaluate(self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer) -> Result | None:
+        """Micro-F1 at 0.5 for several labels a text, else accuracy."""
+        if not self.dev:
+            return None
+        classifier = TextClassifier(model, tokenizer)
+        found = []
+        for result in classifier.batch([text.text for text in self.dev]):
+            scores = result.scores
+            found.append(
+                {s.label for s in scores if s.score >= 0.5} if self.multi_label else {scores[0].label}
+            )
+        gold = [set(text.labels) for text in self.dev]
+        return _classification(gold, found, self.labels, self.multi_label)
+
+
+class SentenceTask:
+    """The role of each sentence of an abstract, read after the sentences before it.
+
+    Args:
+        train, dev: abstracts, sentence by sentence.
+    """
+
+    head = BioGptForSequenceClassification
+    multi_label = False
+
+    def __init__(self, train: Sequence[LabelledSentences], dev: Sequence[LabelledSentences]) -> None:
+        self.train, self.dev = train, dev
+        self.labels = tuple(dict.fromkeys(label for abstract in train for label in abstract.labels))
+        self.settings: dict[str, Any] = {}
+
+    def examples(
+        self, tokenizer: BioGptTokenizer, config: BioGptConfig, random: np.random.Generator
+    ) -> list[Example]:
+        """Rows of whole sentences, each read at its last piece; a long abstract gives several rows."""
+        right = np.eye(len(self.labels), dtype=np.float32)
+        room = config.max_position_embeddings - 1
+        examples = []
+        for abstract in self.train:
+            pieces = [tokenizer.encode(text, special_tokens=False).ids[-room:] for text in abstract.sentences]
+            labels = iter(abstract.labels)
+            for ids, reads in sentence_rows(pieces, room, config.eos_token_id):
+                targets = [right[self.labels.index(next(labels))] for _ in reads]
+                examples.append(Example(ids, reads, np.stack(targets)))
+        return examples
+
+    def evaluate(self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer) -> Result | None:
+        """Accuracy over all sentences of the dev split."""
+        if not self.dev:
+            return None
+        classifier = TextClassifier(model, tokenizer)
+        gold: list[set[str]] = []
+        found: list[set[str]] = []
+        for abstract in self.dev:
+            ends = np.cumsum([len(sentence) + 1 for sentence in abstract.sentences])
+            spans = [
+                (int(end) - 1 - len(sentence), int(end) - 1)
+                for end, sentence in zip(ends, abstract.sentences, strict=True)
+            ]
+            found += [{role.label} for role in classifier.sentences(" ".join(abstract.sentences), spans)]
+            gold += [{label} for label in abstract.labels]
+        return _classification(gold, found, self.labels, False)
+
+
+def _classification(
+    gold: Sequence[set[str]], found: Sequence[set[str]], labels: Sequence[str], multi_label: bool
+) -> Result:
+    scores = classification_scores(gold, found)
+    if multi_label:
+        return Result(scores[ALL].f1, _table(scores))
+    matrix = confusion([next(iter(one)) for one in gold], [next(iter(one)) for one in found], labels)
+    accuracy = float(np.trace(matrix) / matrix.sum())
+    return Result(accuracy, {"accuracy": round(accuracy, 4), **_table(scores)}, (matrix, list(labels)))
+
+
+def _table(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    return {label: each.to_dict() for label, each in scores.items()}

@@ -1,0 +1,216 @@
+"""Fine-tuning: what the loss means, that it learns, and that a killed run loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from biogpt import BioGptForCausalLM, BioGptTokenizer, EntityRecognizer, TextClassifier
+from biogpt.cli import main
+from biogpt.config import BioGptConfig
+from biogpt.training.finetune import FinetuneOptions, _optimizers, finetune, label_loss
+from biogpt.training.labelled import LabelledText
+from biogpt.training.tasks import EntityCorpus, EntityTask, TextTask
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny language model to start from."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = BioGptTokenizer.from_pretrained("mini")
+    torch.manual_seed(0)
+    config = BioGptConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BioGptForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """Two corpora of one kind of sentence: one marks drugs, the other genes."""
+    folder = tmp_path_factory.mktemp("corpora")
+    random = np.random.default_rng(0)
+    drugs, genes = ["aspirin", "insulin", "naloxone"], ["TP53", "BRCA1", "EGFR"]
+    verbs = ["inhibits", "binds", "reduces", "raises"]
+    for name, marked in (("drugs", drugs), ("genes", genes)):
+        lines = []
+        for _ in range(60):
+            words = [random.choice(drugs), random.choice(verbs), random.choice(genes), "here", "."]
+            lines += [f"{word}\t{'B-' + name[:-1].title() if word in marked else 'O'}" for word in words] + [
+                ""
+            ]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def options(out, base, **changes):
+    values = {"epochs": 4, "arithmetic": "float32", "batch_tokens": 256, "device": "cpu", "lr": 5e-3}
+    return FinetuneOptions(out=out, model=str(base), **values | changes)
+
+
+def test_several_right_labels_are_a_marginal_likelihood():
+    logits = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.0, -1.0]])
+    targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    p = logits.softmax(dim=1)
+    expected = -(torch.log(p[0, 0] + p[0, 2]) + torch.log(p[1, 1])) / 2
+    assert label_loss(logits, targets, None, False).item() == pytest.approx(expected.item(), abs=1e-6)
+    one = label_loss(logits, targets, torch.tensor([0.0, 2.0, 0.0]), False)
+    assert one.item() == pytest.approx(-torch.log(p[1, 1]).item(), abs=1e-6)
+
+
+def test_an_o_means_none_of_the_types_that_the_corpus_marks(corpora):
+    both = [EntityCorpus.read(corpora / f"{name}.tsv") for name in ("drugs", "genes")]
+    task = EntityTask(both, [], {})
+    assert task.labels == ("O", "B-Drug", "I-Drug", "B-Gene", "I-Gene")
+    assert task._right_labels(("Drug",))[0].tolist() == [1, 0, 0, 1, 1]
+    assert task._right_labels(("Drug",))[1].tolist() == [0, 1, 0, 0, 0]
+    assert task._right_labels(("Drug", "Gene"))[0].tolist() == [1, 0, 0, 0, 0]
+
+
+def test_a_tagger_learns_both_types_from_corpora_that_mark_one_each(base, corpora, tmp_path):
+    """Cross-entropy on the plain O would teach each corpus to deny what the other marks."""
+    both = [EntityCorpus.read(corpora / f"{name}.tsv") for name in ("drugs", "genes")]
+    folder = finetune(EntityTask(both, both, {"passage_copies": 2}), options(tmp_path, base, epochs=6))
+    found = EntityRecognizer.from_pretrained(folder, precision="float32")("naloxone raises EGFR here .")
+    assert [(entity.label, entity.text) for entity in found] == [("Drug", "naloxone"), ("Gene", "EGFR")]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert all(scores["micro"]["f1"] == 1.0 for scores in metrics["dev"].values())
+    assert metrics["options"]["lr"] == 5e-3
+    assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "config.json").read_text())["passage_copies"] == 2
+
+
+def test_renamed_types_leave_the_others_unannotated(corpora):
+    corpus = EntityCorpus.read(corpora / "genes.tsv", {"Gene": "Protein"})
+    assert corpus.types == ("Protein",)
+    assert {span.label for text in corpus.texts for span in text.spans} == {"Protein"}
+    with pytest.raises(ValueError, match=r"no entity of the types \['X'\]"):
+        EntityCorpus.read(corpora / "genes.tsv", {"Y": "X"})
+
+
+LABELLED = [
+    LabelledText("Tumours invade and spread.", ("spread",)),
+    LabelledText("Vessels grow towards tumours.", ("vessels",)),
+    LabelledText("Vessels grow and tumours invade and spread.", ("spread", "vessels")),
+    LabelledText("We thank the patients.", ()),
+] * 8
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"balanced": True, "accumulation": 2, "gradient_checkpointing": True}]
+)
+def test_several_labels_a_text_are_learned(base, tmp_path, changes):
+    folder = finetune(TextTask(LABELLED, LABELLED, True), options(tmp_path, base, epochs=12, **changes))
+    classifier = TextClassifier.from_pretrained(folder, precision="float32")
+    assert classifier.multi_label
+    for text in LABELLED[:4]:
+        assert {s.label for s in classifier(text.text) if s.score > 0.5} == set(text.labels)
+
+
+def test_roles_of_sentences_through_the_command_line(base, tmp_path):
+    abstract = "###1\nAIM\tWe asked.\nMETHOD\tWe counted cells.\nRESULT\tCells died.\n\n"
+    (tmp_path / "a.txt").write_text(abstract * 20)
+    command = ["train", "classify", "--sentences", "--model", str(base), "--device", "cpu", "--lr", "5e-3"]
+    files = [
+        "--train",
+        str(tmp_path / "a.txt"),
+        "--dev",
+        str(tmp_path / "a.txt"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main([*command, *files, "--epochs", "4", "--arithmetic", "float32"]) == 0
+    classifier = TextClassifier.from_pretrained(tmp_path / "run" / "best", precision="float32")
+    roles = classifier.sentences("We asked. We counted cells. Cells died.")
+    assert [role.label for role in roles] == ["AIM", "METHOD", "RESULT"]
+
+
+def test_training_stops_when_the_dev_score_no_longer_rises(base, tmp_path):
+    finetune(TextTask(LABELLED, LABELLED, True), options(tmp_path, base, epochs=40, patience=2))
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    best = max(log, key=lambda entry: entry["dev"])
+    assert len(log) == best["epoch"] + 2 < 40
+
+
+def test_rates_fall_from_the_head_to_the_embeddings(base, tmp_path):
+    task = TextTask(LABELLED, [], True)
+    model = task.head.from_pretrained(base, labels=task.labels, precision="float32")
+    chosen = options(tmp_path, base, layer_decay=0.5, lr=1.0, muon_lr=0.25)
+    rate = {
+        id(parameter): group["lr"]
+        for optimizer in _optimizers(model, chosen)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    named = {name: rate[id(parameter)] for name, parameter in model.named_parameters()}
+    assert len(named) == len(rate)
+    assert named["score.weight"] == named["biogpt.layers.1.fc1.bias"] == 1.0
+    assert named["biogpt.layers.0.fc1.bias"] == 0.5
+    assert named["biogpt.layers.0.fc1.weight"] == 0.125
+    assert named["biogpt.embed_tokens.weight"] == 0.25
+
+
+RUN = """
+import sys
+from biogpt.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def command(base, corpora, out):
+    files = [str(corpora / "drugs.tsv"), str(corpora / "genes.tsv")]
+    arguments = ["train", "ner", "--model", str(base), "--out", str(out), "--train", *files, "--dev", *files]
+    numbers = ["--epochs", "3", "--batch-tokens", "64", "--arithmetic", "float32", "--minutes-between", "0"]
+    return [sys.executable, "-c", RUN, *arguments, *numbers, "--device", "cpu"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(base, corpora, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(base, corpora, whole), env=environment, check=True, capture_output=True)
+    process = subprocess.Popen(command(base, corpora, killed), env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:  # until some batches of the second epoch are done
+        if (killed / "state.pt").exists():
+            progress = torch.load(killed / "state.pt", weights_only=True)["progress"]
+            if progress["epoch"] == 1 and progress["batch"] > 1:
+                break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    log = (killed / "log.jsonl").read_text().splitlines()
+    assert len(log) < 3
+    subprocess.run(command(base, corpora, killed), env=environment, check=True, capture_output=True)
+    ours, theirs = (load_file(folder / "best" / "model.safetensors") for folder in (killed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_folder_of_another_run_and_wrong_options_are_refused(base, corpora, tmp_path):
+    task = TextTask(LABELLED, [], True)
+    finetune(task, options(tmp_path, base, epochs=1))
+    with pytest.raises(ValueError, match=r"another run: seed was 0, now 1"):
+        finetune(task, options(tmp_path, base, epochs=1, seed=1))
+    with pytest.raises(ValueError, match="arithmetic is 'int8'"):
+        options(tmp_path, base, arithmetic="int8")
+    with pytest.raises(ValueError, match="epochs is 0"):
+        options(tmp_path, base, epochs=0)
+    with pytest.raises(ValueError, match="dropout is 1"):
+        options(tmp_path, base, dropout=1.0)
+    with pytest.raises(ValueError, match="the loss is"):
+        finetune(task, options(tmp_path / "b", base, lr=1e20, warmup=0.0))

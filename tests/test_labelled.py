@@ -1,0 +1,146 @@
+"""Readers of labelled text: tag schemes, offsets, messages, and the real corpora against their table."""
+
+import pytest
+
+from biogpt.training.labelled import (
+    LabelledText,
+    Span,
+    TaggedSentence,
+    read_conll,
+    read_labelled,
+    read_sections,
+    read_tagged_jsonl,
+    tag_spans,
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(content, name="a.tsv"):
+        path = tmp_path / name
+        path.write_bytes(content.encode())
+        return path
+
+    return write
+
+
+def conll(tags):
+    return "".join(f"w{number} NN {tag}\n" for number, tag in enumerate(tags.split()))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    ["O B-X I-X B-X O B-Y", "O B-X E-X S-X O S-Y", "O B-X L-X U-X O U-Y", "O I-X I-X B-X O I-Y"],
+    ids=["BIO", "IOBES", "BILOU", "IOB1"],
+)
+def test_every_scheme_becomes_bio(file, tags):
+    (sentence,) = read_conll(file(conll(tags)))
+    assert sentence.tags == ("O", "B-X", "I-X", "B-X", "O", "B-Y")
+
+
+def test_sentences_end_at_empty_lines_and_marks_are_skipped(file):
+    path = file("-DOCSTART- -X- O\r\n\r\nS\tB-G\r\n-\tI-G\r\n\r\n\r\nso\tO\r\n")
+    assert [sentence.tokens for sentence in read_conll(path)] == [("S", "-"), ("so",)]
+
+
+def test_a_type_that_changes_within_begins_an_entity():
+    assert tag_spans(["I-X", "I-Y", "O", "I-Y", "B-Y"]) == [
+        (0, 1, "X"),
+        (1, 2, "Y"),
+        (3, 4, "Y"),
+        (4, 5, "Y"),
+    ]
+
+
+def test_text_with_spaces_and_as_prose():
+    tokens = ["(", "S", "-", "100", ")", ",", "Parkinson", "'", "s", "disease", "."]
+    tags = ["O", "B-G", "I-G", "I-G", "O", "O", "B-D", "I-D", "I-D", "I-D", "O"]
+    sentence = TaggedSentence(tuple(tokens), tuple(tags))
+    spaced, prose = sentence.as_text(), sentence.as_text(natural=True)
+    assert spaced.text == " ".join(tokens)
+    assert prose.text == "(S-100), Parkinson's disease."
+    assert [prose.text[s.start : s.end] for s in prose.spans] == ["S-100", "Parkinson's disease"]
+    assert [spaced.text[s.start : s.end] for s in spaced.spans] == ["S - 100", "Parkinson ' s disease"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "is empty"), ("a O\nb\n", "line 2: 'b' has no tag"), ("a X-Y\n", "line 1: 'a X-Y' has no tag")],
+)
+def test_malformed_conll_names_the_line(file, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_conll(file(content))
+
+
+def test_entities_as_json_lines(file):
+    line = '{"text": "BRCA1 \\ud83e\\uddec", "entities": [{"start": 0, "end": 5, "label": "Gene"}]}\n'
+    (text,) = read_tagged_jsonl(file(line, "a.jsonl"))
+    assert text.spans == (Span(0, 5, "Gene"),)
+    with pytest.raises(ValueError, match="line 1: Gene at 0 to 50"):
+        read_tagged_jsonl(file(line.replace("5,", "50,"), "b.jsonl"))
+    with pytest.raises(ValueError, match='line 1: expected "entities"'):
+        read_tagged_jsonl(file('{"text": "a"}', "c.jsonl"))
+
+
+def test_labels_of_texts(file):
+    assert read_labelled(file("7\ta|b\tone\n8\tnone\ttwo\n")) == [
+        LabelledText("one", ("a", "b")),
+        LabelledText("two", ()),
+    ]
+    assert read_labelled(file("text\tx\tlabel\none\t-\ta\n"), "text", "label") == [
+        LabelledText("one", ("a",))
+    ]
+    assert read_labelled(file("one\ta\n"), "1", "2") == [LabelledText("one", ("a",))]
+    lines = '{"text": "one", "label": "a"}\n{"text": "two", "labels": []}\n'
+    assert read_labelled(file(lines, "a.jsonl")) == [LabelledText("one", ("a",)), LabelledText("two", ())]
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "message"),
+    [
+        ("a\tone\nb\n", (), "line 2: 'b' lacks"),
+        ("a\t \n", (), "line 1"),
+        ("x\ty\n", ("text", "label"), "has the columns x, y; expected label, text"),
+    ],
+)
+def test_malformed_labels_name_the_line(file, content, columns, message):
+    with pytest.raises(ValueError, match=message):
+        read_labelled(file(content), *columns)
+
+
+def test_sections(file):
+    one, two = read_sections(file("###1\nA\tx.\nB\ty.\n\n###2\nA\tz.\n"))
+    assert (one.sentences, one.labels, two.labels) == (("x.", "y."), ("A", "B"), ("A",))
+    with pytest.raises(ValueError, match="line 2: 'oops'"):
+        read_sections(file("###1\noops\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentences", "entities"),
+    [
+        ("ncbi-disease/train", 5424, {"Disease": 5134}),
+        ("bc5cdr/dev", 4581, {"Chemical": 5347, "Disease": 4246}),
+        ("bc2gm/test", 5038, {"GENE": 6325}),
+        ("linnaeus/dev", 4078, {"Species": 711}),
+        (
+            "jnlpba/test",
+            3856,
+            {"DNA": 1056, "RNA": 118, "cell_line": 500, "cell_type": 1921, "protein": 5067},
+        ),
+    ],
+)
+def test_the_corpora_hold_what_their_table_says(shared_data, name, sentences, entities):
+    read = read_conll(shared_data / f"ner/{name}.tsv")
+    spans = [span for sentence in read for span in sentence.as_text(natural=True).spans]
+    assert len(read) == sentences
+    assert {kind: sum(span.label == kind for span in spans) for kind in entities} == entities
+    assert len(spans) == sum(entities.values())
+
+
+def test_the_classified_corpora_hold_what_their_table_says(shared_data):
+    folder = shared_data / "classification"
+    assert len(read_labelled(folder / "hoc-document/test.tsv")) == 366
+    assert len(read_labelled(folder / "hoc-sentence/test.tsv", "1", "2", none_label="empty")) == 4947
+    abstracts = read_sections(folder / "rct-sections/dev.txt")
+    assert (len(abstracts), sum(len(a.sentences) for a in abstracts)) == (206, 2673)
+    assert len(read_sections(folder / "nicta-piboso/test.txt")) == 200
