@@ -1,9 +1,10 @@
-"""A small Hugging Face Hub on 127.0.0.1: the part of its HTTP API that a download needs.
+"""A small Hugging Face Hub on 127.0.0.1: the part of its HTTP API that downloads and uploads need.
 
 Repositories are folders. Weights are served as the Hub serves LFS files (named by their SHA-256), with byte
 ranges. A transfer can be cut or stalled midway, a size overstated, a repository gated.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -38,6 +39,7 @@ class HubServer:
         stall_at: bytes after which the next transfer of a file waits for ``resume``; applied once.
         extra_size: bytes that a file is said to have beyond those it has.
         damaged: files whose last byte arrives changed.
+        uploads: where the files of a new repository go; None refuses uploads.
         requests: (method, file or API path, start of the range or None) of every request.
     """
 
@@ -46,6 +48,7 @@ class HubServer:
     stall_at: dict[str, int] = field(default_factory=dict)
     extra_size: dict[str, int] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
+    uploads: Path | None = None
     requests: list[tuple[str, str, int | None]] = field(default_factory=list)
     stalled: threading.Event = field(default_factory=threading.Event)
     resume: threading.Event = field(default_factory=threading.Event)
@@ -94,6 +97,48 @@ class _Handler(BaseHTTPRequestHandler):
             self._note(path, None)
             self._error(404, "")
 
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self._note(path, None)
+        lines = self.rfile.read(int(self.headers["Content-Length"])).decode().splitlines()
+        if self.server_state.uploads is None or not self.headers.get("Authorization"):
+            self._error(403, "")
+        elif path == "/api/repos/create":
+            asked = json.loads(lines[0])
+            assert asked.get("visibility", asked.get("private")) in (
+                "private",
+                True,
+            )  # by version of the library
+            self._answer({"url": f"{self.server_state.url}/{asked.get('organization')}/{asked['name']}"})
+        elif path.endswith("/preupload/main"):
+            files = json.loads(lines[0])["files"]
+            self._answer(
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
+                    ]
+                }
+            )
+        elif path.endswith("/commit/main"):
+            for entry in map(json.loads, lines):
+                if entry["key"] == "file":
+                    target = self.server_state.uploads / entry["value"]["path"]
+                    target.write_bytes(base64.b64decode(entry["value"]["content"]))
+            name = path.removeprefix("/api/models/").removesuffix("/commit/main")
+            commit = "0" * 40
+            address = f"{self.server_state.url}/{name}/commit/{commit}"
+            self._answer({"commitUrl": address, "commitOid": commit, "success": True})
+        else:
+            self._error(404, "")
+
+    def _answer(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def _note(self, path: str, start: int | None) -> None:
         self.server_state.requests.append((self.command, path, start))
 
@@ -119,12 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer: object = {"id": name, "sha": repository.commit, "siblings": siblings, "tags": []}
         else:
             answer = [_entry(path) for path in paths]
-        body = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self._answer(answer)
 
     def _file(self, name: str, revision: str, file: str) -> None:
         state = self.server_state

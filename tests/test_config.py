@@ -61,6 +61,9 @@ def test_every_value_of_the_file_is_taken():
         "bos_token_id": 5,
         "pad_token_id": 6,
         "eos_token_id": 7,
+        "passage_copies": 2,
+        "bidirectional_layers": 3,
+        "label_piece": "last",
         "problem_type": "regression",
         "id2label": {"0": "no", "1": "yes"},
     }
@@ -161,7 +164,9 @@ def test_transformers_reads_to_dict():
         id2label={0: "O", 1: "B-Gene", 2: "I-Gene"},
     )
     reference = transformers.BioGptConfig.from_dict(config.to_dict())
-    unset = {"classifier_dropout"}  # None, and absent from the reference's class
+    # The first is None, and absent from the reference's class; the others are ours, and unset.
+    unset = {"classifier_dropout", "passage_copies", "bidirectional_layers", "label_piece"}
+    assert not unset & config.to_dict().keys()
     for field in fields(config):
         if field.name not in unset:
             assert getattr(reference, field.name) == getattr(config, field.name), field.name
@@ -188,3 +193,18 @@ def test_a_config_cannot_be_changed():
     """Models and caches read it at different times, so it must be one value throughout."""
     with pytest.raises(AttributeError):
         BioGptConfig().hidden_size = 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"passage_copies": 0}, "passage_copies is 0"),
+        ({"bidirectional_layers": 25}, "bidirectional_layers is 25; expected 0 to num_hidden_layers, 24"),
+        ({"label_piece": "middle"}, "label_piece is 'middle'; expected one of first, last"),
+    ],
+)
+def test_fields_of_our_own_are_checked_and_come_back(changes, message):
+    with pytest.raises(ValueError, match=message):
+        BioGptConfig(**changes)
+    config = BioGptConfig(passage_copies=2, bidirectional_layers=3, label_piece="last")
+    assert BioGptConfig.from_dict(config.to_dict()) == config

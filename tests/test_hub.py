@@ -239,3 +239,50 @@ def test_importing_the_hub_leaves_the_network_library_alone() -> None:
     code = "import sys; sys.path[:0] = [{!r}]; import biogpt.hub; print('huggingface_hub' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code.format(str(ROOT))], capture_output=True, text=True)
     assert out.stdout.strip() == "False", out.stderr
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from biogpt.hub import push_to_hub
+try:
+    print(push_to_hub(Path(sys.argv[1]), sys.argv[2]))
+except (OSError, ValueError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def push(url: str, home: Path, folder: Path, name: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PUSH, str(folder), name],
+        env=environment(url, home) | {"HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_folder_is_uploaded_file_by_file(tmp_path: Path) -> None:
+    folder, uploads = tmp_path / "folder", tmp_path / "uploads"
+    uploads.mkdir()
+    tiny(folder)
+    with HubServer({}, uploads=uploads) as server:
+        done = push(server.url, tmp_path / "home", folder, "lab/new")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("/lab/new/commit/" + "0" * 40)
+    assert {path.name: path.read_bytes() for path in uploads.iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+
+
+def test_an_upload_that_is_refused_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    tiny(folder)
+    with HubServer({}) as server:
+        refused = push(server.url, tmp_path / "home", folder, "lab/new")
+        wrong = push(server.url, tmp_path / "home", folder, "new")
+        empty = push(server.url, tmp_path / "home", tmp_path, "lab/new")
+    assert "ConnectionError" in refused.stderr
+    assert "hf auth login" in refused.stderr
+    assert "'new' is not a Hub id; expected OWNER/NAME" in wrong.stderr
+    assert "config.json" in empty.stderr
