@@ -5,10 +5,10 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +16,9 @@ FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".pubtator")
 _TEXT_COLUMNS = ("text", "abstract", "sentence")
 _ID_COLUMNS = ("id", "pmid", "doc_id", "document_id")
 _PUBTATOR_LINE = re.compile(r"([^|\t\r\n]+)\|([ta])\|(.*)")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 PubtatorEntity = tuple[int, int, str, str]  # start, end, text, type
 
@@ -37,21 +40,34 @@ def read_text(path: str | Path) -> str:
     data = Path(path).read_bytes()
     name = Path(path).name
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8").removeprefix("\ufeff")
+        wrong = data.find(0)  # UTF-16 without a mark is valid UTF-8, full of zeros
     except UnicodeDecodeError as error:
+        wrong = error.start
+    if wrong >= 0:
         raise ValueError(
-            f"{name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; save it as UTF-8 and try again"
-        ) from error
+            f"{name} is not UTF-8: byte {wrong} is 0x{data[wrong]:02x}; save it as UTF-8 and try again"
+        )
     if not text.strip():
         raise ValueError(f"{name} is empty; expected at least one text")
     return text
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 file, ended as editors end them: ``str.splitlines`` also cuts at U+2028 and others.
+
+    Raises:
+        ValueError: see ``read_text``.
+    """
+    return _LINE_END.split(read_text(path))
 
 
 def read_documents(path: str | Path) -> list[Document]:
     """The texts of a file.
 
     ``.txt``: one text a line. ``.csv``, ``.tsv``: a header and a column ``text``, ``abstract`` (after ``title``, if
-    there is one) or ``sentence``. ``.jsonl``, ``.json``: objects with ``text``. PubTator is known by its content.
+    there is one) or ``sentence``; rows without text are left out. ``.jsonl``, ``.json``: objects with ``text``.
+    PubTator is known by its content, and its entities are not looked at.
     Ids come from ``id`` or ``pmid``, else they count from 1; one used twice gets ``-2``, ``-3`` …, so that results
     of different texts are not mixed up.
 
@@ -63,11 +79,11 @@ def read_documents(path: str | Path) -> list[Document]:
     kind = path.suffix.lower()
     first = text.lstrip().splitlines()[0]
     if kind == ".pubtator" or _PUBTATOR_LINE.fullmatch(first):
-        pairs = [(document.id, document.text) for document, _ in _pubtator(text, path.name)]
+        pairs = [(block.id, block.text) for block in _pubtator(path)]
     elif kind == ".txt":
-        pairs = [("", line) for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+        pairs = [("", line) for line in _LINE_END.split(text) if line.strip()]
     elif kind in (".csv", ".tsv"):
-        pairs = list(_table(text, path.name, "\t" if kind == ".tsv" else ","))
+        pairs = list(_table(path))
     elif kind in (".jsonl", ".json"):
         pairs = list(_objects(text, path.name, lines=kind == ".jsonl"))
     else:
@@ -81,65 +97,131 @@ def read_pubtator(path: str | Path) -> list[tuple[Document, list[PubtatorEntity]
     """Abstracts in PubTator format with their entities, sorted and apart.
 
     The text is title, space, abstract, as offsets in the BioCreative files count. Of overlapping entities the longer
-    one is kept.
+    one is kept. An id used twice is numbered, as in ``read_documents``.
 
     Raises:
         ValueError: the file is malformed, or an entity's text is not at its offsets.
     """
-    return list(_pubtator(read_text(path), Path(path).name))
+    blocks = list(_pubtator(Path(path)))
+    documents = _with_ids([(block.id, block.text) for block in blocks])
+    found = [[_entity(where, fields, block.text) for where, fields in block.rows] for block in blocks]
+    kept = [_apart(entities) for entities in found]
+    dropped = sum(map(len, found)) - sum(map(len, kept))
+    if dropped:
+        logger.info("%s: %d entities inside others were left out", Path(path).name, dropped)
+    return list(zip(documents, kept, strict=True))
 
 
-def _pubtator(text: str, name: str) -> Iterator[tuple[Document, list[PubtatorEntity]]]:
-    parts: dict[str, dict[str, str]] = {}
-    entities: dict[str, list[PubtatorEntity]] = {}
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+class _Block(NamedTuple):
+    """One text of a PubTator file; rows: the place and the columns of each of its entities."""
+
+    id: str
+    text: str
+    rows: list[tuple[str, list[str]]]
+
+
+def _pubtator(path: Path) -> Iterator[_Block]:
+    block: _Block | None = None
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
-        if match := _PUBTATOR_LINE.fullmatch(line):
-            parts.setdefault(match[1], {})[match[2]] = match[3]
-            continue
+        where = f"{path.name}, line {number}"
         fields = line.split("\t")
-        if len(fields) >= 5 and fields[1].isdigit() and fields[2].isdigit() and fields[0] in parts:
-            entity = (int(fields[1]), int(fields[2]), fields[3], fields[4])
-            entities.setdefault(fields[0], []).append(entity)
-        elif len(fields) < 3 or fields[0] not in parts:  # others are relations: id, relation, two arguments
+        match = _PUBTATOR_LINE.fullmatch(line)
+        if match and match[2] == "t":
+            if block:
+                yield block
+            block = _Block(match[1], match[3], [])
+        elif block and match and match[1] == block.id:
+            block = block._replace(text=f"{block.text} {match[3]}")
+        elif not block or len(fields) < 3 or fields[0] != block.id:
             raise ValueError(
-                f"{name}, line {number}: {line[:60]!r} is not PubTator; expected ID|t|title, ID|a|abstract or "
-                "ID<tab>start<tab>end<tab>text<tab>type"
+                f"{where}: {line[:60]!r} is not PubTator; expected ID|t|title, then ID|a|abstract and "
+                "ID<tab>start<tab>end<tab>text<tab>type lines with that ID"
             )
-    dropped = 0
-    for key, part in parts.items():
-        whole = " ".join(part[letter] for letter in "ta" if letter in part)
-        kept: list[PubtatorEntity] = []
-        for start, end, mention, kind in sorted(entities.get(key, []), key=lambda e: (e[0] - e[1], e)):
-            if whole[start:end] != mention:
-                raise ValueError(
-                    f"{name}, {key}: {mention!r} was expected at {start} to {end}; there is {whole[start:end]!r}"
-                )
-            if all(end <= other[0] or start >= other[1] for other in kept):
-                kept.append((start, end, mention, kind))
-            else:
-                dropped += 1
-        yield Document(key, whole), sorted(kept)
-    if dropped:
-        logger.info("%s: %d entities inside others were left out", name, dropped)
+        elif fields[1].isdecimal():  # others are relations: id, relation, two arguments
+            block.rows.append((where, fields))
+    if block:
+        yield block
 
 
-def _table(text: str, name: str, delimiter: str) -> Iterator[tuple[str, str]]:
+def _entity(where: str, fields: list[str], text: str) -> PubtatorEntity:
+    if len(fields) < 5 or not fields[2].isdecimal() or not fields[4]:
+        raise ValueError(f"{where}: expected ID<tab>start<tab>end<tab>text<tab>type; got {fields}")
+    start, end, mention, kind = int(fields[1]), int(fields[2]), fields[3], fields[4]
+    if start >= end or text[start:end] != mention:
+        raise ValueError(
+            f"{where}: {mention!r} was expected at {start} to {end}; there is {text[start:end]!r}"
+        )
+    return start, end, mention, kind
+
+
+def _apart(entities: Sequence[PubtatorEntity]) -> list[PubtatorEntity]:
+    """The longest entities that do not overlap, sorted; of equally long ones the first."""
+    kept: list[PubtatorEntity] = []
+    for entity in sorted(entities, key=lambda e: (e[0] - e[1], e)):
+        if all(entity[1] <= other[0] or other[1] <= entity[0] for other in kept):
+            kept.append(entity)
+    return sorted(kept)
+
+
+def read_table(path: str | Path) -> list[tuple[str, list[str]]]:
+    """The rows of a ``.csv``, or of a file with tabs, each with its place (``name, line 3``); empty lines are left out.
+
+    In a file with tabs a quotation mark is often just that. Cells are unquoted only if this works for all of
+    them and leaves none with a tab inside; otherwise every line is a row.
+
+    Raises:
+        ValueError: the file is empty, not UTF-8, or the quotation marks of a ``.csv`` do not match.
+    """
+    path = Path(path)
+    comma = path.suffix.lower() == ".csv"
+    try:
+        rows = list(_quoted_rows(path, "," if comma else "\t"))
+    except csv.Error as error:
+        if comma:
+            raise ValueError(
+                f'{error}; expected " around a whole cell, and each " inside it doubled'
+            ) from error
+        rows = []
+    if comma or (rows and not any("\t" in cell for _, cells in rows for cell in cells)):
+        return rows
+    numbered = enumerate(read_lines(path), 1)
+    return [(f"{path.name}, line {number}", line.split("\t")) for number, line in numbered if line.strip()]
+
+
+def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    text = read_text(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = {str(column).strip().lower(): column for column in reader.fieldnames or []}
-    found = next((columns[column] for column in _TEXT_COLUMNS if column in columns), None)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    where = f"{path.name}, line 1"
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield where, row
+            where = f"{path.name}, line {reader.line_num + 1}"
+    except csv.Error as error:
+        raise csv.Error(f"{where}: {error}") from error
+
+
+def _table(path: Path) -> Iterator[tuple[str, str]]:
+    (_, header), *rows = read_table(path)
+    columns = [column.strip().lower() for column in header]
+    found = next((columns.index(column) for column in _TEXT_COLUMNS if column in columns), None)
     if found is None:
         raise ValueError(
-            f"{name} has the columns {', '.join(columns)}; expected one of {', '.join(_TEXT_COLUMNS)} in its first line"
+            f"{path.name} has the columns {', '.join(columns)}; expected one of {', '.join(_TEXT_COLUMNS)} in its first line"
         )
-    key = next((columns[column] for column in _ID_COLUMNS if column in columns), None)
-    title = columns.get("title") if "text" not in columns else None
-    for row in reader:
-        content = " ".join(part for column in (title, found) if column and (part := row[column] or ""))
-        if content.strip():
-            yield (row[key] or "") if key else "", content
+    key = next((columns.index(column) for column in _ID_COLUMNS if column in columns), None)
+    title = columns.index("title") if columns[found] == "abstract" and "title" in columns else None
+    for where, row in rows:
+        if len(row) != len(columns):
+            raise ValueError(
+                f"{where}: {len(row)} cells, but {len(columns)} columns; a text with the separator in it needs quotes"
+            )
+        parts = [row[column] for column in (title, found) if column is not None]
+        if content := " ".join(part for part in parts if part.strip()):
+            yield "" if key is None else row[key], content
 
 
 def _objects(text: str, name: str, lines: bool) -> Iterator[tuple[str, str]]:
@@ -155,8 +237,11 @@ def _objects(text: str, name: str, lines: bool) -> Iterator[tuple[str, str]]:
         where = f"line {number_of_error(text, error)}" if lines else f"line {error.lineno}"
         raise ValueError(f"{name}, {where}: not JSON ({error.msg})") from error
     for number, value in numbered:
+        where = f"{name}, {'line' if lines else 'object'} {number}"
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-            raise ValueError(f'{name}, {"line" if lines else "object"} {number}: expected {{"text": "…"}}')
+            raise ValueError(f'{where}: expected {{"text": "…"}}')
+        if _SURROGATE.search(value["text"]):
+            raise ValueError(f"{where}: half of a surrogate pair, which no UTF-8 file can hold")
         if value["text"].strip():
             yield _id(value), value["text"]
 

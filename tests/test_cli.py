@@ -1,5 +1,6 @@
 """The command line, run as a user runs it but within this process."""
 
+import json
 import re
 
 import pytest
@@ -7,9 +8,13 @@ import torch
 
 from biogpt.cli import main
 from biogpt.config import BioGptConfig
+from biogpt.documents import read_documents
+from biogpt.entities import EntityRecognizer
+from biogpt.export import entities_as
 from biogpt.generate import GenerationOptions
-from biogpt.heads import BioGptForCausalLM
+from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.service import TextGenerator
+from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.vocabulary import count_words, learn_vocabulary
 
 TEXT = ["Aspirin reduces fever in patients .", "The BRCA1 gene repairs DNA in cells ."]
@@ -89,3 +94,85 @@ def test_a_prompt_beyond_the_limit_is_refused_before_any_text(checkpoint, capsys
     out, error = capsys.readouterr()
     assert "48" in error
     assert "gene" not in out
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """A tagger and a classifier with heads drawn at random, loud enough to find something."""
+    folder = tmp_path_factory.mktemp("heads")
+    tokenizer = BioGptTokenizer.from_pretrained("mini")
+    torch.manual_seed(0)
+    for head, labels in (
+        (BioGptForTokenClassification, ["O", "B-Gene", "I-Gene", "B-Disease", "I-Disease"]),
+        (BioGptForSequenceClassification, ["AIM", "RESULT"]),
+    ):
+        model = head.from_pretrained("mini", labels=labels, precision="float32")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if not name.startswith("biogpt."):
+                    parameter.mul_(10)
+        model.save_pretrained(folder / head.__name__)
+        tokenizer.save_pretrained(folder / head.__name__)
+    return folder
+
+
+TEXTS = "TP53 was lost.\nAspirin helped patients with colorectal cancer.\n"
+
+
+def test_entities_of_a_file_in_each_format(heads, tmp_path, capsys):
+    model = str(heads / "BioGptForTokenClassification")
+    texts, out = tmp_path / "a.txt", tmp_path / "out"
+    texts.write_text(TEXTS)
+    found = EntityRecognizer.from_pretrained(model).batch(TEXTS.splitlines())
+    assert any(found)
+    for kind in ("json", "jsonl", "csv", "brat", "pubtator"):
+        assert main(["ner", "--file", str(texts), "--model", model, "--format", kind, "--out", str(out)]) == 0
+        assert out.read_bytes() == entities_as(kind, read_documents(texts), found)
+    assert main(["ner", "--file", str(texts), "--model", model]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["id", "label", "start", "end", "score", "text"]
+    assert len(table) == 1 + sum(map(len, found))
+    assert (
+        main(["ner", TEXTS, "--model", model, "--types", "Gene", "--min-score", "0.2", "--format", "json"])
+        == 0
+    )
+    (one,) = json.loads(capsys.readouterr().out)
+    assert all(each["label"] == "Gene" and each["score"] >= 0.2 for each in one["entities"])
+
+
+def test_labels_and_roles_of_texts(heads, tmp_path, capsys):
+    model = str(heads / "BioGptForSequenceClassification")
+    assert main(["classify", TEXTS, "--model", model, "--format", "json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    assert sum(each["score"] for each in one["labels"]) == pytest.approx(1, abs=1e-5)
+    assert main(["classify", TEXTS, "--model", model, "--sentences", "--format", "jsonl"]) == 0
+    roles = json.loads(capsys.readouterr().out)["sentences"]
+    assert [role["text"] for role in roles] == TEXTS.splitlines()
+    assert main(["classify", TEXTS, "--labels", "cancer", "diabetes"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1] == "cancer"
+
+
+def test_what_cannot_be_done_is_said_and_leaves_no_file(heads, tmp_path, capsys):
+    model = str(heads / "BioGptForTokenClassification")
+    empty, out = tmp_path / "a.txt", tmp_path / "out.json"
+    empty.write_text(" \n")
+    wrong = {
+        ("ner", "--file", str(empty), "--model", model, "--out", str(out)): "is empty",
+        ("ner", " ", "--model", model): "the text is empty",
+        (
+            "ner",
+            "a",
+            "--model",
+            model,
+            "--types",
+            "Plant",
+        ): "unknown types ['Plant']; the model knows Gene, Disease",
+        ("ner", "a", "--model", model, "--format", "brat"): "name a file with --out",
+        ("ner", "a", "--model", model, "--out", str(tmp_path / "none" / "a")): "is not a folder",
+        ("classify", "a", "--model", "mini"): "give labels of your own",
+        ("train", "ner", "--train", str(empty), "--out", str(tmp_path / "run")): "is empty",
+    }
+    for arguments, message in wrong.items():
+        assert main(list(arguments)) == 1, arguments
+        assert message in capsys.readouterr().err
+    assert not out.exists()

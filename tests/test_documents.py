@@ -97,3 +97,62 @@ def test_the_bc5cdr_abstracts_all_load(shared_data, split):
     assert len(abstracts) == 500
     for document, entities in abstracts:
         assert all(document.text[start:end] == mention for start, end, mention, _ in entities)
+
+
+def test_a_quotation_mark_in_a_tsv_swallows_no_lines(file):
+    """Read as quoting, the mark that opens line 3 would take line 4 into its cell, and close where that ends."""
+    path = file("a.tsv", 'id\ttext\n1\t"Aspirin" works\n2\t"We saw this.\n3\tAnd that."\n')
+    assert texts(path) == ['"Aspirin" works', '"We saw this.', 'And that."']
+    path = file("b.tsv", 'id\ttext\n2\t"We saw this.\n3\tAnd that."\n')
+    assert texts(path) == ['"We saw this.', 'And that."']
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text\nAspirin, a drug\n", "line 2: 2 cells, but 1 columns"),
+        ("id,text\n1,a\n2\n", "line 3: 1 cells, but 2 columns"),
+        ('id,text\n1,a\n2,"b\n3,c\n', "line 3: unexpected end of data"),
+        ("id;text\n1;a\n", "has the columns id;text; expected one of text, abstract, sentence"),
+    ],
+)
+def test_a_row_of_a_csv_is_never_cut_or_dropped(file, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_documents(file("a.csv", content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xef\xbb\xbfab\xff", "byte 5 is 0xff"),  # counted from the start of the file, mark included
+        ("text".encode("utf-16-le"), "byte 1 is 0x00"),  # valid UTF-8, full of zeros
+        (
+            b'{"text": "a\\ud83db"}',
+            "half of a surrogate pair",
+        ),  # could not be written to a result file
+    ],
+)
+def test_what_no_utf8_file_can_hold_is_refused(file, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_documents(file("a.jsonl", content))
+
+
+def test_texts_are_read_whatever_the_entities(file):
+    """To tag a file anew, its old annotations need not be right."""
+    path = file("a.txt", "1|t|Aspirin.\n1\t1\t8\tAspirin\tChemical\n")
+    assert texts(path) == ["Aspirin."]
+
+
+def test_a_pubtator_id_used_twice_loses_no_text(file):
+    path = file("a.txt", "1|t|One.\n1|a|A.\n1\t0\t3\tOne\tX\n\n1|t|Two.\n1|a|B.\n1\t0\t3\tTwo\tX\n")
+    assert read_pubtator(path) == [
+        (Document("1", "One. A."), [(0, 3, "One", "X")]),
+        (Document("1-2", "Two. B."), [(0, 3, "Two", "X")]),
+    ]
+
+
+@pytest.mark.parametrize("line", ["1\t0\t0\t\tX", "1\t0\t3\tOne", "2\t0\t3\tOne\tX", "nonsense"])
+def test_a_malformed_pubtator_line_is_named(file, line):
+    path = file("a.txt", f"1|t|One.\n1|a|A.\n{line}\n")
+    with pytest.raises(ValueError, match="line 3"):
+        read_pubtator(path)

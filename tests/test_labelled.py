@@ -1,7 +1,10 @@
 """Readers of labelled text: tag schemes, offsets, messages, and the real corpora against their table."""
 
+import re
+
 import pytest
 
+from biogpt.documents import read_documents
 from biogpt.training.labelled import (
     LabelledText,
     Span,
@@ -144,3 +147,102 @@ def test_the_classified_corpora_hold_what_their_table_says(shared_data):
     abstracts = read_sections(folder / "rct-sections/dev.txt")
     assert (len(abstracts), sum(len(a.sentences) for a in abstracts)) == (206, 2673)
     assert len(read_sections(folder / "nicta-piboso/test.txt")) == 200
+
+
+def test_an_end_ends_even_where_an_inside_follows():
+    assert tag_spans(["S-D", "I-D", "B-D", "E-D", "I-D"]) == [
+        (0, 1, "D"),
+        (1, 2, "D"),
+        (2, 4, "D"),
+        (4, 5, "D"),
+    ]
+
+
+def test_a_conll_file_without_sentences_is_refused(file):
+    with pytest.raises(ValueError, match="holds no sentence"):
+        read_conll(file("-DOCSTART- O\n\n", "a.conll"))
+
+
+def test_a_token_with_a_no_break_space_stays_whole(file):
+    (sentence,) = read_conll(file("5\u00a0mg\tO\nflu\tB-D\n", "a.conll"))
+    assert sentence.tokens == ("5\u00a0mg", "flu")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"entities": []}',
+        '{"text": "flu", "entities": [{"start": 0.5, "end": 2, "label": "D"}]}',
+        '{"text": "flu", "entities": [{"start": 0, "end": 2, "label": ""}]}',
+    ],
+)
+def test_no_entity_or_text_is_made_up(file, line):
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1"):
+        read_tagged_jsonl(file(line, "a.jsonl"))
+
+
+BOTH = [LabelledText("One text.", ("a", "b c")), LabelledText('"Two" texts.', ())]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("a.tsv", 'Label\tText\na | b c\tOne text.\nnone\t"Two" texts.\n', ()),
+        ("a.tsv", 'One text.\ta|b c\n"Two" texts.\tnone\n', (1, 2)),
+        ("a.csv", 'text,label\nOne text.,a|b c\n"""Two"" texts.",none\n', ("text", "label")),
+    ],
+)
+def test_headers_numbers_and_commas(file, name, content, columns):
+    """A header read as an example would teach the head a label called "label"."""
+    assert read_labelled(file(content, name), *columns) == BOTH
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("a.tsv", "a||b\tx\n", ()),
+        ("a.tsv", "a\tx\n", ("0", "1")),
+        ("a.tsv", "label\ttext\n", ("text", "label")),
+        ("a.jsonl", '{"text": "x", "labels": [null]}\n', ()),
+    ],
+)
+def test_no_label_is_made_up(file, name, content, columns):
+    with pytest.raises(ValueError, match=r"a\.|column 0"):
+        read_labelled(file(content, name), *columns)
+
+
+def test_classes_may_be_numbers(file):
+    content = '{"text": "x", "label": 0}\n{"text": "y", "labels": [1, 2]}\n'
+    read = read_labelled(file(content, "a.jsonl"))
+    assert read == [LabelledText("x", ("0",)), LabelledText("y", ("1", "2"))]
+
+
+def test_sections_without_sentences_are_refused(file):
+    with pytest.raises(ValueError, match="holds no sentence"):
+        read_sections(file("###1\n\n###2\n", "a.txt"))
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "P = 0.05 at 1:10 of 1,000",
+        "12 +/- 3 mg",
+        "in 1999, 200 mice",
+        "both lines' cells",
+        "the 5' end",
+        "aged 3, 4 or 5",
+    ],
+)
+def test_numbers_and_apostrophes_are_joined_as_prose_is_written(prose):
+    tokens = tuple(re.findall(r"\w+|\S", prose))
+    assert TaggedSentence(tokens, ("O",) * len(tokens)).as_text(natural=True).text == prose
+
+
+def test_most_sentences_are_joined_as_their_authors_wrote_them(shared_data):
+    folder = shared_data / "ner" / "bc5cdr"
+    abstracts = " ".join(
+        document.text for document in read_documents(folder / "pubtator" / "dev.PubTator.txt")
+    )
+    sentences = read_conll(folder / "dev.tsv")
+    exact = sum(sentence.as_text(natural=True).text in abstracts for sentence in sentences)
+    assert exact / len(sentences) > 0.88

@@ -65,3 +65,8 @@ def test_the_plot_shows_counts_and_is_a_png(tmp_path):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Gene", "none"]
     confusion_plot(matrix, ["Gene", "none"], tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_label_that_the_head_does_not_have_is_named():
+    with pytest.raises(ValueError, match="METHOD is not among the labels AIM, METHODS"):
+        confusion(["METHOD"], ["AIM"], ["AIM", "METHODS"])

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biogpt.documents import read_text
+from biogpt.documents import read_lines, read_table
 
-_TAG = re.compile(r"([BILUSEM])-(.+)|O")
+_TAG = re.compile(r"([BILUSE])-(.+)|O")
+_LABEL_COLUMNS = ("label", "labels")
 _NO_SPACE_BEFORE = frozenset(".,;:)]}%?!'\u2019")
 _NO_SPACE_AFTER = frozenset("([{")
-_TIGHT = frozenset("-/'\u2019")  # written without spaces on either side
+_TIGHT = frozenset("-/")  # written without spaces on either side
+_ENDINGS = frozenset(("s", "t", "d", "m", "ll", "re", "ve"))  # of words, after an apostrophe
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class TaggedSentence:
         text = ""
         places = []
         for index, token in enumerate(self.tokens):
-            if index and not (natural and _joined(self.tokens[index - 1], token)):
+            if index and not (natural and _joined(self.tokens, index)):
                 text += " "
             places.append((len(text), len(text) + len(token)))
             text += token
@@ -74,54 +76,58 @@ class LabelledSentences:
 
 
 def tag_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Entities of BIO tags as conlleval reads them: (first, after the last, type).
+    """Entities of BIO, IOBES or BILOU tags as conlleval reads them: (first, after the last, type).
 
-    An ``I-`` that does not go on with its type begins an entity.
+    A tag that does not go on with an open entity of its type begins one, whatever its prefix.
     """
     spans: list[tuple[int, int, str]] = []
-    before = ""
+    open_type = ""
     for index, tag in enumerate(tags):
         prefix, _, kind = tag.partition("-")
-        if prefix == "B" or (prefix == "I" and before != kind):
-            spans.append((index, index + 1, kind))
-        elif prefix == "I":
+        if kind and kind == open_type and prefix in "IEL":
             spans[-1] = (spans[-1][0], index + 1, kind)
-        before = kind
+        elif kind:
+            spans.append((index, index + 1, kind))
+        open_type = kind if prefix in "BI" else ""
     return spans
 
 
 def read_conll(path: str | Path) -> list[TaggedSentence]:
-    """Sentences of a CoNLL file: a token, white space, …, a tag on each line; an empty line between sentences.
+    """Sentences of a CoNLL file: a token, a tab or white space, …, a tag on each line; an empty line between sentences.
 
     IOB1, IOB2 (BIO), IOBES and BILOU are read, and become BIO.
 
     Raises:
-        ValueError: the file is empty, not UTF-8, or a line has no tag; the message names the line.
+        ValueError: the file is empty or not UTF-8, holds no sentence, or a line has no tag; the message names it.
     """
     name = Path(path).name
     sentences: list[TaggedSentence] = []
     tokens: list[str] = []
     tags: list[str] = []
-    for number, line in enumerate([*read_text(path).split("\n"), ""], 1):
-        columns = line.split()
-        if columns and columns[0] != "-DOCSTART-":
+    for number, line in enumerate([*read_lines(path), ""], 1):
+        # Between tabs, a no-break space belongs to the token.
+        columns = line.rstrip().split("\t") if "\t" in line else line.split()
+        if line.strip() and columns[0] != "-DOCSTART-":
             tag = _TAG.fullmatch(columns[-1])
-            if len(columns) < 2 or tag is None:
+            if len(columns) < 2 or not columns[0] or tag is None:
                 raise ValueError(
                     f"{name}, line {number}: {line.strip()[:60]!r} has no tag; expected a token and O, B-type or I-type"
                 )
             tokens.append(columns[0])
-            tags.append({"S": "B", "U": "B", "B": "B"}.get(tag[1], "I") + f"-{tag[2]}" if tag[1] else "O")
+            tags.append(tag[0])
         elif tokens:
-            sentences.append(TaggedSentence(tuple(tokens), tuple(_as_bio(tags))))
+            sentences.append(TaggedSentence(tuple(tokens), _as_bio(tags)))
             tokens, tags = [], []
+    if not sentences:
+        raise ValueError(f"{name} holds no sentence; expected lines of a token and a tag")
     return sentences
 
 
-def _as_bio(tags: Sequence[str]) -> Iterator[str]:
-    begins = {first for first, _, _ in tag_spans(tags)}
-    for index, tag in enumerate(tags):
-        yield "B" + tag[1:] if index in begins else tag
+def _as_bio(tags: Sequence[str]) -> tuple[str, ...]:
+    bio = ["O"] * len(tags)
+    for first, last, kind in tag_spans(tags):
+        bio[first:last] = [f"B-{kind}", *[f"I-{kind}"] * (last - first - 1)]
+    return tuple(bio)
 
 
 def read_tagged_jsonl(path: str | Path) -> list[TaggedText]:
@@ -132,77 +138,101 @@ def read_tagged_jsonl(path: str | Path) -> list[TaggedText]:
     """
     texts = []
     for where, value in _json_lines(path):
-        text = value.get("text")
-        try:
-            spans = sorted((int(e["start"]), int(e["end"]), str(e["label"])) for e in value["entities"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'{where}: expected "entities": [{{"start", "end", "label"}}, …]') from error
+        match value:
+            case {"text": str(text), "entities": list(entities)}:
+                spans = sorted((_span(where, entity) for entity in entities), key=lambda span: span.start)
+            case _:
+                raise ValueError(f'{where}: expected "entities": [{{"start", "end", "label"}}, …]')
         end = 0
-        for start, stop, label in spans:
-            if not isinstance(text, str) or not end <= start < stop <= len(text):
+        for span in spans:
+            if not end <= span.start < span.end <= len(text):
                 raise ValueError(
-                    f"{where}: {label} at {start} to {stop} overlaps another or is not inside the text"
+                    f"{where}: {span.label} at {span.start} to {span.end} overlaps another or is not inside the text"
                 )
-            end = stop
-        texts.append(TaggedText(str(text), tuple(Span(*span) for span in spans)))
+            end = span.end
+        texts.append(TaggedText(text, tuple(spans)))
     return texts
+
+
+def _span(where: str, entity: Any) -> Span:
+    match entity:
+        case {"start": int(start), "end": int(end), "label": str(label)} if label:
+            return Span(start, end, label)
+    raise ValueError(f'{where}: {entity!r}; expected {{"start": number, "end": number, "label": "…"}}')
 
 
 def read_labelled(
     path: str | Path,
-    text_column: str = "-1",
-    label_column: str = "-2",
+    text_column: str | int = -1,
+    label_column: str | int = -2,
     separator: str = "|",
     none_label: str = "none",
 ) -> list[LabelledText]:
-    """Texts and labels of a TSV file, or of JSON Lines with ``text`` and ``label`` or ``labels``.
+    """Texts and labels of a TSV or CSV file, or of JSON Lines with ``text`` and ``label`` or ``labels``.
 
     Args:
-        text_column, label_column: of a TSV: a name in the first line, or a number; from 1, or -1 for the last.
+        text_column, label_column: of a table: a name in the first line, or a number; from 1, or -1 for the last.
+            The first line counts as a header if a column is named or one of its cells is ``label`` or ``labels``.
         separator: between the labels of one text.
         none_label: stands for no label.
 
     Raises:
-        ValueError: a line lacks a column, or the text is empty; the message names the line.
+        ValueError: a line lacks a column, a text or a label is empty, or there is no text; the message names the line.
     """
-    if Path(path).suffix == ".jsonl":
+    if Path(path).suffix.lower() == ".jsonl":
         return [_labelled(where, value, none_label) for where, value in _json_lines(path)]
-    lines = [line.rstrip("\r") for line in read_text(path).split("\n")]
-    header = lines[0].split("\t")
-    named = {column for column in (text_column, label_column) if not column.lstrip("-").isdigit()}
+    rows = read_table(path)
+    header = rows[0][1]
+    chosen = [_column(text_column), _column(label_column)]
+    named = {column for column in chosen if isinstance(column, str)}
     if named - set(header):
         raise ValueError(
             f"{Path(path).name} has the columns {', '.join(header)}; expected {', '.join(sorted(named))}"
         )
-    at = [
-        header.index(column) if column in named else int(column) - (int(column) > 0)
-        for column in (text_column, label_column)
-    ]
+    if named or any(cell.strip().lower() in _LABEL_COLUMNS for cell in header):
+        rows = rows[1:]
+    if not rows:
+        raise ValueError(f"{Path(path).name} holds a header but no text")
+    at = [header.index(column) if isinstance(column, str) else column - (column > 0) for column in chosen]
     texts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or (number == 1 and named):
-            continue
-        try:
-            text, labels = (line.split("\t")[column] for column in at)
-        except IndexError:
-            text = labels = ""
-        if not text.strip() or not labels.strip():
+    for where, row in rows:
+        if any(not -len(row) <= column < len(row) for column in at):
             raise ValueError(
-                f"{Path(path).name}, line {number}: {line[:60]!r} lacks a text or a label in columns "
-                f"{text_column} and {label_column}"
+                f"{where}: {' '.join(row)[:60]!r} lacks a text or a label in columns {text_column} and {label_column}"
             )
-        chosen = tuple(label for label in labels.split(separator) if label != none_label)
-        texts.append(LabelledText(text, chosen))
+        text, labels = (row[column] for column in at)
+        texts.append(
+            _labelled_text(where, text, labels.split(separator) if separator else [labels], none_label)
+        )
     return texts
 
 
+def _column(given: str | int) -> str | int:
+    column = int(given) if str(given).removeprefix("-").isdecimal() else given
+    if column == 0:
+        raise ValueError("there is no column 0; columns count from 1, or from -1 at the end")
+    return column
+
+
 def _labelled(where: str, value: dict[str, Any], none_label: str) -> LabelledText:
-    labels = value.get("labels", value.get("label"))
-    labels = [labels] if isinstance(labels, str) else labels
+    labels = value["labels"] if "labels" in value else [value.get("label")]
     text = value.get("text")
-    if not isinstance(text, str) or not text.strip() or not isinstance(labels, list):
+    if (
+        not isinstance(text, str)
+        or not isinstance(labels, list)
+        or not all(isinstance(label, str | int) for label in labels)
+    ):
         raise ValueError(f'{where}: expected {{"text": "…", "label": "…"}} or "labels": […]')
-    return LabelledText(text, tuple(str(label) for label in labels if label != none_label))
+    return _labelled_text(where, text, [str(label) for label in labels], none_label)
+
+
+def _labelled_text(where: str, text: str, labels: Sequence[str], none_label: str) -> LabelledText:
+    stripped = dict.fromkeys(label.strip() for label in labels)
+    if not text.strip() or "" in stripped:
+        raise ValueError(
+            f"{where}: a text or a label is empty; where a text has no label, write {none_label!r}"
+        )
+    return LabelledText(text, tuple(label for label in stripped if label != none_label))
 
 
 def read_sections(path: str | Path) -> list[LabelledSentences]:
@@ -213,7 +243,7 @@ def read_sections(path: str | Path) -> list[LabelledSentences]:
     """
     abstracts: list[LabelledSentences] = []
     found: list[tuple[str, str]] = []
-    for number, line in enumerate([*read_text(path).split("\n"), "###"], 1):
+    for number, line in enumerate([*read_lines(path), "###"], 1):
         line = line.strip()
         if line.startswith("###"):
             if found:
@@ -227,11 +257,15 @@ def read_sections(path: str | Path) -> list[LabelledSentences]:
                     f"{Path(path).name}, line {number}: {line[:60]!r}; expected ###id or LABEL<tab>sentence"
                 )
             found.append((label, sentence.strip()))
+    if not abstracts:
+        raise ValueError(
+            f"{Path(path).name} holds no sentence; expected ###id, then LABEL<tab>sentence lines"
+        )
     return abstracts
 
 
 def _json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         where = f"{Path(path).name}, line {number}"
@@ -244,6 +278,17 @@ def _json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, value
 
 
-def _joined(left: str, right: str) -> bool:
-    """Whether prose has no space between two tokens."""
+def _joined(tokens: Sequence[str], index: int) -> bool:
+    """Whether prose has no space before token ``index``."""
+    before, left, right = tokens[index - 2] if index > 1 else "", tokens[index - 1], tokens[index]
+    if left[-1] in "'\u2019":
+        return right in _ENDINGS
+    if (
+        left in (".", ",", ":") and right[0].isdigit()
+    ):  # 0 . 5, 1 , 000 and 1 : 10, but not after a word or a year
+        return before.isdigit() and (left != "," or (len(before) < 4 and len(right) == 3))
+    if right[0] == "." and len(right) > 1:
+        return False
+    if left == "-" and before == "/":  # +/- 3
+        return False
     return right[0] in _NO_SPACE_BEFORE or left[-1] in _NO_SPACE_AFTER or right in _TIGHT or left in _TIGHT

@@ -98,7 +98,13 @@ def _scores(gold: Sequence[set[tuple]], predicted: Sequence[set[tuple]]) -> dict
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """[N, N] counts, gold by row."""
+    """[N, N] counts, gold by row.
+
+    Raises:
+        ValueError: a label is not one of the N, as when only the dev split has it.
+    """
+    if unknown := {*gold, *predicted} - set(labels):
+        raise ValueError(f"{', '.join(sorted(unknown))} is not among the labels {', '.join(labels)}")
     matrix = np.zeros((len(labels), len(labels)), dtype=int)
     for true, guessed in zip(gold, predicted, strict=True):
         matrix[labels.index(true), labels.index(guessed)] += 1
