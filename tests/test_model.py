@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from biogpt.cache import KVCache
+from biogpt.heads import BioGptForCausalLM
 from biogpt.model import POSITION_OFFSET, BioGptModel
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
@@ -198,3 +199,33 @@ def test_gradient_checkpointing_changes_nothing_but_the_work(
     assert torch.equal(*losses)
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_bidirectional_layers_see_what_follows_and_no_padding(tiny_config, lively):
+    """The same weights, read three ways: only the layers that look both ways may notice a later token."""
+    ids = torch.randint(3, 40, (1, 6), generator=torch.Generator().manual_seed(1))
+    changed = ids.clone()
+    changed[0, 5] = 39 if ids[0, 5] != 39 else 38
+    for layers in (0, 1, 2):
+        model = lively(BioGptModel, tiny_config(bidirectional_layers=layers))
+        with torch.no_grad():
+            one, other = (model(each, output_hidden_states=True).hidden_states for each in (ids, changed))
+            left = model(F.pad(ids, (2, 0), value=1), attention_mask=F.pad(torch.ones_like(ids), (2, 0)))
+            right = model(F.pad(ids, (0, 3), value=1), attention_mask=F.pad(torch.ones_like(ids), (0, 3)))
+            weights = model(ids, output_attentions=True).last_hidden_state
+        differs = [not torch.allclose(a[0, 0], b[0, 0], atol=1e-6) for a, b in zip(one, other, strict=True)]
+        assert differs == [False] + [layer >= 2 - layers for layer in range(2)]
+        torch.testing.assert_close(left.last_hidden_state[:, 2:], one[-1], **TOLERANCE)
+        torch.testing.assert_close(right.last_hidden_state[:, :6], one[-1], **TOLERANCE)
+        torch.testing.assert_close(weights, one[-1], **TOLERANCE)
+
+
+def test_a_model_that_looks_both_ways_takes_no_cache(tiny_config):
+    config = tiny_config(bidirectional_layers=1)
+    model = BioGptModel(config)
+    ids = torch.tensor([[2, 5]])
+    for arguments in ({"use_cache": True}, {"past_key_values": KVCache(config, 1)}):
+        with pytest.raises(ValueError, match="bidirectional_layers = 1 reads a text as a whole"):
+            model(ids, **arguments)
+    with pytest.raises(ValueError, match="must not see the tokens it predicts"):
+        BioGptForCausalLM(config)
