@@ -68,7 +68,12 @@ def test_text_with_spaces_and_as_prose():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "is empty"), ("a O\nb\n", "line 2: 'b' has no tag"), ("a X-Y\n", "line 1: 'a X-Y' has no tag")],
+    [
+        ("", "is empty"),
+        ("a O\nb\n", "line 2: 'b' has no tag"),
+        ("a X-Y\n", "line 1: 'a X-Y' has no tag"),
+        (" \tB-X\n", "line 1"),
+    ],
 )
 def test_malformed_conll_names_the_line(file, content, message):
     with pytest.raises(ValueError, match=message):
@@ -114,8 +119,21 @@ def test_malformed_labels_name_the_line(file, content, columns, message):
 def test_sections(file):
     one, two = read_sections(file("###1\nA\tx.\nB\ty.\n\n###2\nA\tz.\n"))
     assert (one.sentences, one.labels, two.labels) == (("x.", "y."), ("A", "B"), ("A",))
-    with pytest.raises(ValueError, match="line 2: 'oops'"):
-        read_sections(file("###1\noops\n"))
+    (padded,) = read_sections(file("###1\nA \t x.\nA\ty.\n"))
+    assert padded.labels == ("A", "A"), "a space would make a class of its own"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("###1\noops\n", "line 2: 'oops'"),
+        ("###1\n\tx.\n", "line 2: 'x.'"),
+        ("A\tx.\n###1\nA\ty.\n", "line 1: .*expected ###id"),
+    ],
+)
+def test_malformed_sections_name_the_line(file, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_sections(file(content))
 
 
 @pytest.mark.parametrize(

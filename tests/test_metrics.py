@@ -61,7 +61,8 @@ def test_the_plot_shows_counts_and_is_a_png(tmp_path):
     matrix = np.array([[5, 0], [2, 7]])
     figure = confusion_figure(matrix, ["Gene", "none"])
     (axes,) = figure.axes
-    assert sorted(text.get_text() for text in axes.texts) == ["2", "5", "7"]
+    shown = {text.get_position(): text.get_text() for text in axes.texts}  # (column, row)
+    assert shown == {(0, 0): "5\n100%", (0, 1): "2\n22%", (1, 1): "7\n78%"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Gene", "none"]
     confusion_plot(matrix, ["Gene", "none"], tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

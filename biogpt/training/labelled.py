@@ -109,7 +109,7 @@ def read_conll(path: str | Path) -> list[TaggedSentence]:
         columns = line.rstrip().split("\t") if "\t" in line else line.split()
         if line.strip() and columns[0] != "-DOCSTART-":
             tag = _TAG.fullmatch(columns[-1])
-            if len(columns) < 2 or not columns[0] or tag is None:
+            if len(columns) < 2 or not columns[0].strip() or tag is None:
                 raise ValueError(
                     f"{name}, line {number}: {line.strip()[:60]!r} has no tag; expected a token and O, B-type or I-type"
                 )
@@ -239,29 +239,27 @@ def read_sections(path: str | Path) -> list[LabelledSentences]:
     """Abstracts of ``###id`` lines, each followed by ``LABEL<tab>sentence`` lines.
 
     Raises:
-        ValueError: a line is neither; the message names it.
+        ValueError: a line is neither, or a sentence comes before any ``###id``; the message names it.
     """
-    abstracts: list[LabelledSentences] = []
-    found: list[tuple[str, str]] = []
-    for number, line in enumerate([*read_lines(path), "###"], 1):
+    abstracts: list[list[tuple[str, str]]] = []
+    for number, line in enumerate(read_lines(path), 1):
         line = line.strip()
         if line.startswith("###"):
-            if found:
-                labels, sentences = zip(*found, strict=True)
-                abstracts.append(LabelledSentences(sentences, labels))
-            found = []
+            abstracts.append([])
         elif line:
-            label, tab, sentence = line.partition("\t")
-            if not tab or not sentence.strip():
+            label, _, sentence = line.partition("\t")
+            # Without its first ###, a table of texts would be read as one very long abstract.
+            if not sentence.strip() or not abstracts:
                 raise ValueError(
-                    f"{Path(path).name}, line {number}: {line[:60]!r}; expected ###id or LABEL<tab>sentence"
+                    f"{Path(path).name}, line {number}: {line[:60]!r}; expected ###id, then LABEL<tab>sentence"
                 )
-            found.append((label, sentence.strip()))
-    if not abstracts:
+            abstracts[-1].append((label.strip(), sentence.strip()))
+    filled = [tuple(zip(*abstract, strict=True)) for abstract in abstracts if abstract]
+    if not filled:
         raise ValueError(
             f"{Path(path).name} holds no sentence; expected ###id, then LABEL<tab>sentence lines"
         )
-    return abstracts
+    return [LabelledSentences(sentences, labels) for labels, sentences in filled]
 
 
 def _json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:

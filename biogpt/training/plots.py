@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 _INCHES_A_LABEL = 0.55
-_DARK = 0.6  # share above which a cell's text is white
+_DARK = 0.5  # share above which a cell's text is white
 
 
 def confusion_figure(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
-    """A confusion matrix: counts, shaded by the share of their row.
+    """A confusion matrix: counts and, also as the shade, their shares of the row; empty cells stay empty.
 
     Args:
         matrix: [N, N] counts, gold by row.
@@ -21,7 +21,7 @@ def confusion_figure(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
     side = 2.5 + _INCHES_A_LABEL * len(labels)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(shares, cmap="cividis_r", vmin=0, vmax=1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("predicted")
@@ -29,9 +29,8 @@ def confusion_figure(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
     for row, column in np.ndindex(*matrix.shape):
         if matrix[row, column]:
             colour = "white" if shares[row, column] > _DARK else "black"
-            axes.text(
-                column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8
-            )
+            text = f"{matrix[row, column]}\n{shares[row, column]:.0%}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     return figure
 
 
