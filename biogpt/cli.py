@@ -226,6 +226,8 @@ def _add_text_training(parser: argparse.ArgumentParser) -> None:
         "--text-column", default="-1", help="name, or number from 1; -1 is the last (%(default)s)"
     )
     parser.add_argument("--label-column", default="-2", help="name, or number from 1 (%(default)s)")
+    parser.add_argument("--separator", default="|", help="between the labels of a text (%(default)s)")
+    parser.add_argument("--none-label", default="none", help="stands for no label (%(default)s)")
     _add_finetuning(parser)
 
 
@@ -444,8 +446,8 @@ def _train_classify(chosen: argparse.Namespace) -> None:
             *([abstract for path in split for abstract in read_sections(path)] for split in splits)
         )
     else:
-        columns = chosen.text_column, chosen.label_column
-        learned, scored = ([t for path in split for t in read_labelled(path, *columns)] for split in splits)
+        how = chosen.text_column, chosen.label_column, chosen.separator, chosen.none_label
+        learned, scored = ([t for path in split for t in read_labelled(path, *how)] for split in splits)
         task = TextTask(learned, scored, chosen.multi_label)
     train, dev = ([str(path) for path in split] for split in splits)
     _finetune(chosen, task, {"train": train, "dev": dev})

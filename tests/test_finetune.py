@@ -201,6 +201,14 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(base,
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_texts_that_do_not_have_one_label_each_are_refused_before_training():
+    """A text without a right label has an infinite loss, which would show only after the first batch."""
+    with pytest.raises(ValueError, match="16 texts have no label or several"):
+        TextTask(LABELLED, [], False)
+    with pytest.raises(ValueError, match="expected at least two"):
+        TextTask(LABELLED[:1], [], False)
+
+
 def test_a_folder_of_another_run_and_wrong_options_are_refused(base, corpora, tmp_path):
     task = TextTask(LABELLED, [], True)
     finetune(task, options(tmp_path, base, epochs=1))

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 _INCHES_A_LABEL = 0.55
-_DARK = 0.5  # share above which a cell's text is white
+_DARK = 0.7  # share above which a cell's text is white
 
 
 def confusion_figure(matrix: np.ndarray, labels: Sequence[str]) -> Figure:

@@ -218,15 +218,26 @@ class TextTask:
     """Labels of whole texts: one each, or several.
 
     Args:
-        labels: of the head; those of ``train``, sorted, when None.
         train, dev: the texts; a text too long for the model is learned from by its beginning.
+        multi_label: whether a text may have several labels, or none.
+
+    Raises:
+        ValueError: without ``multi_label``, a text has not just one label; or there is only one label.
     """
 
     head = BioGptForSequenceClassification
 
     def __init__(self, train: Sequence[LabelledText], dev: Sequence[LabelledText], multi_label: bool) -> None:
+        odd = [text for text in (*train, *dev) if len(text.labels) != 1]
+        if odd and not multi_label:
+            raise ValueError(
+                f"{len(odd)} texts have no label or several, such as {odd[0].text[:40]!r} with {odd[0].labels}; "
+                "expected one each, or say that there may be several (--multi-label)"
+            )
         self.train, self.dev, self.multi_label = train, dev, multi_label
         self.labels = tuple(sorted({label for text in train for label in text.labels}))
+        if len(self.labels) < 2:
+            raise ValueError(f"the training texts have the labels {list(self.labels)}; expected at least two")
         self.settings: dict[str, Any] = {}
 
     def examples(
