@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Both libraries read these once, when they are imported: the page tells nobody that it runs.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -24,24 +24,28 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """
     parser = _Parser(
         prog="app.py",
-        description="Open a page in which BioGPT writes biomedical text.",
+        description="Open a page in which BioGPT writes, tags and classifies biomedical text.",
         epilog="A flag wins over its environment variable. Nothing is sent anywhere unless --share is given "
-        "or --model names a checkpoint on the Hugging Face Hub.",
+        "or a model is named that is on the Hugging Face Hub.",
     )
     host = environment.get("GRADIO_SERVER_NAME", "0.0.0.0" if "SPACE_ID" in environment else "127.0.0.1")
     port = environment.get("GRADIO_SERVER_PORT", "7860")
 
     def add(name: str, default: str, text: str, kind: type | object = str) -> None:
-        variable = f"BIOGPT_{name.upper()}"
+        variable = f"BIOGPT_{name.upper().replace('-', '_')}"
         parser.add_argument(
             f"--{name}",
             default=environment.get(variable, default),
             type=kind,  # type: ignore[arg-type]
-            metavar=name.upper(),
+            metavar=name.upper().rpartition("-")[2],
             help=f"{text} [{variable}; default: {default}]",
         )
 
     add("model", "mini", "an embedded model, a folder, or a Hub id with an optional @revision")
+    later = "as --model; loaded when it is first used"
+    add("ner-model", "mini-ner", f"finds entities; {later}")
+    add("classify-model", "mini-hoc", f"labels texts; {later}")
+    add("sentence-model", "mini-rct", f"labels the sentences of abstracts; {later}")
     add("device", "auto", "auto, cpu, mps, cuda or cuda:N; auto takes CUDA, then MPS, then the CPU")
     add("precision", "auto", "auto, float32, bfloat16 or float16")
     add("host", host, "address to listen on; 0.0.0.0 lets other machines in")
@@ -71,6 +75,11 @@ def _truth(value: str) -> bool:
     return words[value.lower()]
 
 
+def _name(source: str) -> str:
+    """What the page calls a model: a folder by its name alone."""
+    return Path(source).name if Path(source).is_dir() else source
+
+
 def main() -> None:
     parser = build_parser(os.environ)
     options = parser.parse_args()
@@ -85,11 +94,24 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the device has too little memory
         parser.error(f"cannot load the model {options.model!r}: {error}")
 
+    from biogpt.classify import TextClassifier
+    from biogpt.entities import EntityRecognizer
+    from biogpt.ui.models import LazyModel
     from biogpt.ui.page import build_page, serve
 
-    name = Path(options.model).name if Path(options.model).is_dir() else options.model
+    def later(kind: Any, source: str) -> LazyModel[Any]:
+        chosen = {"device": options.device, "precision": options.precision}
+        return LazyModel(_name(source), lambda: kind.from_pretrained(source, **chosen))
+
+    page = build_page(
+        generator,
+        _name(options.model),
+        later(EntityRecognizer, options.ner_model),
+        later(TextClassifier, options.classify_model),
+        later(TextClassifier, options.sentence_model),
+    )
     try:
-        serve(build_page(generator, name), options.host, options.port, options.share)
+        serve(page, options.host, options.port, options.share)
     except OSError as error:
         parser.error(str(error))
 

@@ -18,7 +18,17 @@ from biogpt.heads import BioGptForCausalLM
 from biogpt.tokenizer import BioGptTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = ("model", "device", "precision", "host", "port", "share")
+FLAGS = (
+    "model",
+    "ner-model",
+    "classify-model",
+    "sentence-model",
+    "device",
+    "precision",
+    "host",
+    "port",
+    "share",
+)
 
 # Python runs this at start: each attempt to reach anything but this machine is refused and noted in a file.
 NO_NETWORK = """
@@ -78,12 +88,15 @@ def test_help_names_every_flag_and_its_environment_variable() -> None:
     assert shown.returncode == 0
     for flag in FLAGS:
         assert f"--{flag}" in shown.stdout
-        assert f"BIOGPT_{flag.upper()}" in shown.stdout
+        assert f"BIOGPT_{flag.upper().replace('-', '_')}" in shown.stdout
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     environment = {
         "BIOGPT_MODEL": "somewhere/else",
+        "BIOGPT_NER_MODEL": "somewhere/ner",
+        "BIOGPT_CLASSIFY_MODEL": "somewhere/topics",
+        "BIOGPT_SENTENCE_MODEL": "somewhere/roles",
         "BIOGPT_DEVICE": "cpu",
         "BIOGPT_PRECISION": "bfloat16",
         "BIOGPT_HOST": "::1",
@@ -92,6 +105,9 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     }
     assert vars(build_parser({}).parse_args([])) == {
         "model": "mini",
+        "ner_model": "mini-ner",
+        "classify_model": "mini-hoc",
+        "sentence_model": "mini-rct",
         "device": "auto",
         "precision": "auto",
         "host": "127.0.0.1",
@@ -100,6 +116,9 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     }
     assert vars(build_parser(environment).parse_args([])) == {
         "model": "somewhere/else",
+        "ner_model": "somewhere/ner",
+        "classify_model": "somewhere/topics",
+        "sentence_model": "somewhere/roles",
         "device": "cpu",
         "precision": "bfloat16",
         "host": "::1",

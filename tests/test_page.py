@@ -1,6 +1,10 @@
-"""The page in a real browser, served by the real server, on a random model too slow for updates to fall together."""
+"""The page in a real browser, served by the real server, on random models; the one that writes is too slow for updates
+to fall together."""
 
+import csv
+import io
 import itertools
+import json
 import re
 import shutil
 import socket
@@ -9,23 +13,35 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from biogpt.classify import TextClassifier
 from biogpt.config import BioGptConfig
-from biogpt.heads import BioGptForCausalLM
+from biogpt.entities import EntityRecognizer
+from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
+from biogpt.ui.entities import Tagger
+from biogpt.ui.models import LazyModel
 from biogpt.ui.page import build_page, serve
+from biogpt.ui.runs import MOST_TEXTS, passage, upload
 
 pytestmark = pytest.mark.slow
 
 PROMPT = "The gene"
 LIMIT = 160  # positions
 STREAMED = 24  # tokens
+TYPES = ("Disease", "Chemical", "Gene")
+TOPICS = ("angiogenesis", "apoptosis", "energetics", "inflammation")
+ROLES = ("METHODS", "RESULTS")
+ABSTRACT = (
+    "\t😀 Naloxone (5–20 µg/kg) reverses clonidine.\n\nα-Methyldopa <b>did</b> not; 𝛽-blockers\tdid, too.  "
+)
 
 # Keeps each value that the page gives to the textbox: every one of them is an update of the DOM.
 RECORD_UPDATES = """
@@ -57,7 +73,13 @@ class Server:
 
     url: str
     generator: TextGenerator
-    computed: list[float] = field(default_factory=list)  # time.monotonic() at the start of each forward pass
+    recognizer: EntityRecognizer
+    topics: TextClassifier
+    roles: TextClassifier
+    computed: list[float] = field(
+        default_factory=list
+    )  # time.monotonic() at the start of each pass that writes
+    read: list[float] = field(default_factory=list)  # the same of each that labels
 
 
 def random_generator() -> TextGenerator:
@@ -87,15 +109,55 @@ def random_generator() -> TextGenerator:
     return TextGenerator(model, tokenizer)
 
 
+def random_head(kind: type, labels: tuple[str, ...], **changes: Any) -> Any:
+    """A small model whose fresh weights are spread, so that it has different opinions of different words."""
+    torch.manual_seed(0)
+    tokenizer = BioGptTokenizer.from_pretrained("mini")
+    config = BioGptConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        id2label=dict(enumerate(labels)),
+        **changes,
+    )
+    model = kind(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    return model, tokenizer
+
+
+def page_of(served: Server) -> Any:
+    return build_page(
+        served.generator,
+        "random",
+        LazyModel("tagger", lambda: served.recognizer),
+        LazyModel("topics", lambda: served.topics),
+        LazyModel("roles", lambda: served.roles),
+    )
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    generator = random_generator()
-    served = Server(f"http://127.0.0.1:{port}/", generator)
-    generator.model.register_forward_pre_hook(lambda *_: served.computed.append(time.monotonic()))
-    page = build_page(generator, "random")
+    tags = ("O", *(f"{prefix}-{kind}" for kind in TYPES for prefix in "BI"))
+    several = {"problem_type": "multi_label_classification"}
+    served = Server(
+        f"http://127.0.0.1:{port}/",
+        random_generator(),
+        EntityRecognizer(*random_head(BioGptForTokenClassification, tags)),
+        TextClassifier(*random_head(BioGptForSequenceClassification, TOPICS, **several)),
+        TextClassifier(*random_head(BioGptForSequenceClassification, ROLES)),
+    )
+    served.generator.model.register_forward_pre_hook(lambda *_: served.computed.append(time.monotonic()))
+    for labelling in (served.recognizer, served.topics, served.roles):
+        labelling.model.biogpt.register_forward_pre_hook(lambda *_: served.read.append(time.monotonic()))
+    page = page_of(served)
     threading.Thread(target=serve, args=(page, "127.0.0.1", port), daemon=True).start()
     for _ in range(600):
         try:
@@ -284,7 +346,7 @@ def test_the_scroll_position_is_the_readers(page) -> None:
 def test_a_taken_port_is_refused(server) -> None:
     port = int(server.url.rstrip("/").rpartition(":")[2])
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1, port {port}"):
-        serve(build_page(server.generator, "random"), "127.0.0.1", port)
+        serve(page_of(server), "127.0.0.1", port)
 
 
 def test_the_endpoint_streams_and_names_its_results(server) -> None:
@@ -297,7 +359,7 @@ def test_the_endpoint_streams_and_names_its_results(server) -> None:
     assert last["seed"] == 7
     again = client.submit(PROMPT, max_new_tokens=6, seed=7, api_name="/generate").result()
     assert again == last
-    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/generate"}
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/generate", "/ner", "/classify"}
 
 
 def test_the_endpoint_refuses_nonsense_and_goes_on(server) -> None:
@@ -315,3 +377,266 @@ def test_the_endpoint_refuses_nonsense_and_goes_on(server) -> None:
         with pytest.raises(gradio_client.exceptions.AppError, match=re.escape(message)):
             job.result()
     assert client.submit(PROMPT, max_new_tokens=1, api_name="/generate").result()["tokens"] == 1
+
+
+def open_tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+    page.locator(f"#{name.lower()}-run").wait_for()
+
+
+def run_tab(page: Any, name: str, text: str) -> str:
+    """Label a text; returns the status."""
+    page.locator(f"#{name}-text textarea").fill(text)
+    page.locator(f"#{name}-run").click()
+    return wait_for_line(page, name, "Finished")
+
+
+def wait_for_line(page: Any, name: str, words: str) -> str:
+    line = page.locator(f"#{name}-status .status", has_text=words)
+    line.wait_for()
+    page.locator(f"#{name}-run:not([disabled])").wait_for()  # enabled last, when the results are there
+    return line.inner_text()
+
+
+def marks(page: Any, name: str = "entities") -> list[tuple[str, str]]:
+    """What is marked in the view: (label, text)."""
+    return [
+        (mark.get_attribute("data-label"), mark.text_content())
+        for mark in page.locator(f"#{name}-view mark").all()
+    ]
+
+
+def cells(page: Any, name: str, column: int, count: int) -> list[str]:
+    """The first cells of a column of the table."""
+    table = page.locator(f"#{name}-table")
+    return [table.get_by_test_id(f"cell-{row}-{column}").inner_text().strip() for row in range(count)]
+
+
+def download(page: Any, kind: str) -> bytes:
+    """The file that the button in sight saves."""
+    with page.expect_download() as saved:
+        page.get_by_role("button", name=kind, exact=True).locator("visible=true").click()
+    return Path(saved.value.path()).read_bytes()
+
+
+def file_of(folder: Path, texts: list[str]) -> Path:
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps({"id": f"d{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
+    return path
+
+
+def test_entities_are_marked_filtered_listed_and_saved(page, server) -> None:
+    found = server.recognizer(ABSTRACT)
+    assert len({entity.label for entity in found}) > 1, "a stand-in that finds one type only shows nothing"
+    open_tab(page, "Entities")
+    assert f"{len(found)} entities" in run_tab(page, "entities", ABSTRACT)
+    assert page.locator("#entities-view .view span").text_content() == ABSTRACT
+    assert marks(page) == [(entity.label, entity.text) for entity in found]
+    table = page.locator("#entities-table")
+    assert table.get_by_role("grid").get_attribute("aria-rowcount") == str(len(found) + 1)
+    assert cells(page, "entities", 2, 5) == [str(entity.start) for entity in found[:5]]
+    assert cells(page, "entities", 3, 5) == [str(entity.end) for entity in found[:5]]
+    table.get_by_test_id("header-3").click()
+    table.get_by_test_id("header-2").click()
+    table.get_by_test_id("header-4").click()
+    least = f"{min(round(entity.score, 3) for entity in found):g}"
+    table.get_by_test_id("cell-0-4").get_by_text(least, exact=True).wait_for()
+
+    before = len(server.read)
+    label, least = found[0].label, sorted(entity.score for entity in found)[len(found) // 2]
+    least = round(least, 2)
+    page.get_by_label("number input for Score, at least").fill(str(least))
+    page.locator("#types").get_by_label(label).uncheck()
+    kept = [entity for entity in found if entity.label != label and entity.score >= least]
+    page.wait_for_function(
+        "n => document.querySelectorAll('#entities-view mark').length === n", arg=len(kept)
+    )
+    assert marks(page) == [(entity.label, entity.text) for entity in kept]
+    [saved] = json.loads(download(page, "JSON"))
+    assert saved["text"] == ABSTRACT
+    assert [(e["label"], e["start"], e["end"]) for e in saved["entities"]] == [
+        (e.label, e.start, e.end) for e in kept
+    ]
+    for kind in ("JSONL", "CSV", "BRAT", "PubTator"):
+        assert len(download(page, kind)) > 20, kind
+    assert len(server.read) == before, "a filter ran the model again"
+
+
+def test_a_file_of_texts_is_tagged_whole(page, server, tmp_path) -> None:
+    texts = [f"{number} patients took naloxone, and {number + 1} clonidine." for number in range(20)]
+    open_tab(page, "Entities")
+    page.locator("#entities-file input[type=file]").set_input_files(file_of(tmp_path, texts))
+    assert "20 texts" in wait_for_line(page, "entities", "Finished")
+    lines = [json.loads(line) for line in download(page, "JSONL").splitlines()]
+    assert [line["id"] for line in lines] == [f"d{number}" for number in range(20)]
+    for line, expected in zip(lines, server.recognizer.batch(texts), strict=True):
+        assert [(e["label"], e["start"], e["end"]) for e in line["entities"]] == [
+            (e.label, e.start, e.end) for e in expected
+        ]
+    page.locator("#entities-document input").click()
+    page.get_by_role("option", name="d7: 7 patients").click()
+    page.wait_for_function(
+        "words => document.querySelector('#entities-view').textContent.includes(words)", arg=texts[7]
+    )
+    assert marks(page) == [(entity.label, entity.text) for entity in server.recognizer(texts[7])]
+
+
+def test_stop_ends_a_file_soon_and_keeps_what_is_there(page, server, tmp_path) -> None:
+    words = "Naloxone reverses the antihypertensive effect of clonidine. " * 30
+    open_tab(page, "Entities")
+    slow = server.recognizer.model.biogpt.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    page.locator("#entities-file input[type=file]").set_input_files(file_of(tmp_path, [words] * 1000))
+    page.wait_for_function("document.querySelector('#entities-status progress')?.value > 0")
+    page.keyboard.press("Escape")
+    wait_for_line(page, "entities", "Stopped")
+    page.wait_for_timeout(500)
+    stopped = len(server.read)
+    page.wait_for_timeout(1000)
+    assert len(server.read) == stopped
+    slow.remove()
+    kept = download(page, "JSONL").splitlines()
+    assert 0 < len(kept) < 1000
+    assert str(len(kept)) in page.locator("#entities-status").inner_text()
+    run_tab(page, "entities", ABSTRACT)
+
+
+def test_labels_of_a_text_and_their_threshold(page, server) -> None:
+    scores = server.topics(ABSTRACT)
+    open_tab(page, "Classify")
+    run_tab(page, "classify", ABSTRACT)
+    shown = page.locator("#classify-plot li").all_inner_texts()
+    assert [text.split() for text in shown] == [[each.label, f"{each.score:.2f}"] for each in scores]
+    least = round(scores[1].score - 0.005, 2)
+    page.get_by_label("number input for Threshold").fill(str(least))
+    given = ", ".join(each.label for each in scores if each.score >= least)
+    page.locator("#classify-plot h3", has_text=re.compile(rf"^Labels: {given}$")).wait_for()
+    [saved] = json.loads(download(page, "JSON"))
+    assert [each["label"] for each in saved["labels"]] == [each.label for each in scores]
+
+
+def test_sentences_are_marked_with_their_roles(page, server) -> None:
+    text = ABSTRACT * 3
+    open_tab(page, "Classify")
+    page.locator("#task").get_by_label("roles").check()
+    run_tab(page, "classify", text)
+    found = server.roles.sentences(text)
+    assert marks(page, "classify") == [(each.label, text[each.start : each.end]) for each in found]
+    assert page.locator("#classify-view .view span").text_content() == text
+    saved = list(csv.DictReader(io.StringIO(download(page, "CSV").decode(), newline="")))
+    assert [(each["label"], int(each["start"])) for each in saved] == [
+        (each.label, each.start) for each in found
+    ]
+
+
+def test_labels_of_ones_own_are_compared_by_the_language_model(page, server) -> None:
+    open_tab(page, "Classify")
+    assert not page.locator("#own-labels").is_visible()
+    page.locator("#task").get_by_label("Labels of your own").check()
+    page.locator("#own-labels textarea").fill("gene")
+    page.locator("#classify-text textarea").fill("gene protein")
+    page.locator("#classify-run").click()
+    wait_for_line(page, "classify", "1 labels of your own")
+    page.locator("#own-labels textarea").fill("gene, patients\nexpression")
+    run_tab(page, "classify", "gene protein")
+    scores = TextClassifier(
+        server.generator.model, server.generator.tokenizer, ["gene", "patients", "expression"]
+    )("gene protein")
+    shown = page.locator("#classify-plot li").all_inner_texts()
+    assert [text.split() for text in shown] == [[each.label, f"{each.score:.2f}"] for each in scores]
+
+
+def test_an_example_says_where_it_is_from_and_sets_its_task(page) -> None:
+    open_tab(page, "Classify")
+    page.get_by_role("button", name="Amalgam trial").click()
+    assert "PubMed Central 1849920" in wait_for_line(page, "classify", "Example")
+    assert page.locator("#task").get_by_label("roles").is_checked()
+    page.keyboard.press("Control+Enter")
+    wait_for_line(page, "classify", "Finished")
+    assert marks(page, "classify")
+
+
+def test_what_cannot_be_read_is_refused_in_words(page, tmp_path) -> None:
+    open_tab(page, "Entities")
+    page.locator("#entities-text textarea").fill(" \n ")
+    page.locator("#entities-run").click()
+    wait_for_line(page, "entities", "text is empty")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "<i>.csv").write_text("a,b\n1,2\n")
+    for name, words in (
+        ("latin.txt", "latin.txt is not UTF-8"),
+        ("empty.txt", "empty.txt is empty"),
+        ("<i>.csv", "expected one of text"),
+    ):
+        page.locator("#entities-file input[type=file]").set_input_files(tmp_path / name)
+        wait_for_line(page, "entities", words)
+        page.locator("#entities-file").get_by_label("Clear").click()
+    assert page.locator("#entities-status i").count() == 0
+
+
+def test_long_text_fits_the_window_and_is_shown_in_part(page, server) -> None:
+    text = "Aspirin reduced the risk of colorectal cancer in BRCA1 carriers. " * 1600
+    open_tab(page, "Entities")
+    for width, scheme in itertools.product((390, 1440), ("light", "dark")):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    run_tab(page, "entities", text)
+    assert page.locator("#entities-view .view span").text_content() == text[:50_000]
+    assert page.get_by_text("the first 50,000 of 104,000 characters").is_visible()
+    [saved] = json.loads(download(page, "JSON"))
+    assert saved["entities"][-1]["end"] > 100_000
+
+
+def test_a_file_with_too_many_texts_is_refused(tmp_path) -> None:
+    path = tmp_path / "many.txt"
+    path.write_text("text\n" * (MOST_TEXTS + 1))
+    with pytest.raises(ValueError, match="holds 5,001 texts; at most 5,000"):
+        upload(str(path))
+
+
+def test_half_a_surrogate_pair_is_replaced_and_offsets_hold() -> None:
+    [document] = passage("a \ud83d b")
+    assert document.text == "a \ufffd b"
+
+
+def test_a_model_that_is_not_there_is_named_and_tried_again(server) -> None:
+    missing = iter([FileNotFoundError("no such folder"), server.recognizer])
+
+    def load() -> EntityRecognizer:
+        if isinstance(given := next(missing), Exception):
+            raise given
+        return given
+
+    tagger = Tagger(LazyModel("mini-ner", load))
+    *_, (line, found) = tagger.find(passage, ABSTRACT)
+    assert "mini-ner cannot be loaded: no such folder" in line
+    assert found is None
+    *_, (line, found) = tagger.find(passage, ABSTRACT)
+    assert found.entities == [server.recognizer(ABSTRACT)]
+
+
+def test_the_endpoints_that_label_texts(server) -> None:
+    gradio_client = pytest.importorskip("gradio_client")
+    client = gradio_client.Client(server.url, verbose=False)
+    text = ABSTRACT + "\r\nA\u0301 second\r\nline."
+    found = server.recognizer(text)
+    assert client.predict(text, api_name="/ner") == [asdict(entity) for entity in found]
+    one = client.predict(text, types=["Gene"], min_score=0.5, api_name="/ner")
+    assert one == [asdict(e) for e in found if e.label == "Gene" and e.score >= 0.5]
+    assert client.predict(text, api_name="/classify") == [asdict(each) for each in server.topics(text)]
+    sentences = client.predict(text, task="sentences", api_name="/classify")
+    assert [(each["start"], each["text"]) for each in sentences] == [
+        (each.start, text[each.start : each.end]) for each in server.roles.sentences(text)
+    ]
+    own = client.predict("gene", labels=["gene", "protein"], api_name="/classify")
+    assert {each["label"] for each in own} == {"gene", "protein"}
+    for name, arguments, message in (
+        ("/ner", {"text": " "}, "text is empty"),
+        ("/ner", {"text": "gene", "types": ["<b>"]}, "this model knows Disease"),
+        ("/ner", {"text": "gene", "min_score": 2}, "min_score is 2"),
+        ("/classify", {"text": "gene", "labels": ["one"]}, "1 labels of your own"),
+        ("/classify", {"text": "gene", "labels": ["a", "b"], "task": "sentences"}, "leave out labels"),
+    ):
+        with pytest.raises(gradio_client.exceptions.AppError, match=re.escape(message)):
+            client.predict(api_name=name, **arguments)

@@ -5,24 +5,31 @@ import socket
 
 import gradio as gr
 
+from biogpt.classify import TextClassifier
 from biogpt.device import describe
+from biogpt.entities import EntityRecognizer
 from biogpt.service import TextGenerator
+from biogpt.ui.classify import classify_tab
+from biogpt.ui.entities import entities_tab
+from biogpt.ui.models import LazyModel
 from biogpt.ui.theme import STYLE_SHEET, theme
 from biogpt.ui.write import write_tab
 
 WAITING_LINE = 32  # requests that may wait; one more is refused at once, with HTTP 503
+CACHE_AGE = 3600  # seconds until uploads and files for download are deleted
 
 _FOOTER = (
-    "Generated text is not medical advice and can be wrong. "
-    "The model's card says what it was trained on and how it scored."
+    "What is written and found here is not medical advice and can be wrong. "
+    "The models' cards say what they were trained on and how they scored."
 )
 
-# Ctrl+Enter (Cmd+Enter) and Esc press the visible buttons, so a disabled button disables its key, too.
+# Ctrl+Enter (Cmd+Enter) and Esc press the buttons of the tab in view; a disabled button disables its key, too.
 _KEYBOARD = """
 () => document.addEventListener("keydown", (event) => {
   const enter = event.key === "Enter" && (event.ctrlKey || event.metaKey);
   if (!enter && event.key !== "Escape") return;
-  const button = document.getElementById(enter ? "generate" : "stop");
+  const buttons = [...document.querySelectorAll(enter ? "#generate, button.run" : "#stop, button.stop")];
+  const button = buttons.find((each) => each.offsetParent !== null);
   if (!button || button.disabled) return;
   event.preventDefault();
   button.click();
@@ -30,17 +37,31 @@ _KEYBOARD = """
 """
 
 
-def build_page(generator: TextGenerator, name: str) -> gr.Blocks:
-    """Lay out the page for a model that is loaded.
+def build_page(
+    generator: TextGenerator,
+    name: str,
+    recognizer: LazyModel[EntityRecognizer],
+    classifier: LazyModel[TextClassifier],
+    sentence_classifier: LazyModel[TextClassifier],
+) -> gr.Blocks:
+    """Lay out the page for a language model that is loaded, and heads that are loaded when they are used.
 
     Args:
-        generator: writes the text.
-        name: what to call the model in the header: an embedded name, a folder's, or a Hub id.
+        generator: writes text, and compares labels of the visitor's own.
+        name: what to call its model in the header: an embedded name, a folder's, or a Hub id.
+        recognizer: finds entities.
+        classifier, sentence_classifier: label whole texts, and the sentences of abstracts.
     """
-    with gr.Blocks(title="BioGPT", analytics_enabled=False) as page:
+    with gr.Blocks(title="BioGPT", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
         gr.HTML(_header(generator, name))
-        with gr.Tabs(), gr.Tab("Write", id="write"):
-            write_tab(generator)
+        with gr.Tabs():
+            with gr.Tab("Write", id="write"):
+                write_tab(generator)
+            if recognizer.expected:
+                with gr.Tab("Entities", id="entities"):
+                    entities_tab(recognizer)
+            with gr.Tab("Classify", id="classify"):
+                classify_tab(classifier, sentence_classifier, LazyModel(name, lambda: generator))
         gr.HTML(f'<p class="note">{_FOOTER}</p>')
     page.queue(max_size=WAITING_LINE)
     return page
@@ -85,6 +106,6 @@ def _header(generator: TextGenerator, name: str) -> str:
     weights = next(generator.model.parameters())
     state = f"{name} · {describe(weights.device, weights.dtype)} · ready"
     return (
-        '<header class="top"><h1>BioGPT</h1><p>completes biomedical text, token by token</p>'
+        '<header class="top"><h1>BioGPT</h1><p>completes, tags and classifies biomedical text</p>'
         f'<p class="state" id="model-state">{html.escape(state)}</p></header>'
     )

@@ -1,0 +1,357 @@
+"""The Classify tab: labels of texts, roles of sentences, labels of one's own; and the endpoint ``/classify``."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gradio as gr
+
+from biogpt.classify import Classification, SentenceLabel, TextClassifier
+from biogpt.documents import Document
+from biogpt.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of
+from biogpt.service import TextGenerator
+from biogpt.ui.marks import Bar, Span, bars, cut_note, marked, view
+from biogpt.ui.models import LazyModel
+from biogpt.ui.runs import (
+    PASSAGES,
+    QUICK,
+    REFUSALS,
+    Progress,
+    Run,
+    api_error,
+    check_score,
+    connect,
+    count,
+    document_choice,
+    download_buttons,
+    label_all,
+    lay_out_form,
+    passage,
+    refusal,
+    remarks,
+    results_table,
+    rows_note,
+    status,
+    table,
+)
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "assets" / "examples" / "classify.jsonl"
+THRESHOLD = 0.5
+MOST_LABELS = 50  # of one's own: each is read after the text
+
+Task = Literal["texts", "sentences", "own"]
+TASKS: tuple[Task, ...] = ("texts", "sentences", "own")
+
+_TITLES = {"mini-hoc": "Hallmarks of cancer", "mini-rct": "Sentence roles"}
+_HINT = "What is found shows here. Paste an abstract, or take an example, then Classify."
+_EXCERPT = 100  # characters of a text in the table
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a run found.
+
+    Attributes:
+        labels: that the model knows, in the order of the hues.
+        multi_label: whether a text may have several, or none.
+        texts: scores of all labels of each document; empty where sentences were labelled.
+        sentences: labels of the sentences of each document; empty where whole texts were.
+    """
+
+    documents: Sequence[Document]
+    labels: tuple[str, ...]
+    multi_label: bool
+    texts: Sequence[Classification] = ()
+    sentences: Sequence[Sequence[SentenceLabel]] = ()
+
+    def assigned(self, result: Classification, threshold: float) -> list[str]:
+        """The labels that a text gets: the likeliest, or all that reach the threshold."""
+        if self.multi_label:
+            return [each.label for each in result.scores if each.score >= threshold]
+        return [result.scores[0].label]
+
+
+class Labeller:
+    """What the tab does, as Gradio wants it: values of components in, values of components out.
+
+    Args:
+        texts, sentences: trained heads for whole texts, and for the sentences of an abstract.
+        own: the language model that compares labels of one's own.
+    """
+
+    def __init__(
+        self,
+        texts: LazyModel[TextClassifier],
+        sentences: LazyModel[TextClassifier],
+        own: LazyModel[TextGenerator],
+    ) -> None:
+        self.texts, self.sentences, self.own = texts, sentences, own
+
+    def label(
+        self, read: Callable[[str], list[Document]], source: str, task: Task, own_labels: str
+    ) -> Iterator[tuple[str, Labelled | None]]:
+        """Label what ``read`` makes of a text or a file; yields status and what was found so far.
+
+        Args:
+            own_labels: one a line, or with commas between.
+        """
+        try:
+            documents = read(source)
+            labels = _own_labels(re.split(r"[,;\n]", own_labels)) if task == "own" else ()
+            yield status("Reading"), None
+            with closing(self._runs(documents, task, labels)) as runs:
+                for run in runs:
+                    yield run.line(), self._labelled(run, task, labels)
+        except REFUSALS as error:
+            yield refusal(error), None
+
+    def _runs(
+        self, documents: Sequence[Document], task: Task, labels: tuple[str, ...]
+    ) -> Generator[Run[Any], None, None]:
+        if task == "own":
+            return label_all(self.own, documents, partial(_compared, labels))
+        if task == "sentences":
+            return label_all(self.sentences, documents, _by_sentence)
+        return label_all(self.texts, documents, _classified)
+
+    def _labelled(self, run: Run[Any], task: Task, labels: tuple[str, ...]) -> Labelled | None:
+        documents = run.documents[: len(run.results)]
+        classifier = (self.sentences if task == "sentences" else self.texts).loaded
+        if not run.results:
+            return None
+        if task == "own":
+            return Labelled(documents, labels, False, texts=run.results)
+        assert classifier is not None, "results without a model"
+        if task == "sentences":
+            return Labelled(documents, classifier.labels, False, sentences=run.results)
+        return Labelled(documents, classifier.labels, classifier.multi_label, texts=run.results)
+
+    def reset(self, found: Labelled | None) -> tuple[Any, ...]:
+        """Results, threshold and documents as components: the first document shown."""
+        if found is None:
+            return gr.Column(visible=False), gr.skip(), gr.skip()
+        return gr.Column(visible=True), gr.Slider(visible=found.multi_label), document_choice(found.documents)
+
+    def show(self, found: Labelled | None, threshold: float, index: int | None) -> tuple[Any, ...]:
+        """View, plot, remarks and table of what was found."""
+        if found is None:
+            return gr.HTML(view("", _HINT), visible=True), gr.skip(), gr.skip(), gr.skip()
+        draw = _sentences_shown if found.sentences else _texts_shown
+        return draw(found, threshold, index or 0)
+
+    def save(self, kind: str, found: Labelled | None) -> tuple[str, bytes]:
+        """Name and content of a file of all results."""
+        if found is None:
+            raise gr.Error("There is nothing to save yet: classify a text first", print_exception=False)
+        if found.sentences:
+            return f"sentences{suffix_of(kind)}", sentences_as(kind, found.documents, found.sentences)
+        return f"labels{suffix_of(kind)}", classes_as(kind, found.documents, found.texts)
+
+    def classify(
+        self, text: str, task: Task = "texts", labels: list[str] | None = None, threshold: float = 0.0
+    ) -> list[dict[str, str | int | float]]:
+        """Classify a biomedical text, or the sentences of an abstract.
+
+        The task is "texts" for labels of the whole text (by default the hallmarks of cancer that it shows), "sentences"
+        for the role of each sentence (background, objective, methods, results, conclusions), or "own" for labels that
+        you give, compared by a language model.
+
+        Args:
+            text: Up to 2,000,000 characters.
+            task: "texts", "sentences" or "own".
+            labels: Two or more phrases to compare, such as "heart disease" and "cancer"; they imply the task "own".
+            threshold: Only labels with at least this score, 0 to 1.
+
+        Returns:
+            Objects with label and score (probability, 0 to 1), highest first; of sentences in the order of the text,
+            with start, end (Unicode characters of the text as given) and text as well.
+        """
+        try:
+            documents = passage(text)
+            if task not in TASKS:
+                raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
+            if labels is not None and task == "sentences":
+                raise ValueError("labels of your own are for whole texts; leave out labels, or the task")
+            check_score("threshold", threshold)
+            task = task if labels is None else "own"
+            own = _own_labels(labels or []) if task == "own" else ()
+            *_, last = self._runs(documents, task, own)
+        except REFUSALS as error:
+            raise api_error(error) from error
+        [result] = last.results
+        if task == "sentences":
+            text = documents[0].text
+            rows = [asdict(each) | {"text": text[each.start : each.end]} for each in result]
+        else:
+            rows = [asdict(each) for each in result.scores]
+        return [row for row in rows if row["score"] >= threshold]
+
+
+def classify_tab(
+    texts: LazyModel[TextClassifier],
+    sentences: LazyModel[TextClassifier],
+    own: LazyModel[TextGenerator],
+) -> None:
+    """Lay the tab out in the Blocks at hand and connect it; arguments are those of ``Labeller``."""
+    labeller = Labeller(texts, sentences, own)
+    with gr.Row(elem_classes="columns halves"):
+        with gr.Column():
+            choices = [("Labels of your own", "own")]
+            if sentences.expected:
+                choices.insert(0, (_TITLES.get(sentences.name, f"Sentences, {sentences.name}"), "sentences"))
+            if texts.expected:
+                choices.insert(0, (_TITLES.get(texts.name, f"Labels of {texts.name}"), "texts"))
+            task = gr.Radio(
+                choices,
+                value=choices[0][1],
+                label="Task",
+                info="Which labels a text, or each of its sentences, can get.",
+                elem_id="task",
+            )
+            own_labels = gr.Textbox(
+                label="Labels of your own",
+                info=f"Phrases that {own.name} compares, untrained: one a line, or with commas between.",
+                value="heart disease, cancer, infection, diabetes",
+                lines=2,
+                visible=choices[0][1] == "own",
+                elem_id="own-labels",
+            )
+            form = lay_out_form(
+                "classify",
+                label="Abstract",
+                placeholder="BACKGROUND: A concern persists that",
+                verb="Classify",
+                examples=EXAMPLES,
+                settings=[task],
+            )
+        with gr.Column():
+            marks = gr.HTML(view("", _HINT), apply_default_css=False, elem_id="classify-view")
+            with gr.Column(visible=False) as results:
+                with gr.Row():
+                    threshold = gr.Slider(
+                        0,
+                        1,
+                        THRESHOLD,
+                        step=0.01,
+                        label="Threshold",
+                        info="A text gets the labels that score at least this.",
+                    )
+                    document = gr.Dropdown(
+                        [],
+                        label="Text",
+                        info="The one shown here.",
+                        visible=False,
+                        elem_id="classify-document",
+                    )
+                plot = gr.HTML("", elem_id="classify-plot")
+                notes = gr.HTML("")
+                listed = results_table("Results", "classify-table")
+                download_buttons(list(CLASS_FORMATS), [form.found], labeller.save)
+
+    task.change(None, task, own_labels, js="(task) => ({__type__: 'update', visible: task === 'own'})")
+    chosen = [form.found, threshold, document]
+    shown = [marks, plot, notes, listed]
+    connect(
+        form,
+        labeller.label,
+        [task, own_labels],
+        [(labeller.reset, [form.found], [results, threshold, document]), (labeller.show, chosen, shown)],
+    )
+    for control in (threshold, document):
+        control.input(labeller.show, chosen, shown, trigger_mode="always_last", **QUICK)
+    gr.api(labeller.classify, api_name="classify", **PASSAGES)
+
+
+def _classified(classifier: TextClassifier, texts: list[str], progress: Progress) -> list[Classification]:
+    return classifier.batch(texts, progress)
+
+
+def _compared(
+    labels: tuple[str, ...], generator: TextGenerator, texts: list[str], progress: Progress
+) -> list[Classification]:
+    return TextClassifier(generator.model, generator.tokenizer, labels).batch(texts, progress)
+
+
+def _by_sentence(
+    classifier: TextClassifier, texts: list[str], progress: Progress
+) -> list[list[SentenceLabel]]:
+    found: list[list[SentenceLabel]] = []
+    for text in texts:
+        progress(len(found), len(texts))
+        found.append(classifier.sentences(text))
+    return found
+
+
+def _sentences_shown(found: Labelled, threshold: float, index: int) -> tuple[Any, ...]:
+    """View, plot, remarks and table; sentences have no threshold."""
+    text = found.documents[index].text
+    spans = [Span(each.label, each.start, each.end, each.score) for each in found.sentences[index]]
+    counts = Counter(span.label for span in spans)
+    lengths = [
+        Bar(label, counts[label] / len(spans), count(counts[label], "sentence")) for label in found.labels
+    ]
+    several = len(found.documents) > 1
+    rows = [
+        [*([document.id] if several else []), s.label, round(s.score, 3), document.text[s.start : s.end]]
+        for document, sentences in zip(found.documents, found.sentences, strict=True)
+        for s in sentences
+    ]
+    return (
+        gr.HTML(marked(text, spans, found.labels, "sentence"), visible=True),
+        bars("Sentences by label", lengths, found.labels),
+        remarks(cut_note(text), rows_note(len(rows))),
+        table(
+            [*(["Id"] if several else []), "Label", "Score", "Sentence"],
+            rows,
+            widths=[14, 24, 14, 48] if several else [27, 15, 58],
+        ),
+    )
+
+
+def _texts_shown(found: Labelled, threshold: float, index: int) -> tuple[Any, ...]:
+    """View, plot, remarks and table; one text needs a plot alone."""
+    text, result = found.documents[index].text, found.texts[index]
+    chosen = found.assigned(result, threshold)
+    lengths = [
+        Bar(each.label, each.score, f"{each.score:.2f}", each.label in chosen) for each in result.scores
+    ]
+    windows = f"Read in {result.windows} overlapping windows." if result.windows > 1 else ""
+    cut = f"The last {count(result.cut, 'token')} did not fit and were not read." if result.cut else ""
+    rows = [
+        [
+            document.id,
+            ", ".join(found.assigned(scores, threshold)) or "none",
+            round(scores.scores[0].score, 3),
+            document.text[:_EXCERPT],
+        ]
+        for document, scores in zip(found.documents, found.texts, strict=True)
+    ]
+    several = len(rows) > 1
+    return (
+        gr.HTML(marked(text, [], found.labels, "sentence"), visible=several),  # one's own text needs no echo
+        bars(f"Labels: {', '.join(chosen) or f'none reaches {threshold:.2f}'}", lengths, found.labels),
+        remarks(windows, cut, cut_note(text) if several else "", rows_note(len(rows))),
+        table(["Id", "Labels", "Highest", "Text"], rows if several else [], widths=[14, 36, 16, 34]),
+    )
+
+
+def _own_labels(given: Sequence[str]) -> tuple[str, ...]:
+    """Labels without white space around them, empty ones and repeats.
+
+    Raises:
+        TypeError: one is not a string.
+        ValueError: there are fewer than two, or more than ``MOST_LABELS``.
+    """
+    if not all(isinstance(label, str) for label in given):
+        raise TypeError(f"labels are {given!r}; expected strings")
+    labels = tuple(dict.fromkeys(label.strip() for label in given if label.strip()))
+    if not 2 <= len(labels) <= MOST_LABELS:
+        raise ValueError(
+            f"There are {len(labels)} labels of your own; give 2 to {MOST_LABELS} different ones, one a line"
+        )
+    return labels

@@ -1,0 +1,225 @@
+"""The Entities tab: entities marked in place, filtered, counted, listed and saved; and the endpoint ``/ner``."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from biogpt.documents import Document
+from biogpt.entities import Entity, EntityRecognizer
+from biogpt.export import ENTITY_FORMATS, entities_as, suffix_of
+from biogpt.ui.marks import Bar, Span, bars, cut_note, marked, view
+from biogpt.ui.models import LazyModel
+from biogpt.ui.runs import (
+    PASSAGES,
+    QUICK,
+    REFUSALS,
+    Progress,
+    Run,
+    api_error,
+    check_score,
+    connect,
+    count,
+    document_choice,
+    download_buttons,
+    label_all,
+    lay_out_form,
+    passage,
+    refusal,
+    remarks,
+    results_table,
+    rows_note,
+    status,
+    table,
+)
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "assets" / "examples" / "entities.jsonl"
+
+_HINT = "What is found is marked here. Paste a passage, or take an example, then Find entities."
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run found, for the filters to choose from.
+
+    Attributes:
+        types: that the model knows, in the order of the hues.
+        entities: of each document.
+    """
+
+    documents: Sequence[Document]
+    types: tuple[str, ...]
+    entities: list[list[Entity]]
+
+    def filtered(self, types: Sequence[str], min_score: float) -> "Found":
+        """The entities of these types with at least this score."""
+        kept = [
+            [entity for entity in each if entity.label in types and entity.score >= min_score]
+            for each in self.entities
+        ]
+        return Found(self.documents, self.types, kept)
+
+    def counts(self) -> Counter[str]:
+        """How many entities there are of each type."""
+        return Counter(entity.label for each in self.entities for entity in each)
+
+
+class Tagger:
+    """What the tab does, as Gradio wants it: values of components in, values of components out."""
+
+    def __init__(self, recognizer: LazyModel[EntityRecognizer]) -> None:
+        self.recognizer = recognizer
+
+    def find(self, read: Callable[[str], list[Document]], source: str) -> Iterator[tuple[str, Found | None]]:
+        """Find the entities of what ``read`` makes of a text or a file; yields status and what was found so far."""
+        try:
+            documents = read(source)
+            yield status("Reading"), None
+            with closing(label_all(self.recognizer, documents, _entities)) as runs:
+                for run in runs:
+                    found = sum(map(len, run.results))
+                    yield run.line(count(found, "entity", "entities")), self._found(run)
+        except REFUSALS as error:
+            yield refusal(error), None
+
+    def _found(self, run: Run[list[Entity]]) -> Found | None:
+        recognizer = self.recognizer.loaded
+        if recognizer is None or not run.results:
+            return None
+        return Found(run.documents[: len(run.results)], recognizer.types, run.results)
+
+    def reset(self, found: Found | None) -> tuple[Any, ...]:
+        """Results, types and documents as components: all types chosen, the first document shown."""
+        if found is None:
+            return gr.Column(visible=False), gr.skip(), gr.skip()
+        return (
+            gr.Column(visible=True),
+            gr.CheckboxGroup(choices=[(kind, kind) for kind in found.types], value=list(found.types)),
+            document_choice(found.documents),
+        )
+
+    def show(
+        self, found: Found | None, types: list[str], min_score: float, index: int | None
+    ) -> tuple[Any, ...]:
+        """Types with their counts, view, remarks, table and plot of what the filters leave."""
+        if found is None:
+            return gr.skip(), view("", _HINT), gr.skip(), gr.skip(), gr.skip()
+        counts = found.filtered(found.types, min_score).counts()
+        kept = found.filtered(types, min_score)
+        text, entities = found.documents[index or 0].text, kept.entities[index or 0]
+        several = len(found.documents) > 1
+        rows = [
+            [*([document.id] if several else []), e.text, e.label, e.start, e.end, round(e.score, 3)]
+            for document, each in zip(kept.documents, kept.entities, strict=True)
+            for e in each
+        ]
+        columns = [*(["Id"] if several else []), "Text", "Type", "Start", "End", "Score"]
+        nothing = "" if rows else "No entity is left: lower the score, or choose more types."
+        return (
+            gr.CheckboxGroup(choices=[(f"{kind} {counts[kind]:,}", kind) for kind in found.types]),
+            marked(text, [Span(e.label, e.start, e.end, e.score) for e in entities], found.types, "entity"),
+            remarks(nothing, cut_note(text), rows_note(len(rows))),
+            table(columns, rows),
+            _plot(kept),
+        )
+
+    def save(self, kind: str, found: Found | None, types: list[str], min_score: float) -> tuple[str, bytes]:
+        """Name and content of a file of what the filters leave, in all documents."""
+        if found is None:
+            raise gr.Error("There is nothing to save yet: find entities first", print_exception=False)
+        kept = found.filtered(types, min_score)
+        return f"entities{suffix_of(kind)}", entities_as(kind, kept.documents, kept.entities)
+
+    def ner(
+        self, text: str, types: list[str] | None = None, min_score: float = 0.0
+    ) -> list[dict[str, str | int | float]]:
+        """Find the named entities of a biomedical text: diseases, chemicals, genes and so on.
+
+        Args:
+            text: Up to 2,000,000 characters.
+            types: Only these, such as Disease; null for all that the model knows.
+            min_score: Only entities with at least this probability, 0 to 1.
+
+        Returns:
+            Objects, sorted by start: label (its type), start and end (Unicode characters of the text as given, so
+            text[start:end] is the entity), text, and score (probability, 0 to 1).
+        """
+        try:
+            [document] = passage(text)
+            check_score("min_score", min_score)
+            with self.recognizer.turn() as recognizer:
+                known = recognizer.types
+                if unknown := [kind for kind in types or () if kind not in known]:
+                    raise ValueError(f"types are {unknown}; this model knows {', '.join(known)}")
+                found = Found([document], known, [recognizer(document.text)])
+        except REFUSALS as error:
+            raise api_error(error) from error
+        [entities] = found.filtered(known if types is None else types, min_score).entities
+        return [asdict(entity) for entity in entities]
+
+
+def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> None:
+    """Lay the tab out in the Blocks at hand and connect it."""
+    tagger = Tagger(recognizer)
+    with gr.Row(elem_classes="columns halves"):
+        with gr.Column():
+            form = lay_out_form(
+                "entities",
+                label="Passage",
+                placeholder="Naloxone reverses the antihypertensive effect of clonidine",
+                verb="Find entities",
+                examples=EXAMPLES,
+            )
+        with gr.Column():
+            marks = gr.HTML(view("", _HINT), apply_default_css=False, elem_id="entities-view")
+            with gr.Column(visible=False) as results:
+                types = gr.CheckboxGroup(
+                    [], label="Types", info="Those to show, and how many there are.", elem_id="types"
+                )
+                with gr.Row():
+                    min_score = gr.Slider(
+                        0,
+                        1,
+                        0,
+                        step=0.01,
+                        label="Score, at least",
+                        info="How sure the model has to be. 0: all.",
+                    )
+                    document = gr.Dropdown(
+                        [],
+                        label="Text",
+                        info="The one marked above.",
+                        visible=False,
+                        elem_id="entities-document",
+                    )
+                notes = gr.HTML("")
+                listed = results_table("Entities", "entities-table")
+                plot = gr.HTML("", elem_id="entities-plot")
+                download_buttons(list(ENTITY_FORMATS), [form.found, types, min_score], tagger.save)
+
+    chosen = [form.found, types, min_score, document]
+    shown = [types, marks, notes, listed, plot]
+    connect(
+        form,
+        tagger.find,
+        [],
+        [(tagger.reset, [form.found], [results, types, document]), (tagger.show, chosen, shown)],
+    )
+    for control in (types, min_score, document):
+        control.input(tagger.show, chosen, shown, trigger_mode="always_last", **QUICK)
+    gr.api(tagger.ner, api_name="ner", **PASSAGES)
+
+
+def _entities(recognizer: EntityRecognizer, texts: list[str], progress: Progress) -> list[list[Entity]]:
+    return recognizer.batch(texts, progress)
+
+
+def _plot(found: Found) -> str:
+    counts = found.counts()
+    most = max(counts.values(), default=1)
+    rows = [Bar(kind, counts[kind] / most, f"{counts[kind]:,}") for kind in found.types]
+    return bars("Entities by type", rows, found.types)
