@@ -3,7 +3,8 @@
 import re
 
 # What may follow a full stop for the next sentence to begin: a capital, a digit, an opening bracket or quote.
-_BOUNDARY = re.compile(r"""(?P<stop>[.!?]+)[)\]"'”’»]*(?=\s+(?P<next>[(\["'“‘«]*\S))|[\r\n]+""")
+# A run of stops is tried from its beginning only: from each stop in turn, a line of leaders would take for ever.
+_BOUNDARY = re.compile(r"""(?<![.!?])(?P<stop>[.!?]+)[)\]"'”’»]*(?=\s+(?P<next>[(\["'“‘«]*\S))|[\r\n]+""")
 _ABBREVIATION = re.compile(
     r"""(?:^|[\s(\[{"'“‘/–-])(?:
         (?:e\.g|i\.e|c\.f|cf|viz|vs|v|ca|approx|resp|incl|excl|al|et|etc|fig|figs|eq|eqs|ref|refs|tab|no|nos|vol|pp|

@@ -1,5 +1,6 @@
 """Label scores: the reference's logits, windows, sentences in one pass, labels of your own."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -60,6 +61,20 @@ def test_probabilities_are_those_of_the_reference(build, tokenizer, reference_of
         assert [s.score for s in result.scores] == sorted(found.values(), reverse=True)
 
 
+def test_a_batch_gives_each_text_what_it_gets_alone_in_its_place(build, tokenizer, monkeypatch):
+    """Texts are read by length, several batches of them; the answers come in the order given."""
+    monkeypatch.setattr("biogpt.classify._CPU_BATCH_TOKENS", 100)
+    for problem in ("single_label_classification", "multi_label_classification"):
+        classifier = TextClassifier(build(problem), tokenizer)
+        texts = [TEXTS[i % 4][: 90 - 7 * i] for i in range(12)] + [" ".join(TEXTS * 4), "\u200b"]
+        alone = [classifier.classify(text) for text in texts]
+        together = classifier.batch(texts)
+        assert len({result.scores[0].score for result in alone}) > 8
+        for one, other in zip(alone, together, strict=True):
+            assert one.windows == other.windows
+            assert by_label(one.scores) == pytest.approx(by_label(other.scores), abs=1e-5)
+
+
 def test_long_texts_are_read_whole_in_windows(build, tokenizer):
     long = " ".join(TEXTS * 8)
     for problem in ("single_label_classification", "multi_label_classification"):
@@ -116,13 +131,30 @@ def test_a_long_abstract_gets_a_label_for_every_sentence(build, tokenizer):
     assert [(role.start, role.end) for role in given] == [(0, 5), (6, 20)]
 
 
-def naive(model, tokenizer, text, labels):
+def test_a_sentence_longer_than_the_model_is_read_by_its_end(build, tokenizer):
+    classifier = TextClassifier(build(), tokenizer)
+    text = "It works. We gave " + "aspirin and " * 60 + "placebo. Tumours shrank."
+    roles = classifier.sentences(text)
+    assert len(roles) == 3
+    pieces = tokenizer.encode(text[roles[1].start : roles[1].end], special_tokens=False).ids
+    with torch.no_grad():
+        end = classifier.model(torch.tensor([[2, *pieces[-63:]]])).logits.softmax(-1)
+    assert roles[1].score == pytest.approx(end.max().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("span", [(-1, 3), (2, 2), (3, 2), (0, 10), (4, 5)])
+def test_spans_that_hold_no_sentence_are_refused(build, tokenizer, span):
+    with pytest.raises(ValueError, match=re.escape(f"{span} is not a sentence of this text of 9 characters")):
+        TextClassifier(build(), tokenizer).sentences("Yes. No. ", [(0, 4), span])
+
+
+def naive(model, tokenizer, text, labels, start=""):
     """Every label with its own full pass."""
     scores = []
     ask = tokenizer.encode(" This is about ", special_tokens=False).ids
     for label in labels:
         means = []
-        for before in (tokenizer.encode(text).ids, [2]):
+        for before in (tokenizer.encode(start + text).ids, tokenizer.encode(start).ids):
             own = tokenizer.encode(label, special_tokens=False).ids
             whole = torch.tensor([before + ask + own])
             with torch.no_grad():
@@ -136,12 +168,40 @@ def naive(model, tokenizer, text, labels):
 def test_labels_of_your_own_equal_a_pass_for_each(build, tokenizer):
     model = build(head=BioGptForCausalLM, problem=None, id2label=None)
     labels = ["cancer", "heart and kidney disease", "α-synuclein"]
-    classifier = TextClassifier(model, tokenizer, labels, "{text} This is about {label}.")
-    for text in TEXTS:
-        found = by_label(classifier(text))
-        expected = naive(model, tokenizer, text, labels)
-        assert [found[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-5)
-    assert not classifier.multi_label
+    for start in (
+        "",
+        "Patients with heart disease were seen. ",
+    ):  # calibrated with it, or it would favour its words
+        classifier = TextClassifier(model, tokenizer, labels, start + "{text} This is about {label}.")
+        for text in TEXTS:
+            found = by_label(classifier(text))
+            expected = naive(model, tokenizer, text, labels, start)
+            assert [found[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert not classifier.multi_label
+
+
+def test_more_labels_than_memory_are_compared_in_turns(build, tokenizer, monkeypatch):
+    model = build(head=BioGptForCausalLM, problem=None, id2label=None)
+    labels = ["cancer", "heart and kidney disease", "α-synuclein", "sleep"]
+    at_once = TextClassifier(model, tokenizer, labels).batch(TEXTS)
+    row = 2 * 2 * 24 * 64 * 4  # bytes: keys and values, 2 layers, 24 wide, at most 64 positions, float32
+    for size in (1, 3 * row):
+        monkeypatch.setattr("biogpt.classify._CACHE_BYTES", size)
+        in_turns = TextClassifier(model, tokenizer, labels).batch(TEXTS)
+        for one, other in zip(at_once, in_turns, strict=True):
+            assert by_label(one.scores) == pytest.approx(by_label(other.scores), abs=1e-5)
+
+
+def test_each_text_of_a_batch_is_compared_as_alone(build, tokenizer):
+    model = build(head=BioGptForCausalLM, problem=None, id2label=None)
+    calls = []
+    classifier = TextClassifier(model, tokenizer, ["cancer", "heart disease"])
+    together = classifier.batch(TEXTS, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert len({result.scores[0].score for result in together}) == 4
+    assert [TextClassifier(model, tokenizer, ["cancer", "heart disease"])(text) for text in TEXTS] == [
+        result.scores for result in together
+    ]
 
 
 def test_a_text_that_does_not_fit_beside_the_labels_says_what_was_cut(build, tokenizer):
@@ -168,9 +228,15 @@ def test_mini_knows_diabetes_from_cancer():
         (None, "{text} {label}", "no labels of its own"),
         (["a"], "{text} {label}", "expected at least two"),
         (["a", "a"], "{text} {label}", "all different"),
+        (["a", " a"], "{text} {label}", "all different"),
         (["a", " "], "{text} {label}", "none empty"),
+        (["a", "\u200b"], "{text} {label}", "none empty"),
+        ("ab", "{text} {label}", "expected a list of phrases"),
+        ([1, 2], "{text} {label}", "expected a list of phrases"),
         (["a", "b"], "{label} {text}", "the template is"),
         (["a", "b"], "{text}", "the template is"),
+        (["a", "b"], "{text} {text} {label}", "the template is"),
+        (["a", "b"], "b " * 99 + "{text} {label}", "no room for a text"),
         (["a", "b " * 99], "{text} {label}", "no room for a text"),
     ],
 )
@@ -180,12 +246,22 @@ def test_wrong_labels_and_templates_are_refused(build, tokenizer, labels, templa
         TextClassifier(model, tokenizer, labels, template)
 
 
+def test_labels_of_your_own_for_a_trained_head_are_refused_by_name(build, tokenizer, tmp_path):
+    build().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no language model head, which labels of your own need"):
+        TextClassifier.from_pretrained(tmp_path, labels=["x", "y"])
+    assert TextClassifier.from_pretrained(tmp_path).labels == ("a", "b", "c")
+
+
 def test_what_does_not_fit_a_head_is_refused(build, tokenizer):
     classifier = TextClassifier(build(), tokenizer)
     with pytest.raises(ValueError, match="the text is empty"):
         classifier(" \n")
     with pytest.raises(ValueError, match="text 2 of 2 is empty"):
         classifier.batch(["a", ""])
+    with pytest.raises(TypeError, match="text 2 of 2 is of type int; expected a string"):
+        classifier.batch(["a", 5])
     with pytest.raises(ValueError, match="takes a list"):
         classifier.batch("a")
     with pytest.raises(ValueError, match="the text is empty"):

@@ -34,6 +34,12 @@ def test_line_breaks_always_end_a_sentence():
     assert split("") == split(" \n ") == []
 
 
+@pytest.mark.parametrize("line", ["." * 200_000, ".)" * 100_000, "a." + " " * 200_000, "! (" + "(" * 200_000])
+def test_long_runs_of_stops_and_brackets_come_to_an_end(line):
+    """Tried from every stop in turn, 20,000 of them took 16 seconds and 200,000 half an hour."""
+    assert len(sentence_spans(line)) <= 2
+
+
 @given(st.text(st.sampled_from("aB. \n\r\t?!()1\U0001f9ecα\u0301"), max_size=60))
 def test_spans_are_sorted_apart_and_lose_nothing(text):
     spans = sentence_spans(text)
