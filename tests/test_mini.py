@@ -7,11 +7,13 @@ import torch
 import transformers
 from safetensors import safe_open
 
+from biogpt.classify import TextClassifier
 from biogpt.generate import GenerationOptions
 from biogpt.hub import EMBEDDED
 from biogpt.service import TextGenerator
 from biogpt.training.corpus import read_lines
-from biogpt.training.metrics import bits_per_byte
+from biogpt.training.labelled import read_labelled
+from biogpt.training.metrics import bits_per_byte, classification_scores
 
 FOLDER = EMBEDDED / "mini"
 PROMPTS = [
@@ -107,3 +109,16 @@ def test_the_score_in_the_card_is_the_score_of_the_files(generator, shared_data)
     assert bits_per_byte(generator.model, generator.tokenizer, some) == pytest.approx(
         recorded["bits_per_byte"], abs=0.04
     )
+
+
+@pytest.mark.slow
+def test_mini_hoc_finds_the_hallmarks_of_the_test_split(shared_data):
+    """The score of its card, from the shipped files through the public class."""
+    texts = read_labelled(shared_data / "classification/hoc-document/test.tsv")
+    results = TextClassifier.from_pretrained("mini-hoc", precision="float32").batch(
+        [text.text for text in texts]
+    )
+    found = [{score.label for score in result.scores if score.score >= 0.5} for result in results]
+    scores = classification_scores([set(text.labels) for text in texts], found)
+    assert scores["micro"].f1 == pytest.approx(0.775, abs=0.002)
+    assert scores["micro"].support == 486
