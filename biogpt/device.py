@@ -1,5 +1,8 @@
 """Which device and precision a model runs in, and why."""
 
+import time
+from functools import cache
+
 import torch
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
@@ -60,3 +63,27 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
         return f"{precision} · Apple GPU"
     threads = torch.get_num_threads()
     return f"{precision} · CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+@cache
+def bfloat16_pays(kind: str) -> bool:
+    """Whether a device multiplies matrices in bfloat16 at least as fast as in float32; CPUs are measured, once.
+
+    A CPU without instructions for it computes the same numbers up to a hundred times slower.
+
+    Args:
+        kind: ``cpu``, ``cuda`` or ``mps``.
+    """
+    if kind != "cpu":
+        return kind == "cuda" and torch.cuda.is_bf16_supported()
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(256, 256, dtype=dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) <= seconds(torch.float32)

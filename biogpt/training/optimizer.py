@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from biogpt.device import bfloat16_pays
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
@@ -45,18 +47,20 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrices with singular values near 1, by five Newton–Schulz steps in bfloat16.
+    """The nearest matrices with singular values near 1, by five Newton–Schulz steps, in bfloat16 where it is fast.
 
     Args:
         matrices: [N, rows, columns].
 
     Returns:
-        [N, rows, columns] bfloat16.
+        [N, rows, columns] in the type computed in.
     """
     a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's quintic: steep at 0, singular values end in 0.7 to 1.2
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if tall else matrices
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if bfloat16_pays(x.device.type):
+        x = x.bfloat16()
     for _ in range(steps):
         square = x @ x.transpose(1, 2)
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)

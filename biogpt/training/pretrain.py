@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from biogpt.config import BioGptConfig
+from biogpt.device import bfloat16_pays
 from biogpt.heads import BioGptForCausalLM
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
@@ -179,7 +180,8 @@ def pretrain(options: PretrainOptions) -> Path:
 
 def _loss(model: BioGptForCausalLM, batch: Tensor) -> Tensor:
     """Mean cross-entropy in nats of the next id; ``batch`` is [B, T + 1] ids."""
-    with torch.autocast(batch.device.type, torch.bfloat16):
+    kind = batch.device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=bfloat16_pays(kind)):
         # Asked for its attentions, the model multiplies matrices instead of calling the fused kernel, whose
         # backward pass is slow on CPUs; nothing of them is kept after compilation.
         hidden = model.biogpt(batch[:, :-1], output_attentions=True).last_hidden_state
