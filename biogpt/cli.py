@@ -1,4 +1,4 @@
-"""The command line: ``python -m biogpt generate · ner · classify · score · train · convert``."""
+"""The command line: ``python -m biogpt generate · ner · classify · score · evaluate · train · convert``."""
 
 import argparse
 import logging
@@ -27,6 +27,11 @@ from biogpt.training.labelled import read_labelled, read_sections
 from biogpt.training.metrics import bits_per_byte
 from biogpt.training.pretrain import PretrainOptions, pretrain
 from biogpt.training.tasks import EntityCorpus, EntityTask, SentenceTask, TextTask
+
+_TAGGED_FILES = (
+    "CoNLL (BIO, IOBES), JSONL or PubTator files; FILE:old=New,… takes these types only, and reads what "
+    "else the file may hold as not annotated; FILE@0.5 reads a random half of it in each epoch"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,6 +90,21 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("file", type=Path, help=".txt or .txt.xz, UTF-8, one document a line")
     _add_model(score)
     score.set_defaults(run=_score)
+
+    evaluate = commands.add_parser("evaluate", help="score a head on labelled text").add_subparsers(
+        required=True, metavar="TASK"
+    )
+    tagger = evaluate.add_parser("ner", help="strict entity scores", description="Score a tagger, strictly.")
+    tagger.add_argument("files", nargs="+", metavar="FILE[@SHARE][:old=New,…]", help=_TAGGED_FILES)
+    _add_model(tagger, "mini-ner")
+    tagger.set_defaults(run=_evaluate_ner)
+    labeller = evaluate.add_parser(
+        "classify", help="scores of labels", description="Score a head that labels texts or sentences."
+    )
+    labeller.add_argument("files", nargs="+", type=Path, metavar="FILE", help="TSV or JSONL files")
+    _add_model(labeller, None, "mini-hoc; mini-rct with --sentences")
+    _add_labelled(labeller)
+    labeller.set_defaults(run=_evaluate_classify)
 
     train = commands.add_parser("train", help="train a model").add_subparsers(required=True, metavar="TASK")
     lm = train.add_parser(
@@ -190,11 +210,9 @@ def _add_pretraining(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_entity_training(parser: argparse.ArgumentParser) -> None:
-    files = (
-        "CoNLL (BIO, IOBES), JSONL or PubTator files; FILE:old=New,… takes these types only, and reads what "
-        "else the file may hold as not annotated"
+    parser.add_argument(
+        "--train", nargs="+", required=True, metavar="FILE[@SHARE][:old=New,…]", help=_TAGGED_FILES
     )
-    parser.add_argument("--train", nargs="+", required=True, metavar="FILE[:old=New,…]", help=files)
     parser.add_argument("--dev", nargs="+", default=[], metavar="FILE[:old=New,…]", help="to score on")
     parser.add_argument(
         "--copies",
@@ -216,6 +234,11 @@ def _add_text_training(parser: argparse.ArgumentParser) -> None:
         "--train", nargs="+", type=Path, required=True, metavar="FILE", help="TSV or JSONL files"
     )
     parser.add_argument("--dev", nargs="+", type=Path, default=[], metavar="FILE", help="to score on")
+    _add_labelled(parser)
+    _add_finetuning(parser)
+
+
+def _add_labelled(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--multi-label", action="store_true", help="a text may have several labels, or none")
     parser.add_argument(
         "--sentences",
@@ -228,7 +251,6 @@ def _add_text_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-column", default="-2", help="name, or number from 1 (%(default)s)")
     parser.add_argument("--separator", default="|", help="between the labels of a text (%(default)s)")
     parser.add_argument("--none-label", default="none", help="stands for no label (%(default)s)")
-    _add_finetuning(parser)
 
 
 def _add_finetuning(parser: argparse.ArgumentParser) -> None:
@@ -297,6 +319,47 @@ def _score(chosen: argparse.Namespace) -> None:
     print(
         f"{bits_per_byte(model, tokenizer, texts):.4f} bits per byte on {len(texts)} texts of {chosen.file.name}"
     )
+
+
+def _evaluate_ner(chosen: argparse.Namespace) -> None:
+    corpora = [_corpus(name) for name in chosen.files]
+    recognizer = EntityRecognizer.from_pretrained(
+        chosen.model, device=chosen.device, precision=chosen.precision
+    )
+    for corpus in corpora:
+        _check_known(f"the types of {corpus.name}", corpus.types, recognizer.types, "; FILE:old=New renames")
+    result = EntityTask(corpora, corpora, {}).evaluate(recognizer.model, recognizer.tokenizer)
+    assert result is not None
+    for name, scores in result.metrics.items():
+        print(f"{name}\n{_scores(scores)}", end="")
+
+
+def _evaluate_classify(chosen: argparse.Namespace) -> None:
+    task = _labelling_task(chosen, chosen.files, chosen.files)
+    classifier = TextClassifier.from_pretrained(
+        chosen.model or ("mini-rct" if chosen.sentences else "mini-hoc"),
+        device=chosen.device,
+        precision=chosen.precision,
+    )
+    _check_known("the labels", task.labels, classifier.labels)
+    task.labels = classifier.labels
+    result = task.evaluate(classifier.model, classifier.tokenizer)
+    assert result is not None
+    scores = dict(result.metrics)
+    if "accuracy" in scores:
+        print(f"accuracy {scores.pop('accuracy'):.4f}")
+    print(_scores(scores), end="")
+
+
+def _check_known(what: str, given: Iterable[str], known: Sequence[str], hint: str = "") -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{what} include {unknown}; the model knows {', '.join(known)}{hint}")
+
+
+def _scores(scores: dict[str, dict[str, float]]) -> str:
+    columns = ("precision", "recall", "f1", "support")
+    rows = [(label, *(f"{each[column]}" for column in columns)) for label, each in scores.items()]
+    return _table(("label", *columns), rows)
 
 
 def _documents(chosen: argparse.Namespace) -> list[Document]:
@@ -432,25 +495,30 @@ def _train_ner(chosen: argparse.Namespace) -> None:
 
 
 def _corpus(name: str) -> EntityCorpus:
-    path, colon, types = name.rpartition(":")
-    if not colon or "=" not in types:
-        return EntityCorpus.read(Path(name))
-    return EntityCorpus.read(Path(path), dict(pair.split("=", 1) for pair in types.split(",")))
+    path, _, types = name.rpartition(":") if "=" in name.rpartition(":")[2] else (name, "", "")
+    renames = dict(pair.split("=", 1) for pair in types.split(",")) if types else None
+    file, at, share = path.rpartition("@")
+    if at and share.replace(".", "", 1).isdecimal():
+        return EntityCorpus.read(Path(file), renames, float(share))
+    return EntityCorpus.read(Path(path), renames)
 
 
 def _train_classify(chosen: argparse.Namespace) -> None:
-    splits = (chosen.train, chosen.dev)
-    task: Task
+    train, dev = ([str(path) for path in split] for split in (chosen.train, chosen.dev))
+    _finetune(chosen, _labelling_task(chosen, chosen.train, chosen.dev), {"train": train, "dev": dev})
+
+
+def _labelling_task(
+    chosen: argparse.Namespace, train: Sequence[Path], dev: Sequence[Path]
+) -> SentenceTask | TextTask:
+    splits = (train, dev)
     if chosen.sentences:
-        task = SentenceTask(
+        return SentenceTask(
             *([abstract for path in split for abstract in read_sections(path)] for split in splits)
         )
-    else:
-        how = chosen.text_column, chosen.label_column, chosen.separator, chosen.none_label
-        learned, scored = ([t for path in split for t in read_labelled(path, *how)] for split in splits)
-        task = TextTask(learned, scored, chosen.multi_label)
-    train, dev = ([str(path) for path in split] for split in splits)
-    _finetune(chosen, task, {"train": train, "dev": dev})
+    how = chosen.text_column, chosen.label_column, chosen.separator, chosen.none_label
+    learned, scored = ([t for path in split for t in read_labelled(path, *how)] for split in splits)
+    return TextTask(learned, scored, chosen.multi_label)
 
 
 def _finetune(chosen: argparse.Namespace, task: Task, data: dict[str, object]) -> None:

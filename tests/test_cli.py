@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+from biogpt.classify import TextClassifier
 from biogpt.cli import main
 from biogpt.config import BioGptConfig
 from biogpt.documents import read_documents
@@ -150,6 +151,41 @@ def test_labels_and_roles_of_texts(heads, tmp_path, capsys):
     assert [role["text"] for role in roles] == TEXTS.splitlines()
     assert main(["classify", TEXTS, "--labels", "cancer", "diabetes"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1] == "cancer"
+
+
+def test_heads_are_scored_on_labelled_files(heads, tmp_path, capsys):
+    tagged, labelled, roles = (tmp_path / name for name in ("a.tsv", "b.tsv", "c.txt"))
+    tagger = str(heads / "BioGptForTokenClassification")
+    found = EntityRecognizer.from_pretrained(tagger)("TP53 was lost .")
+    assert found
+    at = dict(zip([0, 5, 9, 14], ("TP53", "was", "lost", "."), strict=True))
+    tags = {start: "O" for start in at}
+    for entity in found:
+        inside = [start for start in at if entity.start <= start < entity.end]
+        tags |= {start: f"{'I' if start > entity.start else 'B'}-{entity.label}" for start in inside}
+    tagged.write_text("".join(f"{at[start]}\t{tag}\n" for start, tag in tags.items()))
+    assert main(["evaluate", "ner", str(tagged), "--model", tagger]) == 0
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert last == ["micro", "1.0", "1.0", "1.0", str(len(found))]
+
+    classifier = str(heads / "BioGptForSequenceClassification")
+    first = TextClassifier.from_pretrained(classifier)("Aspirin helped.")[0].label
+    labelled.write_text(f"{first}\tAspirin helped.\n")
+    assert main(["evaluate", "classify", str(labelled), "--model", classifier]) == 1
+    assert "expected at least two" in capsys.readouterr().err
+    other = {"AIM": "RESULT", "RESULT": "AIM"}[first]
+    labelled.write_text(f"{first}\tAspirin helped.\n{other}\tAspirin helped.\n")
+    assert main(["evaluate", "classify", str(labelled), "--model", classifier]) == 0
+    assert capsys.readouterr().out.startswith("accuracy 0.5000\n")
+    roles.write_text("###1\nAIM\tWe asked.\nODD\tWe saw.\n")
+    assert main(["evaluate", "classify", "--sentences", str(roles), "--model", classifier]) == 1
+    assert "['ODD']; the model knows AIM, RESULT" in capsys.readouterr().err
+    tagged.write_text("TP53\tB-Protein\n")
+    assert main(["evaluate", "ner", str(tagged), "--model", tagger]) == 1
+    assert (
+        "include ['Protein']; the model knows Gene, Disease; FILE:old=New renames" in capsys.readouterr().err
+    )
+    assert main(["evaluate", "ner", f"{tagged}@1.0:Protein=Gene", "--model", tagger]) == 0
 
 
 def test_what_cannot_be_done_is_said_and_leaves_no_file(heads, tmp_path, capsys):

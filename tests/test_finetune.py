@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 from biogpt import BioGptForCausalLM, BioGptTokenizer, EntityRecognizer, TextClassifier
 from biogpt.cli import main
 from biogpt.config import BioGptConfig
-from biogpt.training.finetune import FinetuneOptions, _optimizers, finetune, label_loss
+from biogpt.training.finetune import (
+    Example,
+    FinetuneOptions,
+    _batches,
+    _Dropout,
+    _optimizers,
+    finetune,
+    label_loss,
+)
 from biogpt.training.labelled import LabelledText
 from biogpt.training.tasks import EntityCorpus, EntityTask, TextTask
 
@@ -100,6 +108,42 @@ def test_renamed_types_leave_the_others_unannotated(corpora):
     assert {span.label for text in corpus.texts for span in text.spans} == {"Protein"}
     with pytest.raises(ValueError, match=r"no entity of the types \['X'\]"):
         EntityCorpus.read(corpora / "genes.tsv", {"Y": "X"})
+
+
+def test_a_share_of_a_corpus_is_drawn_anew_for_each_epoch(corpora):
+    tokenizer = BioGptTokenizer.from_pretrained("mini")
+    config = BioGptConfig(vocab_size=tokenizer.vocab_size, max_position_embeddings=64)
+    corpus = EntityCorpus.read(corpora / "drugs.tsv", share=0.25)
+    task = EntityTask([corpus], [], {})
+    epochs = [task.examples(tokenizer, config, np.random.default_rng(seed)) for seed in range(30)]
+    words = [sum(len(example.reads) for example in epoch) for epoch in epochs]
+    assert 0.15 < np.mean(words) / (60 * 5) < 0.35
+    assert len(set(words)) > 5
+    with pytest.raises(ValueError, match=r"the share of .*drugs.tsv is 1.5; expected more than 0, up to 1"):
+        EntityCorpus.read(corpora / "drugs.tsv", share=1.5)
+
+
+def test_batches_hold_every_example_once_and_like_lengths_together(base, tmp_path):
+    random = np.random.default_rng(0)
+    examples = [Example([7] * int(n), [0], np.ones((1, 2))) for n in random.integers(1, 200, 500)]
+    batches = list(_batches(examples, options(tmp_path, base), random))
+    assert sorted(id(e) for batch in batches for e in batch) == sorted(id(e) for e in examples)
+    taken = [max(len(e.ids) for e in batch) * len(batch) for batch in batches]
+    assert max(taken) <= 256
+    assert sum(len(e.ids) for e in examples) / sum(taken) > 0.9  # little is padding
+
+
+def test_dropout_drops_its_share_anew_each_time_and_keeps_the_mean():
+    torch.manual_seed(0)
+    dropout, ones = _Dropout(0.1), torch.ones(300, 401)
+    first, second = dropout(ones), dropout(ones)
+    assert (first == 0).float().mean().item() == pytest.approx(26 / 256, abs=0.003)
+    assert first.mean().item() == pytest.approx(1, abs=0.004)
+    assert ((first == 0) & (second == 0)).float().mean().item() == pytest.approx((26 / 256) ** 2, abs=0.002)
+    assert [(first[:, i::8] == 0).float().mean().item() for i in range(8)] == pytest.approx(
+        [0.1] * 8, abs=0.01
+    )
+    assert torch.equal(dropout.eval()(ones), ones)
 
 
 LABELLED = [

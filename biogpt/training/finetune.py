@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from biogpt.config import BioGptConfig
-from biogpt.device import choose_device
+from biogpt.device import bfloat16_pays, choose_device
 from biogpt.heads import BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.optimizer import Muon
@@ -33,8 +33,10 @@ logger = logging.getLogger(__name__)
 
 Head = BioGptForTokenClassification | BioGptForSequenceClassification
 
-ARITHMETIC = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_LENGTHS = 64  # rows are padded to a multiple of this, so that few shapes are compiled
+ARITHMETIC = ("auto", "float32", "bfloat16", "float16")
+_LENGTHS = 8  # rows are padded to a multiple of this
+_COMPILED_LENGTHS = 64  # the same where each length is compiled
+_POOL = 50  # so many batches of examples at random are sorted by length before they are cut into batches
 _BETAS = (0.9, 0.98)
 
 
@@ -115,7 +117,8 @@ class FinetuneOptions:
         dropout: while training.
         balanced: count rare labels more, by the inverse of their frequency.
         patience: stop after so many epochs without a better dev score; 0 never stops early.
-        arithmetic: ``float32``, ``bfloat16``, or on a GPU ``float16``; weights stay float32.
+        arithmetic: ``float32``, ``bfloat16``, on a GPU ``float16``, or ``auto``: bfloat16 where it is fast, else
+            float32. Weights stay float32.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, more time.
         compiled: fuse operations with ``torch.compile``: faster, needs a C++ compiler.
         minutes_between: how often the state is saved, beside the end of each epoch.
@@ -135,7 +138,7 @@ class FinetuneOptions:
     weight_decay: float = 0.01
     balanced: bool = False
     patience: int = 0
-    arithmetic: str = "bfloat16"
+    arithmetic: str = "auto"
     device: str = "auto"
     gradient_checkpointing: bool = False
     compiled: bool = False
@@ -218,7 +221,7 @@ class _Run:
         options, progress = self.options, self.progress
         examples = self.task.examples(self.tokenizer, self.model.config, self._random())
         weights = _label_weights(examples, self.task.multi_label) if options.balanced else None
-        batches = list(_batches(examples, options.batch_tokens, self._random()))
+        batches = list(_batches(examples, options, self._random()))
         bar = tqdm(
             batches[progress.batch :],
             f"epoch {progress.epoch + 1} of {options.epochs}",
@@ -264,17 +267,18 @@ class _Run:
             return self.model.biogpt(ids, mask, output_attentions=self.device.type == "cpu").last_hidden_state
 
     def _autocast(self) -> AbstractContextManager:
-        dtype = ARITHMETIC[self.options.arithmetic]
-        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+        name, kind = self.options.arithmetic, self.device.type
+        if name == "auto":
+            name = "bfloat16" if bfloat16_pays(kind) else "float32"
+        return nullcontext() if name == "float32" else torch.autocast(kind, getattr(torch, name))
 
     def _learn(self, batch: Sequence[Example], weights: Tensor | None, share: float, last: bool) -> float:
         """One batch: its gradient, and a step after every ``accumulation`` of them."""
         options = self.options
-        length = -(-max(len(example.ids) for example in batch) // _LENGTHS) * _LENGTHS
+        length = max(_padded_length(example, options) for example in batch)
         length = min(length, self.model.config.max_position_embeddings)
-        ids = torch.full(
-            (max(len(batch), options.batch_tokens // length), length), self.tokenizer.pad_token_id
-        )
+        rows = max(len(batch), options.batch_tokens // length) if options.compiled else len(batch)
+        ids = torch.full((rows, length), self.tokenizer.pad_token_id)
         for row, example in enumerate(batch):
             ids[row, : len(example.ids)] = torch.tensor(example.ids)
         ids = ids.to(self.device)
@@ -388,9 +392,28 @@ def _model(task: Task, options: FinetuneOptions) -> Head:
         **task.settings,
     )
     model = task.head(config)
-    model.load_state_dict(base.state_dict())
+    model.biogpt.load_state_dict(base.biogpt.state_dict())
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Dropout):
+            model.set_submodule(name, _Dropout(module.p))
     model.biogpt.gradient_checkpointing = options.gradient_checkpointing
     return model
+
+
+class _Dropout(nn.Dropout):
+    """Dropout that draws eight elements at once: on a CPU the draws cost as much as half the matrices.
+
+    The probability is rounded to a multiple of 1/256.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        cut = round(256 * self.p)
+        if not self.training or not cut:
+            return input
+        count = input.numel()
+        draws = torch.empty(-(-count // 8), dtype=torch.int64, device=input.device).random_(-(2**63), None)
+        keep = draws.view(torch.uint8)[:count].view(input.shape) >= cut
+        return input * keep.to(input.dtype).mul_(256 / (256 - cut))
 
 
 def _optimizers(model: Head, options: FinetuneOptions) -> list[torch.optim.Optimizer]:
@@ -426,17 +449,23 @@ def _optimizers(model: Head, options: FinetuneOptions) -> list[torch.optim.Optim
 
 
 def _batches(
-    examples: Sequence[Example], batch_tokens: int, random: np.random.Generator
+    examples: Sequence[Example], options: FinetuneOptions, random: np.random.Generator
 ) -> Iterator[list[Example]]:
     """All examples in random order, those of like length together, at most ``batch_tokens`` with padding."""
-    filling: dict[int, list[Example]] = {}
-    for index in random.permutation(len(examples)):
-        length = -(-len(examples[index].ids) // _LENGTHS) * _LENGTHS
-        batch = filling.setdefault(length, [])
-        batch.append(examples[index])
-        if (len(batch) + 1) * length > batch_tokens:
-            yield filling.pop(length)
-    yield from filling.values()
+    lengths = np.array([_padded_length(example, options) for example in examples])
+    pools = max(1, round(lengths.sum() / options.batch_tokens / _POOL))
+    for pool in np.array_split(random.permutation(len(examples)), pools):
+        batches: list[list[Example]] = []
+        for index in sorted(pool, key=lambda index: lengths[index]):
+            if not batches or (len(batches[-1]) + 1) * lengths[index] > options.batch_tokens:
+                batches.append([])
+            batches[-1].append(examples[index])
+        yield from (batches[index] for index in random.permutation(len(batches)))
+
+
+def _padded_length(example: Example, options: FinetuneOptions) -> int:
+    unit = _COMPILED_LENGTHS if options.compiled else _LENGTHS
+    return -(-len(example.ids) // unit) * unit
 
 
 def _label_weights(examples: Sequence[Example], multi_label: bool) -> Tensor:

@@ -33,7 +33,9 @@ from biogpt.training.metrics import (
     entity_scores,
 )
 
-_ALONE = 0.5  # share of the passages that are single sentences; the others fill the window
+# Share of the passages that are single sentences; the others fill the window. In a CoNLL file, where texts are
+# sentences, about half of the sentences stand alone then.
+_ALONE, _ALONE_OF_SENTENCES = 0.3, 0.85
 
 Renderings = tuple[TaggedText, ...]  # one sentence, written in one or two ways
 
@@ -45,24 +47,29 @@ class EntityCorpus:
     Attributes:
         texts: what the scores are computed on: whole PubTator abstracts, or CoNLL sentences, spaces between tokens.
         documents: the sentences to train on. A CoNLL sentence is written with spaces and as prose is.
+        share: of its passages, drawn anew for each epoch, that an epoch reads.
     """
 
     name: str
     types: tuple[str, ...]
     texts: list[TaggedText]
     documents: list[list[Renderings]]
+    share: float = 1.0
 
     @classmethod
-    def read(cls, path: Path, renames: Mapping[str, str] | None = None) -> "EntityCorpus":
+    def read(cls, path: Path, renames: Mapping[str, str] | None = None, share: float = 1.0) -> "EntityCorpus":
         """Read a CoNLL or PubTator file.
 
         Args:
+            share: more than 0, up to 1; as the attribute.
             renames: name in the file: name in the head. Types that are not in it count as not annotated.
                 None keeps all types under their names.
 
         Raises:
-            ValueError: the file is malformed, or has no entity of a type named.
+            ValueError: the file is malformed, or has no entity of a type named; the share is out of range.
         """
+        if not 0 < share <= 1:
+            raise ValueError(f"the share of {path} is {share}; expected more than 0, up to 1")
         documents: list[list[Renderings]]
         if "pubtator" in path.name.lower():
             texts = [
@@ -85,7 +92,7 @@ class EntityCorpus:
             raise ValueError(
                 f"{path} has no entity of the types {sorted(types - found)}; it has {sorted(found)}"
             )
-        return cls(path.parent.name + "/" + path.stem, tuple(sorted(types)), texts, documents)
+        return cls(path.parent.name + "/" + path.stem, tuple(sorted(types)), texts, documents, share)
 
 
 class EntityTask:
@@ -112,7 +119,7 @@ class EntityTask:
     def examples(
         self, tokenizer: BioGptTokenizer, config: BioGptConfig, random: np.random.Generator
     ) -> list[Example]:
-        """Passages of all corpora: half of them single sentences, the others as many as fit."""
+        """Passages of all corpora: single sentences, and as many as fit."""
         if not self._encoded:
             self._encoded = [
                 [
@@ -126,7 +133,10 @@ class EntityTask:
         for corpus, documents in zip(self.train, self._encoded, strict=True):
             right = self._right_labels(corpus.types)
             for document in documents:
-                for passage in _passages(document, room, random):
+                alone = _ALONE if len(documents) > 1 else _ALONE_OF_SENTENCES
+                for passage in _passages(document, room, alone, random):
+                    if random.random() >= corpus.share:
+                        continue
                     pieces = [word for words, _ in passage for word in words.pieces]
                     labels = np.concatenate([labels for _, labels in passage])
                     for window in windows_of(pieces, config):
@@ -192,12 +202,12 @@ def _sentences(text: TaggedText) -> Iterator[TaggedText]:
 
 
 def _passages(
-    document: list[list[tuple[Words, np.ndarray]]], room: int, random: np.random.Generator
+    document: list[list[tuple[Words, np.ndarray]]], room: int, alone_share: float, random: np.random.Generator
 ) -> Iterator[list[tuple[Words, np.ndarray]]]:
-    """Runs of sentences, each written in one of its ways."""
+    """Runs of sentences, each written in one of its ways; ``alone_share`` of the runs are single sentences."""
     passage: list[tuple[Words, np.ndarray]] = []
     filled = 0
-    alone = random.random() < _ALONE
+    alone = random.random() < alone_share
     way = random.random()
     for renderings in document:
         sentence = renderings[int(way * len(renderings))]
@@ -205,7 +215,7 @@ def _passages(
         if passage and (alone or filled + size > room):
             yield passage
             passage, filled = [], 0
-            alone = random.random() < _ALONE
+            alone = random.random() < alone_share
             way = random.random()
             sentence = renderings[int(way * len(renderings))]
         passage.append(sentence)
