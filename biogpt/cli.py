@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model").add_subparsers(required=True, metavar="TASK")
     lm = train.add_parser(
         "lm",
-        help="pre-train a language model from scratch",
+        help="pre-train a language model, from scratch or further",
         description="Pre-train a small BioGPT from plain text. Run again with the same folder to go on.",
     )
     _add_pretraining(lm)
@@ -202,6 +202,9 @@ def _add_pretraining(parser: argparse.ArgumentParser) -> None:
         "--final-texts", type=Path, nargs="+", default=[], help="for the last phase (all of --texts)"
     )
     parser.add_argument("--heldout", type=Path, required=True, help="file to score, never trained on")
+    parser.add_argument(
+        "--model", default="", help="embedded name, folder or Hub id to go on from; a new one when left out"
+    )
     parser.add_argument("--compiled", action="store_true", help="torch.compile: faster, needs a C++ compiler")
     for field in fields(PretrainOptions):
         if field.default is not MISSING and field.type in (int, float):

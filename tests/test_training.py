@@ -236,6 +236,27 @@ def test_training_learns_saves_the_best_and_transformers_opens_it(options):
     assert recipe["seed"] == options.seed
 
 
+def test_training_goes_on_from_another_model_with_its_vocabulary(options):
+    first = pretrain(options)
+    log = [json.loads(line) for line in (options.out / "log.jsonl").read_text().splitlines()]
+    more = dataclasses.replace(
+        options,
+        out=options.out / "more",
+        model=str(first),
+        muon_lr=1e-4,
+        adam_lr=1e-5,
+        vocab_size=300,
+        width=64,
+    )
+    second = pretrain(more)
+    again = [json.loads(line) for line in (more.out / "log.jsonl").read_text().splitlines()]
+    assert again[0]["bits_per_byte"] == pytest.approx(log[-1]["bits_per_byte"], rel=0.05)
+    assert (second / "vocab.json").read_bytes() == (first / "vocab.json").read_bytes()
+    assert BioGptConfig.from_json(second / "config.json").hidden_size == 16
+    with pytest.raises(ValueError, match=r"positions is 64, but .* has 32"):
+        pretrain(dataclasses.replace(more, out=options.out / "longer", positions=64))
+
+
 def run_command(options: PretrainOptions, out: Path) -> list[str]:
     command = [sys.executable, "-m", "biogpt", "train", "lm", "--out", str(out)]
     command += ["--texts", *map(str, options.texts), "--heldout", str(options.heldout)]

@@ -2,7 +2,8 @@
 
 The recipe: first rows of half the positions from all texts, at a constant learning rate; then rows of all
 positions from the texts nearest to the purpose, while the rate falls to zero (warm-up, stable, decay: Hu et al.
-2024, arXiv 2404.06395). Muon on the hidden matrices, AdamW on the rest; bfloat16 arithmetic, float32 weights.
+2024, arXiv 2404.06395). Muon on the hidden matrices, AdamW on the rest; bfloat16 arithmetic where it is fast,
+float32 weights.
 """
 
 import json
@@ -10,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -44,10 +45,12 @@ class PretrainOptions:
         texts: files of one document a line (``.txt`` or ``.txt.xz``); one named twice is read twice as often.
         final_texts: the files of the decay phase; ``texts`` when empty.
         heldout: file to score; never trained on.
+        model: embedded name, folder or Hub id to go on from, with its vocabulary and shape, in place of a new model.
         tokens: how many to train on; may be changed when resuming, until the decay has begun.
         decay: share of ``tokens`` during which the learning rate falls to zero.
         batch_tokens: tokens a step.
-        vocab_size, width, layers, heads, positions: shape of the model.
+        vocab_size, width, layers, heads, positions: shape of a new model; ``positions`` is the length of a row in
+            any case.
         muon_lr, adam_lr: learning rates of the hidden matrices and of the rest.
         warmup: steps of rising learning rate.
         minutes_between: how often to score and save.
@@ -59,6 +62,7 @@ class PretrainOptions:
     texts: tuple[Path, ...]
     heldout: Path
     final_texts: tuple[Path, ...] = ()
+    model: str = ""
     tokens: int = 24_000_000
     decay: float = 0.4
     batch_tokens: int = 4096
@@ -136,7 +140,7 @@ def pretrain(options: PretrainOptions) -> Path:
     options.out.mkdir(parents=True, exist_ok=True)
     tokenizer = _vocabulary(options)
     torch.manual_seed(options.seed)
-    model = BioGptForCausalLM(_config(options, tokenizer)).train()
+    model = _model(options, tokenizer).train()
     optimizers = make_optimizers(model, options.muon_lr, options.adam_lr)
     progress = _resume(options, model, optimizers)
     heldout = read_lines(options.heldout)
@@ -189,21 +193,35 @@ def _loss(model: BioGptForCausalLM, batch: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 
 
-def _config(options: PretrainOptions, tokenizer: BioGptTokenizer) -> BioGptConfig:
-    return BioGptConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=options.width,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        intermediate_size=4 * options.width,
-        max_position_embeddings=options.positions,
-        hidden_dropout_prob=0.0,  # every text is read about once: there is nothing to over-fit
-        attention_probs_dropout_prob=0.0,
-    )
+def _model(options: PretrainOptions, tokenizer: BioGptTokenizer) -> BioGptForCausalLM:
+    # Every text is read about once: there is nothing to over-fit, and no dropout.
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    if not options.model:
+        return BioGptForCausalLM(
+            BioGptConfig(
+                vocab_size=tokenizer.vocab_size,
+                hidden_size=options.width,
+                num_hidden_layers=options.layers,
+                num_attention_heads=options.heads,
+                intermediate_size=4 * options.width,
+                max_position_embeddings=options.positions,
+                **dropout,
+            )
+        )
+    base = BioGptForCausalLM.from_pretrained(options.model, device="cpu", precision="float32")
+    if options.positions > base.config.max_position_embeddings:
+        raise ValueError(
+            f"positions is {options.positions}, but {options.model} has {base.config.max_position_embeddings}"
+        )
+    model = BioGptForCausalLM(replace(base.config, **dropout))
+    model.load_state_dict(base.state_dict())
+    return model
 
 
 def _vocabulary(options: PretrainOptions) -> BioGptTokenizer:
-    """The run's vocabulary, learned from all training texts when the run is new."""
+    """The run's vocabulary: that of the model to go on from, or learned from all training texts when the run is new."""
+    if options.model:
+        return BioGptTokenizer.from_pretrained(options.model)
     folder = options.out / "vocabulary"
     if not (folder / "vocab.json").exists():
         counts: Counter[str] = Counter()
