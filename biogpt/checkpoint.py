@@ -52,6 +52,16 @@ class PretrainedModel(nn.Module):
         super().__init__()
         self.config = config
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.biogpt.embed_positions.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its hidden states."""
+        return self.biogpt.embed_positions.weight.dtype
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.biogpt.get_input_embeddings()
 
