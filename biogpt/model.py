@@ -57,7 +57,13 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj: nn.Module = nn.Linear(width, width)
+        self.qkv_proj: nn.Module | None = None
+
+    def fuse(self, projection: nn.Module) -> None:
+        """Compute queries, keys and values by one layer, [..., D] to [..., 3 D], in place of three."""
+        del self.q_proj, self.k_proj, self.v_proj
+        self.qkv_proj = projection
 
     def forward(
         self,
@@ -106,6 +112,8 @@ class Attention(nn.Module):
 
     def query_key_value(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, each in the shape of ``hidden``, [..., D]."""
+        if self.qkv_proj is not None:
+            return self.qkv_proj(hidden).chunk(3, dim=-1)
         return self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
 
     def step(self, hidden: Tensor, caches: Sequence[KVCache]) -> Tensor:
@@ -136,8 +144,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = Attention(config, layer)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1: nn.Module = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2: nn.Module = nn.Linear(config.intermediate_size, config.hidden_size)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
         self.activation = _ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)

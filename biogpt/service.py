@@ -27,6 +27,7 @@ from biogpt.config import BioGptConfig
 from biogpt.engine import Engine, Result, Slot
 from biogpt.generate import GenerationOptions, Hypothesis, Token, start_search
 from biogpt.heads import BioGptForCausalLM
+from biogpt.quantize import pack
 from biogpt.tokenizer import BioGptTokenizer
 
 logger = logging.getLogger(__name__)
@@ -312,8 +313,12 @@ class TextGenerator:
         precision: str = "auto",
         threaded: bool = True,
     ) -> Self:
-        """Load model and tokenizer; arguments and errors are those of ``BioGptForCausalLM.from_pretrained``."""
+        """Load model and tokenizer; arguments and errors are those of ``BioGptForCausalLM.from_pretrained``.
+
+        The weights of a large model are laid out for serving (``biogpt.quantize.pack``).
+        """
         model = BioGptForCausalLM.from_pretrained(source, revision, device, precision)
+        pack(model)
         return cls(model, BioGptTokenizer.from_pretrained(source, revision), threaded=threaded)
 
     @property
