@@ -47,7 +47,7 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("classify-model", "mini-hoc", f"labels texts; {later}")
     add("sentence-model", "mini-rct", f"labels the sentences of abstracts; {later}")
     add("device", "auto", "auto, cpu, mps, cuda or cuda:N; auto takes CUDA, then MPS, then the CPU")
-    add("precision", "auto", "auto, float32, bfloat16 or float16")
+    add("precision", "auto", "auto, float32, bfloat16, float16 or int8")
     add("host", host, "address to listen on; 0.0.0.0 lets other machines in")
     add("port", port, "port to listen on", _port)
     parser.add_argument(

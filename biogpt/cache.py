@@ -47,8 +47,14 @@ class KVCache:
             max_length,
             config.head_dim,
         )
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # [L, B, H, S, D]
-        self.values = torch.zeros(shape, device=device, dtype=dtype)  # [L, B, H, S, D]
+        # Left as found: no position is read before it is written, and memory is taken only as that happens.
+        self.keys = torch.empty(shape, device=device, dtype=dtype)  # [L, B, H, S, D]
+        self.values = torch.empty(shape, device=device, dtype=dtype)  # [L, B, H, S, D]
+
+    @staticmethod
+    def size(config: BioGptConfig, rows: int, length: int, dtype: torch.dtype) -> int:
+        """Bytes of a cache with so many rows of so many positions."""
+        return 2 * config.num_hidden_layers * rows * length * config.hidden_size * dtype.itemsize
 
     @property
     def batch_size(self) -> int:
@@ -117,7 +123,7 @@ class KVCache:
             return
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_zeros(old.shape[0], len(rows), *old.shape[2:])
+            new = old.new_empty(old.shape[0], len(rows), *old.shape[2:])
             new[used] = old[used][:, rows]
             setattr(self, name, new)
 

@@ -4,8 +4,10 @@ Loading is strict and cheap: the model is built without memory, the file is mapp
 checkpoint is used and every parameter filled, or an error names those that are not.
 """
 
+import ctypes
 import json
 import logging
+import mmap
 import os
 import re
 import shutil
@@ -21,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from biogpt.config import BioGptConfig
-from biogpt.device import choose_device, choose_precision
+from biogpt.device import Precision, check_precision, choose_device, choose_precision
 from biogpt.hub import CONFIG, INDEX, WEIGHTS, find, require, shard_names, weights_file
 from biogpt.model import BioGptModel, initialize
+from biogpt.quantize import SCALE_BYTES, dequantize, load_int8
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,17 @@ class PretrainedModel(nn.Module):
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__()
         self.config = config
+        self.precision: Precision | None = None  # as chosen by ``from_pretrained``
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.biogpt.embed_positions.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its hidden states."""
+        return self.biogpt.embed_positions.weight.dtype
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.biogpt.get_input_embeddings()
@@ -85,7 +99,9 @@ class PretrainedModel(nn.Module):
             source: an embedded name, a folder, or a Hub id ``owner/name`` with an optional ``@revision``.
             revision: branch, tag or commit of a Hub id.
             device: ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
-            precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+            precision: ``auto``, ``float32``, ``bfloat16``, ``float16`` or ``int8``; see
+                ``biogpt.device.choose_precision``. Layers are made int8 one by one, so that little more than the
+                result is ever held; they cannot be trained.
             labels: names of the labels of a new head, drawn at random to be fine-tuned; whatever head the
                 checkpoint has is left out. None takes the checkpoint's own head.
 
@@ -95,7 +111,7 @@ class PretrainedModel(nn.Module):
                 vocabulary, or is damaged; or an argument is wrong.
         """
         target = choose_device(device)
-        dtype = choose_precision(precision, target)
+        check_precision(precision)
         folder = find(source, revision)
         config = BioGptConfig.from_json(require(folder, CONFIG))
         _check_vocabulary(folder, config)
@@ -106,7 +122,11 @@ class PretrainedModel(nn.Module):
         weights = read_weights(folder)
         if labels is not None:
             model._drop_heads(weights)
-        model.load_weights(weights, folder, target, dtype, new_head=labels is not None)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        chosen = choose_precision(precision, target, count, trainable=labels is not None)
+        logger.info("%s: %s", source, chosen.reason)
+        model.load_weights(weights, folder, target, chosen.dtype, labels is not None, chosen.int8)
+        model.precision = chosen
         return model.eval()
 
     def load_weights(
@@ -116,6 +136,7 @@ class PretrainedModel(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         new_head: bool = False,
+        int8: bool = False,
     ) -> None:
         """Fill every parameter, strictly.
 
@@ -124,6 +145,7 @@ class PretrainedModel(nn.Module):
             origin: named in errors.
             device, dtype: where to put the tensors, and in which precision; None leaves them.
             new_head: draw the head's parameters at random; ``weights`` has none.
+            int8: make the linear layers and the embedding int8; else those that are int8 become floats.
 
         Raises:
             ValueError: a key is missing or left over, or a shape differs.
@@ -133,19 +155,26 @@ class PretrainedModel(nn.Module):
         drawn = {name for name in expected if new_head and not name.startswith(f"{BODY}.")}
         self._check_keys(expected.keys() - drawn, weights.keys(), origin)
         faults = [
-            f"{name} {tuple(weights[name].shape)}, expected {tuple(parameter.shape)}"
+            f"{name} {tuple(_float_shape(weights[name]))}, expected {tuple(parameter.shape)}"
             for name, parameter in expected.items()
-            if name in weights and weights[name].shape != parameter.shape
+            if name in weights and _float_shape(weights[name]) != parameter.shape
         ]
         if faults:
             raise ValueError(f"{origin}: shapes do not fit {CONFIG}: {_listed(faults, '; ')}")
         ties = self._ties()
+        if int8:
+            load_int8(self, weights, BODY, lambda: forget_pages(origin))
+            ties = {}
         state = {}
         for name in [name for name in weights if name not in ties]:
-            state[name] = weights.pop(name).to(device=device, dtype=dtype)
+            tensor = weights.pop(name)
+            if tensor.dtype == torch.int8:
+                tensor = dequantize(tensor)
+            state[name] = tensor.to(device=device, dtype=dtype)
         state |= {name: state[source] for name, source in ties.items()}
-        self.load_state_dict(state, strict=not drawn, assign=True)
-        self.tie_weights()
+        self.load_state_dict(state, strict=not (drawn or int8), assign=True)
+        if not int8:
+            self.tie_weights()
         if drawn:
             first = next(iter(state.values()))
             head = self.get_submodule(self._head())
@@ -154,6 +183,9 @@ class PretrainedModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_SIZE) -> None:
         """Write ``config.json`` and ``model.safetensors``, or shards and their index.
+
+        An int8 model keeps its int8 weights, each row with its scale at its end, and ``quantization_config`` in the
+        config says so. Only this package opens such a folder; ``transformers`` refuses it by the weights' shapes.
 
         Files are written beside the old ones and then renamed, so a full disk or a kill leaves no
         half-written file; shards of an earlier save are removed.
@@ -165,13 +197,18 @@ class PretrainedModel(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         ties = self._ties()
-        state = {name: tensor for name, tensor in self.state_dict().items() if name not in ties}
+        state = self.state_dict()
+        for name in ties:
+            state.pop(name)
         shards = list(_split(state, max_shard_size))
         names = ["model.safetensors"]
         if len(shards) > 1:
             names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
         dtype = str(next(self.parameters()).dtype).removeprefix("torch.")
-        texts = {CONFIG: self.config.to_dict() | {"architectures": [type(self).__name__], "dtype": dtype}}
+        values = self.config.to_dict() | {"architectures": [type(self).__name__], "dtype": dtype}
+        if any(tensor.dtype == torch.int8 for tensor in state.values()):
+            values["quantization_config"] = {"quant_method": "biogpt-int8"}
+        texts = {CONFIG: values}
         if len(shards) > 1:
             texts[f"model.safetensors{INDEX}"] = {
                 "metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())},
@@ -287,7 +324,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds a {type(tensors).__name__}; expected tensors by name")
     tensors = {key: tensor for key, tensor in tensors.items() if not _BUFFERS.fullmatch(str(key))}
     for key, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        known = isinstance(tensor, Tensor) and (
+            tensor.is_floating_point() or (tensor.dtype == torch.int8 and tensor.ndim == 2)
+        )
+        if not known:
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"{path}: {key!r} is {kind}; expected a floating-point tensor")
     return tensors
@@ -317,6 +357,27 @@ def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
             f"{path} cannot be read: it is damaged, cut short, or not in the zip format that torch.save "
             f"writes since 1.6. Download it again ({error})"
         ) from error
+
+
+def _float_shape(tensor: Tensor) -> torch.Size:
+    """The shape of a tensor of a file, once its scales are taken off."""
+    rows, *columns = tensor.shape
+    return torch.Size([rows, columns[0] - SCALE_BYTES]) if tensor.dtype == torch.int8 else tensor.shape
+
+
+def forget_pages(folder: Path) -> None:
+    """Give back the memory of a folder's mapped files; what is needed again is read again. Linux only."""
+    paths = {os.path.realpath(path) for path in folder.iterdir()}
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+        libc = ctypes.CDLL(None)
+    except (OSError, TypeError):
+        return
+    for line in maps.splitlines():
+        addresses, *_, path = line.split(maxsplit=5)
+        if path in paths:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _label_names(labels: Sequence[str]) -> dict[int, str]:

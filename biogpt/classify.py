@@ -16,6 +16,7 @@ from torch import Tensor
 
 from biogpt.cache import KVCache
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification
+from biogpt.quantize import pack
 from biogpt.sentences import sentence_spans
 from biogpt.tokenizer import BioGptTokenizer
 
@@ -131,6 +132,7 @@ class TextClassifier:
                     "labels that its own head was trained for, or choose a language model such as mini"
                 ) from error
             raise
+        pack(model)
         return cls(model, BioGptTokenizer.from_pretrained(source, revision), labels, template)
 
     @property
@@ -214,7 +216,7 @@ class TextClassifier:
         pieces = [self.tokenizer.encode(text[a:b], special_tokens=False).ids[-room:] for a, b in spans]
         found = []
         for ids, reads in sentence_rows(pieces, room, self.tokenizer.eos_token_id):
-            hidden = model.biogpt(torch.tensor([ids], device=model.score.weight.device)).last_hidden_state
+            hidden = model.biogpt(torch.tensor([ids], device=model.device)).last_hidden_state
             probabilities = self._probabilities(model.score(hidden[0, reads]))
             found += [(int(row.argmax()), float(row.max())) for row in probabilities]
         return [
@@ -232,7 +234,7 @@ class TextClassifier:
         windows.sort(key=lambda item: len(item[1]))
         waiting = np.bincount([row for row, _ in windows], minlength=len(texts))
         found: list[list[tuple[int, np.ndarray]]] = [[] for _ in texts]
-        on_cpu = self.model.biogpt.embed_tokens.weight.device.type == "cpu"
+        on_cpu = self.model.device.type == "cpu"
         for batch in _batches(windows, _CPU_BATCH_TOKENS if on_cpu else _BATCH_TOKENS):
             probabilities = self._probabilities(self._logits([ids for _, ids in batch]))
             for (row, ids), each in zip(batch, probabilities, strict=True):
@@ -253,7 +255,7 @@ class TextClassifier:
         assert isinstance(model, BioGptForSequenceClassification)
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows])
-        ids = ids.to(model.score.weight.device)
+        ids = ids.to(model.device)
         mask = None
         if model.config.bidirectional_layers:
             mask = torch.tensor(
@@ -366,10 +368,10 @@ class _Phrases:
     def _likelihoods(self, ids: list[int]) -> np.ndarray:
         """Mean log-probability of the tokens of each label after some ids, [N]."""
         model = self._model
-        device = model.output_projection.weight.device
+        device = model.device
         ids = ids + self._ask
         longest = max(map(len, self._labels))
-        cache = KVCache(model.config, 1, len(ids) + longest, device, model.output_projection.weight.dtype)
+        cache = KVCache(model.config, 1, len(ids) + longest, device, model.dtype)
         first = model(torch.tensor([ids], device=device), past_key_values=cache, logits_to_keep=1).logits
         turn = max(1, _CACHE_BYTES // (cache.keys.nbytes + cache.values.nbytes))  # labels at once
         means: list[float] = []

@@ -17,7 +17,7 @@ from biogpt.documents import FORMATS, Document, read_documents
 from biogpt.entities import EntityRecognizer
 from biogpt.export import CLASS_FORMATS, ENTITY_FORMATS, classes_as, entities_as, sentences_as
 from biogpt.generate import GenerationOptions
-from biogpt.heads import BioGptForCausalLM
+from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification
 from biogpt.hub import push_to_hub
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
@@ -346,6 +346,7 @@ def _evaluate_classify(chosen: argparse.Namespace) -> None:
     )
     _check_known("the labels", task.labels, classifier.labels)
     task.labels = classifier.labels
+    assert isinstance(classifier.model, BioGptForSequenceClassification)
     result = task.evaluate(classifier.model, classifier.tokenizer)
     assert result is not None
     scores = dict(result.metrics)

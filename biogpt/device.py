@@ -1,12 +1,15 @@
 """Which device and precision a model runs in, and why."""
 
 import time
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 
+from biogpt.quantize import SMALL, float_speeds, int8_kernel, int8_speeds
+
 DEVICES = ("auto", "cuda", "mps", "cpu")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -35,34 +38,90 @@ def choose_device(wanted: str = "auto") -> torch.device:
     return torch.device(wanted)
 
 
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The floating-point type of the weights.
+@dataclass(frozen=True)
+class Precision:
+    """How a model computes.
 
-    ``auto`` is float32 on a CPU (exact), bfloat16 on a GPU that computes in it, and float16 on the others.
-
-    Raises:
-        ValueError: the name is unknown.
+    Attributes:
+        dtype: of hidden states, and of the weights that are not int8.
+        int8: the linear layers have int8 weights.
+        reason: why, in words.
     """
+
+    dtype: torch.dtype
+    int8: bool
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return "int8" if self.int8 else str(self.dtype).removeprefix("torch.")
+
+
+def check_precision(wanted: str) -> None:
+    """Raise a ValueError for an unknown name."""
     if wanted not in PRECISIONS:
         raise ValueError(f"precision is {wanted!r}; expected one of {', '.join(PRECISIONS)}")
+
+
+def choose_precision(
+    wanted: str, device: torch.device, parameters: int = 0, trainable: bool = False
+) -> Precision:
+    """The precision of a model.
+
+    ``auto`` is bfloat16 on a GPU that computes in it, and float16 on the others. On a CPU it is float32 for a model
+    that is to be trained, or so small that its weights stay in the processor's caches; else what a measurement of
+    some tenths of a second shows to be fastest here: int8, bfloat16 or float32.
+
+    Args:
+        parameters: of the model.
+
+    Raises:
+        ValueError: the name is unknown, or int8 is asked for on another device than a CPU or for training.
+    """
+    check_precision(wanted)
+    if wanted == "int8" and (device.type != "cpu" or trainable):
+        raise ValueError(
+            f"precision is 'int8', which is for {'inference' if trainable else 'a CPU'}; "
+            "choose auto, float32 or bfloat16"
+        )
+    if wanted == "int8":
+        return Precision(torch.float32, True, "int8, as asked for")
     if wanted != "auto":
-        return getattr(torch, wanted)
-    if device.type == "cpu":
-        return torch.float32
+        return Precision(getattr(torch, wanted), False, f"{wanted}, as asked for")
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float16
+        return Precision(torch.bfloat16, False, "bfloat16, which this GPU computes in")
+    if device.type != "cpu":
+        return Precision(torch.float16, False, "float16, which this GPU computes in")
+    if trainable:
+        return Precision(torch.float32, False, "float32, for training")
+    if parameters < SMALL:
+        return Precision(
+            torch.float32, False, "float32: the model is so small that less precision gains nothing"
+        )
+    exact, quantized = float_speeds(torch.float32), int8_speeds(kernel := int8_kernel())
+    gain = min(exact.one / quantized.one, exact.many / quantized.many)
+    if kernel.name != "plain" and gain > 1.2:
+        return Precision(
+            torch.float32,
+            True,
+            f"int8: {exact.one / quantized.one:.1f} times as fast as float32 on this CPU ({kernel})",
+        )
+    if bfloat16_pays("cpu") and float_speeds(torch.bfloat16).one < exact.one:
+        return Precision(
+            torch.bfloat16, False, "bfloat16: int8 is slow on this CPU, and bfloat16 faster than float32"
+        )
+    return Precision(torch.float32, False, "float32: nothing less is faster on this CPU")
 
 
-def describe(device: torch.device, dtype: torch.dtype) -> str:
+def describe(device: torch.device, precision: torch.dtype | Precision) -> str:
     """A line for people: precision, device and, on a CPU, the number of threads."""
-    precision = str(dtype).removeprefix("torch.")
+    name = precision.name if isinstance(precision, Precision) else str(precision).removeprefix("torch.")
     if device.type == "cuda":
-        return f"{precision} · {torch.cuda.get_device_name(device)}"
+        return f"{name} · {torch.cuda.get_device_name(device)}"
     if device.type == "mps":
-        return f"{precision} · Apple GPU"
+        return f"{name} · Apple GPU"
     threads = torch.get_num_threads()
-    return f"{precision} · CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{name} · CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 @cache

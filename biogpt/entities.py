@@ -16,6 +16,7 @@ from torch import Tensor
 
 from biogpt.config import BioGptConfig
 from biogpt.heads import BioGptForTokenClassification
+from biogpt.quantize import pack
 from biogpt.tokenizer import END_OF_WORD, BioGptTokenizer
 
 OUTSIDE = "O"
@@ -232,6 +233,7 @@ class EntityRecognizer:
         Args and errors are those of ``PretrainedModel.from_pretrained``.
         """
         model = BioGptForTokenClassification.from_pretrained(source, revision, device, precision)
+        pack(model)
         return cls(model, BioGptTokenizer.from_pretrained(source, revision))
 
     @property
@@ -305,7 +307,7 @@ class EntityRecognizer:
 
     def _logits(self, windows: Sequence[Window]) -> list[np.ndarray]:
         """Log-probabilities [words, N] of each window, read as one padded batch."""
-        device = self.model.classifier.weight.device
+        device = self.model.device
         width = max(len(window.ids) for window in windows)
         rows = torch.full((len(windows), width), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(rows)

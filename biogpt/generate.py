@@ -1,15 +1,14 @@
-"""Token ids in, token ids out: greedy, sampled and beam search generation, one token at a time.
+"""Which token comes next: options, greedy and sampled continuations, beam search; ids only.
 
-Nothing here knows text. Every search is a Python generator that computes only when asked for its next item, so that
-``close()`` ends it at once and gives the cache back. Logits leave the model's device in float32 and everything after
-happens on the CPU: one seed draws the same numbers on every machine.
+Nothing here knows text, and nothing computes logits: ``biogpt.engine`` drives many searches at once. Everything
+happens on the CPU in float32: one seed draws the same numbers on every machine.
 
 Letters: B rows (beams), S tokens so far (prompt included), V vocabulary.
 """
 
 import math
 import secrets
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -149,11 +148,15 @@ class Token:
         logprob: natural logarithm of the probability that the model itself gave it, before penalties, bans and
             temperature.
         alternatives: ids and log-probabilities, by the same measure, of the most likely tokens, best first.
+        sequence: which of ``num_return_sequences`` samples it belongs to.
+        last: it ends its sample: the end token, or the last of ``max_new_tokens``.
     """
 
     id: int
     logprob: float
     alternatives: tuple[tuple[int, float], ...] = ()
+    sequence: int = 0
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,150 +178,152 @@ class Hypothesis:
         return [token.id for token in self.tokens]
 
 
-def stream_tokens(
-    model: BioGptForCausalLM, prompt_ids: Sequence[int], options: GenerationOptions
-) -> Generator[Token, None, None]:
-    """Continue a prompt greedily or by sampling, up to the end token or ``max_new_tokens``.
+class Samples:
+    """Greedy or sampled continuations of one prompt, ``num_return_sequences`` of them, made one after another.
 
-    Of several ``num_return_sequences`` it makes the first.
+    A search is all that a request knows of its texts. It computes no logits: whoever drives it runs ``feed`` through
+    the model with its cache and hands the logits to ``advance``, until ``done``. Sample i draws with ``seed`` + i.
 
-    Args:
-        model: in evaluation mode.
+    Attributes:
         prompt_ids: S ids; a BioGPT prompt starts with the end token ``</s>``.
-
-    Returns:
-        A generator of tokens as they are made.
-
-    Raises:
-        ValueError: at once, before any compute: as ``stream_samples``.
+        feed: the token that the model must read next, [[id]]; empty before the first and between two samples.
+        kept: logits [1, V] for ``advance`` that need no computing: those of the prompt, at the start of a next sample.
+        done: no more tokens are to come.
     """
-    samples = stream_samples(model, prompt_ids, options)
 
-    def first() -> Generator[Token, None, None]:
-        try:
-            yield from next(samples)
-        finally:
-            samples.close()
+    rows = 1  # of the cache
 
-    return first()
+    def __init__(self, prompt_ids: Sequence[int], options: GenerationOptions, eos: int) -> None:
+        self.prompt_ids = list(prompt_ids)
+        self.options = options.with_seed()
+        self.feed: list[list[int]] = []
+        self.kept: Tensor | None = None
+        self.done = False
+        self._eos = eos
+        self._sequence = -1
+        self._prompt_logits: Tensor | None = None
+        self._made: list[int] = []
+        self._random = torch.Generator()
 
+    def advance(self, logits: Tensor, cache: KVCache) -> "Token":
+        """Choose the next token by the logits [1, V] of the position before it."""
+        if not self.feed:
+            self._begin(logits, cache)
+        scores = _apply_rules(
+            logits, [self.prompt_ids + self._made], len(self._made), self.options, self._eos
+        )
+        chosen = int(
+            scores.argmax() if self.options.temperature == 0 else _sample(scores, self.options, self._random)
+        )
+        [[logprob]], [alternatives] = _report(logits, [[chosen]], self.options.top_logprobs)
+        self._made.append(chosen)
+        self.feed = [[chosen]]
+        ended = chosen == self._eos or len(self._made) == self.options.max_new_tokens
+        token = Token(chosen, logprob, alternatives, self._sequence, ended)
+        if ended:
+            self.end_sequence()
+        return token
 
-def stream_samples(
-    model: BioGptForCausalLM, prompt_ids: Sequence[int], options: GenerationOptions
-) -> Generator[Generator[Token, None, None], None, None]:
-    """One token stream for each of ``num_return_sequences`` samples; the prompt is computed once.
+    def end_sequence(self) -> None:
+        """Leave the sample as it is, and go on to the next one if there is one."""
+        self.feed = []
+        self.kept = self._prompt_logits
+        self.done = self._sequence + 1 == self.options.num_return_sequences
 
-    The streams share one cache: read, or drop, each before asking for the next. Sample i draws with ``seed`` + i.
-
-    Raises:
-        ValueError: at once, before any compute: no or unknown prompt ids; prompt and ``max_new_tokens`` beyond the
-            model's positions; a model in training mode; options for beam search.
-        FloatingPointError: from a stream, when the model's logits are not numbers.
-    """
-    if options.num_beams != 1:
-        raise ValueError(f"num_beams is {options.num_beams}; use beam_search")
-    _check_request(model, prompt_ids, options)
-    return _samples(model, list(prompt_ids), options.with_seed())
-
-
-def _samples(
-    model: BioGptForCausalLM, prompt_ids: list[int], options: GenerationOptions
-) -> Generator[Generator[Token, None, None], None, None]:
-    assert options.seed is not None
-    cache = _new_cache(model, len(prompt_ids), options)
-    try:
-        logits = next_logits(model, [prompt_ids], cache)
-        for index in range(options.num_return_sequences):
-            cache.truncate(len(prompt_ids))
-            random = torch.Generator().manual_seed(options.seed + index)
-            yield _continue(model, prompt_ids, options, cache, logits, random)
-    finally:
-        cache.release()
-
-
-def _continue(
-    model: BioGptForCausalLM,
-    prompt_ids: list[int],
-    options: GenerationOptions,
-    cache: KVCache,
-    logits: Tensor,
-    random: torch.Generator,
-) -> Generator[Token, None, None]:
-    """Yield the tokens after a prompt that ``cache`` holds and whose last logits [1, V] are given."""
-    ids = list(prompt_ids)
-    eos = model.config.eos_token_id
-    for made in range(options.max_new_tokens):
-        if made > 0:
-            logits = next_logits(model, [ids[-1:]], cache)
-        scores = _apply_rules(logits, [ids], made, options, eos)
-        chosen = scores.argmax() if options.temperature == 0 else _sample(scores, options, random)
-        [[token_logprob]], [alternatives] = _report(logits, [[int(chosen)]], options.top_logprobs)
-        token = Token(int(chosen), token_logprob, alternatives)
-        yield token
-        if token.id == eos:
-            return
-        ids.append(token.id)
+    def _begin(self, logits: Tensor, cache: KVCache) -> None:
+        assert self.options.seed is not None
+        cache.truncate(len(self.prompt_ids))
+        self.kept, self._prompt_logits = None, logits
+        self._sequence += 1
+        self._made = []
+        self._random.manual_seed(self.options.seed + self._sequence)
 
 
-def beam_search(
-    model: BioGptForCausalLM, prompt_ids: Sequence[int], options: GenerationOptions
-) -> Generator[list[Hypothesis], None, None]:
-    """Search for the most likely continuations with ``num_beams`` beams.
+class Beams:
+    """Beam search for the likeliest continuations of one prompt; driven as ``Samples`` is.
 
     The results are those of ``generate`` in ``transformers`` 5.23 (``generation/utils.py``), id for id: of the
     2 x beams best continuations, those among the first ``num_beams`` that end are candidates for the result, and
     the best that do not end live on.
+    """
 
-    Returns:
-        A generator that yields after every step: the best running hypothesis alone while the search goes on, and
-        finally the ``num_return_sequences`` best finished ones, best first.
+    kept = None
+
+    def __init__(self, prompt_ids: Sequence[int], options: GenerationOptions, eos: int) -> None:
+        self.prompt_ids = list(prompt_ids)
+        self.options = options
+        self.rows = options.num_beams
+        self.feed: list[list[int]] = []
+        self.done = False
+        self._eos = eos
+        self._length = 0
+        self._running: list[tuple[Token, ...]] = [()] * self.rows
+        # Only the first beam exists at the start: the others would repeat it.
+        self._totals = torch.tensor([0.0] + [_LEAST_SCORE] * (self.rows - 1))  # [B] sums of log-probabilities
+        self._finished: list[Hypothesis] = []
+
+    def advance(self, logits: Tensor, cache: KVCache) -> list["Hypothesis"]:
+        """One more token for every beam, by the logits [B, V] (or [1, V] of the prompt) of the position before.
+
+        Returns:
+            The best running hypothesis alone while the search goes on, and finally the ``num_return_sequences`` best
+            finished ones, best first.
+        """
+        options, beams = self.options, self.rows
+        if not self._length:
+            logits = logits.expand(beams, -1)
+            cache.reorder(torch.zeros(beams, dtype=torch.int64, device=cache.keys.device))
+        self._length += 1
+        ids = [self.prompt_ids + [token.id for token in tokens] for tokens in self._running]
+        scores = _apply_rules(logits.log_softmax(dim=-1), ids, self._length - 1, options, self._eos)
+        scores = scores + self._totals[:, None]
+        best = scores.flatten().topk(2 * beams)  # at most half of them end: each beam has one end token
+        rows = best.indices // scores.shape[1]
+        chosen = best.indices % scores.shape[1]
+        ends = (chosen == self._eos) | (self._length == options.max_new_tokens)
+
+        extended = _extend(self._running, logits, rows, chosen, options.top_logprobs)
+        ranked = (best.values / self._length**options.length_penalty).tolist()
+        finished = [Hypothesis(extended[i], ranked[i], finished=True) for i in range(beams) if ends[i]]
+        finished = sorted(self._finished + finished, key=lambda hypothesis: -hypothesis.score)[:beams]
+
+        alive = (best.values + ends * _LEAST_SCORE).topk(beams).indices  # [B] of the 2 x B candidates
+        self._running = [extended[i] for i in alive.tolist()]
+        self._totals, self._finished = best.values[alive], finished
+        if self._length == options.max_new_tokens or _is_over(
+            finished, self._totals[0], self._length, options
+        ):
+            self.feed, self.done = [], True
+            return finished[: options.num_return_sequences]
+        cache.reorder(rows[alive].to(cache.keys.device))
+        self.feed = [[tokens[-1].id] for tokens in self._running]
+        return [Hypothesis(self._running[0], ranked[int(alive[0])], finished=False)]
+
+    def end_sequence(self) -> None:
+        """End the search as it is."""
+        self.feed, self.done = [], True
+
+
+Search = Samples | Beams
+
+
+def start_search(model: BioGptForCausalLM, prompt_ids: Sequence[int], options: GenerationOptions) -> Search:
+    """The search that the options ask for, checked before any compute.
 
     Raises:
-        ValueError: at once, before any compute, as ``stream_samples``; or ``num_beams`` is 1.
+        ValueError: no or unknown prompt ids; prompt and ``max_new_tokens`` beyond the model's positions; a model in
+            training mode.
     """
-    if options.num_beams < 2:
-        raise ValueError(f"num_beams is {options.num_beams}; beam search needs at least 2")
-    _check_request(model, prompt_ids, options)
-    return _beams(model, list(prompt_ids), options)
-
-
-def _beams(
-    model: BioGptForCausalLM, prompt_ids: list[int], options: GenerationOptions
-) -> Generator[list[Hypothesis], None, None]:
-    beams, eos = options.num_beams, model.config.eos_token_id
-    running: list[tuple[Token, ...]] = [()] * beams
-    # Only the first beam exists at the start: the others would repeat it.
-    totals = torch.tensor([0.0] + [_LEAST_SCORE] * (beams - 1))  # [B] sums of log-probabilities
-    finished: list[Hypothesis] = []
-    cache = _new_cache(model, len(prompt_ids), options)
-    try:
-        logits = next_logits(model, [prompt_ids], cache).expand(beams, -1)
-        cache.reorder(torch.zeros(beams, dtype=torch.int64, device=cache.keys.device))
-        for length in range(1, options.max_new_tokens + 1):
-            if length > 1:
-                logits = next_logits(model, [[tokens[-1].id] for tokens in running], cache)
-            ids = [prompt_ids + [token.id for token in tokens] for tokens in running]
-            scores = _apply_rules(logits.log_softmax(dim=-1), ids, length - 1, options, eos) + totals[:, None]
-            best = scores.flatten().topk(2 * beams)  # at most half of them end: each beam has one end token
-            rows = best.indices // scores.shape[1]
-            chosen = best.indices % scores.shape[1]
-            ends = (chosen == eos) | (length == options.max_new_tokens)
-
-            extended = _extend(running, logits, rows, chosen, options.top_logprobs)
-            ranked = (best.values / length**options.length_penalty).tolist()
-            finished += [Hypothesis(extended[i], ranked[i], finished=True) for i in range(beams) if ends[i]]
-            finished = sorted(finished, key=lambda hypothesis: -hypothesis.score)[:beams]
-
-            alive = (best.values + ends * _LEAST_SCORE).topk(beams).indices  # [B] of the 2 x B candidates
-            running = [extended[i] for i in alive.tolist()]
-            totals = best.values[alive]
-            if length == options.max_new_tokens or _is_over(finished, totals[0], length, options):
-                yield finished[: options.num_return_sequences]
-                return
-            cache.reorder(rows[alive].to(cache.keys.device))
-            yield [Hypothesis(running[0], ranked[int(alive[0])], finished=False)]
-    finally:
-        cache.release()
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout is random; call model.eval() first")
+    check_length(model.config, len(prompt_ids), options)
+    unknown = [token_id for token_id in prompt_ids if not 0 <= token_id < model.config.vocab_size]
+    if unknown:
+        raise ValueError(
+            f"prompt_ids holds {unknown[0]}; the vocabulary ends at {model.config.vocab_size - 1}"
+        )
+    kind = Beams if options.num_beams > 1 else Samples
+    return kind(prompt_ids, options, model.config.eos_token_id)
 
 
 def _extend(
@@ -343,23 +348,6 @@ def _is_over(finished: list[Hypothesis], total: Tensor, length: int, options: Ge
     if options.early_stopping == "never" and options.length_penalty > 0:
         length = options.max_new_tokens
     return float(total / length**options.length_penalty) <= finished[-1].score
-
-
-@torch.inference_mode()
-def next_logits(model: BioGptForCausalLM, ids: list[list[int]], cache: KVCache) -> Tensor:
-    """Run new tokens [B, T] through the model; returns the last position's logits, [B, V] float32 on the CPU.
-
-    Raises:
-        FloatingPointError: a logit is NaN or infinite, as float16 can overflow.
-    """
-    input_ids = torch.tensor(ids, device=cache.keys.device)
-    logits = model(input_ids, past_key_values=cache, logits_to_keep=1).logits[:, -1].float().cpu()
-    if not logits.isfinite().all():
-        raise FloatingPointError(
-            f"the model's logits are not finite in {str(cache.keys.dtype).removeprefix('torch.')}; "
-            "load it in bfloat16 or float32"
-        )
-    return logits
 
 
 def _apply_rules(
@@ -410,23 +398,6 @@ def _report(
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     alternatives = [tuple(zip(ids, values, strict=True)) for ids, values in pairs]
     return logprobs.gather(-1, torch.tensor(chosen)).tolist(), alternatives
-
-
-def _new_cache(model: BioGptForCausalLM, prompt_length: int, options: GenerationOptions) -> KVCache:
-    weight = model.get_input_embeddings().weight
-    # The last token made is never fed back, so one position more than needed at most.
-    return KVCache(model.config, 1, prompt_length + options.max_new_tokens, weight.device, weight.dtype)
-
-
-def _check_request(model: BioGptForCausalLM, prompt_ids: Sequence[int], options: GenerationOptions) -> None:
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout is random; call model.eval() first")
-    check_length(model.config, len(prompt_ids), options)
-    unknown = [token_id for token_id in prompt_ids if not 0 <= token_id < model.config.vocab_size]
-    if unknown:
-        raise ValueError(
-            f"prompt_ids holds {unknown[0]}; the vocabulary ends at {model.config.vocab_size - 1}"
-        )
 
 
 def check_length(config: BioGptConfig, prompt_length: int, options: GenerationOptions) -> None:

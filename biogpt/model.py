@@ -3,10 +3,12 @@
 Luo et al., "BioGPT: generative pre-trained transformer for biomedical text generation and mining",
 Briefings in Bioinformatics 2022 (arXiv 2210.10341); reference: ``transformers`` ``models/biogpt``.
 
-Letters: B batch, T query positions, S key positions (past and new), H heads, D width, L layers.
+Letters: B batch, T query positions, S key positions (past and new), H heads, D width, L layers; R rows of all
+caches together.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +57,13 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj: nn.Module = nn.Linear(width, width)
+        self.qkv_proj: nn.Module | None = None
+
+    def fuse(self, projection: nn.Module) -> None:
+        """Compute queries, keys and values by one layer, [..., D] to [..., 3 D], in place of three."""
+        del self.q_proj, self.k_proj, self.v_proj
+        self.qkv_proj = projection
 
     def forward(
         self,
@@ -79,8 +87,8 @@ class Attention(nn.Module):
         """
         batch, length, width = hidden.shape
         query, key, value = (
-            projection(hidden).view(batch, length, self.heads, -1).transpose(1, 2)  # [B, H, T, D/H]
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            part.view(batch, length, self.heads, -1).transpose(1, 2)  # [B, H, T, D/H]
+            for part in self.query_key_value(hidden)
         )
         if cache is not None:
             key, value = cache.write(self.layer, key, value)  # [B, H, S, D/H]
@@ -102,6 +110,32 @@ class Attention(nn.Module):
         mixed = mixed.transpose(1, 2).reshape(batch, length, width)
         return self.out_proj(mixed), weights if with_weights else None
 
+    def query_key_value(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each in the shape of ``hidden``, [..., D]."""
+        if self.qkv_proj is not None:
+            return self.qkv_proj(hidden).chunk(3, dim=-1)
+        return self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+
+    def step(self, hidden: Tensor, caches: Sequence[KVCache]) -> Tensor:
+        """Attend from one new position of each row of several caches; arguments as in ``BioGptModel.step``.
+
+        Each cache is attended to by itself, in shapes that depend on nothing else: a row's bits do not tell who
+        else is there. For one query, two matrix products are quicker than the fused kernel.
+        """
+        query, key, value = (
+            part.view(len(hidden), self.heads, 1, -1) for part in self.query_key_value(hidden)
+        )  # [R, H, 1, D/H]
+        scale = 1 / math.sqrt(query.shape[-1])
+        mixed = torch.zeros_like(hidden)
+        first = 0
+        for cache in caches:
+            rows = slice(first, first + cache.batch_size)
+            keys, values = cache.write(self.layer, key[rows], value[rows])  # [B, H, S, D/H]
+            weights = (query[rows] @ keys.transpose(2, 3) * scale).softmax(dim=-1)
+            mixed[rows] = (weights @ values).flatten(1)
+            first = rows.stop
+        return self.out_proj(mixed)
+
 
 class DecoderLayer(nn.Module):
     """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
@@ -110,8 +144,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = Attention(config, layer)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1: nn.Module = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2: nn.Module = nn.Linear(config.intermediate_size, config.hidden_size)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
         self.activation = _ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -130,8 +164,16 @@ class DecoderLayer(nn.Module):
             self.self_attn_layer_norm(hidden), mask, head_mask, cache, with_weights
         )
         hidden = hidden + self.dropout(attended)
-        inner = self.activation_dropout(self.activation(self.fc1(self.final_layer_norm(hidden))))
-        return hidden + self.dropout(self.fc2(inner)), weights
+        return hidden + self.dropout(self.feed_forward(self.final_layer_norm(hidden))), weights
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        """The two-layer perceptron on each position by itself, [..., D] to [..., D]."""
+        return self.fc2(self.activation_dropout(self.activation(self.fc1(hidden))))
+
+    def step(self, hidden: Tensor, caches: Sequence[KVCache]) -> Tensor:
+        """Arguments and result are those of ``Attention.step``; for inference only."""
+        hidden = hidden + self.self_attn.step(self.self_attn_layer_norm(hidden), caches)
+        return hidden + self.feed_forward(self.final_layer_norm(hidden))
 
 
 class BioGptModel(nn.Module):
@@ -241,6 +283,37 @@ class BioGptModel(nn.Module):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    @torch.inference_mode()
+    def step(self, input_ids: Tensor, caches: Sequence[KVCache]) -> Tensor:
+        """One more position for each row of several caches, which may hold different numbers of positions.
+
+        Args:
+            input_ids: [R] ids, one a row of each cache in turn; what is left over is padding.
+            caches: R or fewer rows in all, each with room for one more position; they are written to. No row is
+                padded: position 0 is its first token.
+
+        Returns:
+            [R, D], after the last LayerNorm.
+
+        Raises:
+            ValueError: a cache is full, or the rows are more than the ids.
+        """
+        places = [cache.length for cache in caches for _ in range(cache.batch_size)]
+        for cache in caches:
+            cache.require(cache.batch_size, 1)
+        if len(places) > len(input_ids):
+            raise ValueError(f"{len(input_ids)} ids for {len(places)} rows; give one a row")
+        places += [0] * (len(input_ids) - len(places))
+        position_ids = torch.tensor(places, device=input_ids.device)
+        hidden = self.embed_tokens(input_ids) * self.embed_scale
+        hidden = hidden + self.embed_positions(position_ids + POSITION_OFFSET)
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            hidden = layer.step(hidden, caches)
+        for cache in caches:
+            cache.advance(1)
+        return self.layer_norm(hidden)
 
     def _check_lengths(
         self,

@@ -1,30 +1,44 @@
-"""Text in, steps of text out: a language model with its tokenizer.
+"""Text in, steps of text out: a language model with its tokenizer, served by one thread.
+
+Requests may come from any number of threads; one thread, started with the first of them, owns the model and runs the
+steps of ``biogpt.engine``. Readers get ids from it and make the text of them in their own time.
 
 ``prompt + step.text`` reads right. What Moses' detokenizer makes of new words depends on the words before them (a
 comma takes no space, a second quote closes the first), so prompt and new tokens are decoded together, as a whole at
 every step, and the prompt is then left out.
 """
 
+import logging
+import math
 import re
-from collections.abc import Generator, Iterable
+import time
+import weakref
+from collections.abc import Hashable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from threading import Lock
-from typing import Literal, Self, TypeVar
+from queue import Empty
+from threading import Condition, Lock, Thread, main_thread
+from types import TracebackType
+from typing import Literal, Self
 
 from biogpt.config import BioGptConfig
-from biogpt.generate import GenerationOptions, Hypothesis, Token, beam_search, stream_samples
+from biogpt.engine import Engine, Result, Slot
+from biogpt.generate import GenerationOptions, Hypothesis, Token, start_search
 from biogpt.heads import BioGptForCausalLM
+from biogpt.quantize import pack
 from biogpt.tokenizer import BioGptTokenizer
 
-Item = TypeVar("Item")
+logger = logging.getLogger(__name__)
+
+State = Literal["loading", "serving", "failed", "stopping"]
 FinishReason = Literal["stop", "length", "eos"]
 
 # A token stands for some five characters. A prompt of more than so many a position cannot fit, and is refused before
 # the tokenizer spends time on it.
 _CHARACTERS_PER_POSITION = 40
+_GLANCE = 0.2  # seconds after which an idle thread looks whether it is still needed
 
 
 @dataclass(frozen=True)
@@ -72,18 +86,223 @@ class Completion:
         return sum(token.logprob for token in self.tokens)
 
 
+@dataclass(frozen=True)
+class Health:
+    """Whether requests are served: the state, and in words why it is not "serving"."""
+
+    state: State
+    reason: str = ""
+
+
+class Worker:
+    """The thread that runs the steps of an engine, or in its place whoever asks for a result.
+
+    It starts with the first request, so that a process may be forked before, and ends by itself once the generator
+    or the main thread is gone.
+
+    Args:
+        engine: nobody else may call its ``step``.
+        threaded: False runs the steps in the threads of those who wait for results, as a process must that is forked
+            for a single call.
+    """
+
+    def __init__(self, engine: Engine, threaded: bool = True) -> None:
+        self.engine = engine
+        self.health = Health("serving")
+        self.is_abandoned = False
+        self._threaded = threaded
+        self._thread: Thread | None = None
+        self._changed = Condition()  # a slot came, was cancelled or was read; or the end was asked for
+        self._turn = Lock()  # of those who run steps themselves
+
+    def submit(self, slot: Slot) -> None:
+        """Let a slot wait for its turn; errors are those of ``Engine.submit``, and RuntimeError after ``stop``."""
+        with self._changed:
+            if self.health.state == "stopping":
+                raise RuntimeError("the service is stopping and takes no more requests")
+            self.engine.submit(slot)
+            if self._threaded and (self._thread is None or not self._thread.is_alive()):
+                self._thread = Thread(target=self._serve, name="biogpt")
+                self._thread.start()
+            self._changed.notify()
+
+    def take(self, slot: Slot, timeout: float | None = None) -> Result | Exception | None:
+        """The next result of a slot; the reader says with ``taken`` when it has made use of it.
+
+        Raises:
+            queue.Empty: there is none within ``timeout`` seconds.
+        """
+        if self._threaded:
+            return slot.results.get(timeout=timeout)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while slot.results.empty() and time.monotonic() < deadline:
+            with self._turn:
+                if slot.results.empty():
+                    self._step()
+        return slot.results.get_nowait()
+
+    def taken(self, slot: Slot) -> None:
+        """A reader is done with a result; a slot that was held back may go on."""
+        slot.taken += 1
+        if slot.lead is not None:
+            self._wake()
+
+    def cancel(self, slot: Slot) -> None:
+        """Let a slot leave before the next step."""
+        slot.cancelled = True
+        if self._threaded:
+            self._wake()
+        elif self._turn.acquire(blocking=False):  # else whoever has the turn drops it in the next step
+            try:
+                self.engine.drop()
+            finally:
+                self._turn.release()
+
+    def stop(self, timeout: float = 0.0) -> None:
+        """Take no more requests, let those at hand go on for so many seconds, and drop the rest."""
+        with self._changed:
+            self.health = Health("stopping", "the service is shutting down")
+            thread = self._thread
+        deadline = time.monotonic() + timeout
+        while thread is not None and self.engine.is_busy and time.monotonic() < deadline:
+            time.sleep(min(_GLANCE, timeout))
+        self.is_abandoned = True
+        if thread is not None:
+            self._wake()
+            thread.join()
+        self.engine.drop(everyone=True)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _serve(self) -> None:
+        while not self.is_abandoned and main_thread().is_alive():
+            with self._changed:
+                if not self.engine.has_work:
+                    # What is dropped by the garbage collector sets a flag and notifies nobody, so look at times.
+                    self._changed.wait(_GLANCE)
+                    continue
+            self._step()
+        self.engine.drop(everyone=True)
+
+    def _step(self) -> None:
+        try:
+            self.engine.step()
+            health = Health("serving")
+        except Exception as error:  # its requests were told; others may fare better
+            logger.exception("a step of the model failed")
+            health = Health("failed", f"{type(error).__name__}: {error}")
+        if self.health.state != "stopping":
+            self.health = health
+
+
+class Stream:
+    """The steps of one request, as they are made: an iterator, and a context manager that closes it.
+
+    The request is in line from the start on, and leaves when the stream is closed, ends or is let go of.
+    """
+
+    def __init__(self, worker: Worker, slot: Slot, text: "_NewText") -> None:
+        self._worker = worker
+        self._slot = slot
+        self._text = text
+        self._ids: list[int] = []
+        self._next: Result | Exception | None = None
+        self._open = True
+
+    @property
+    def position(self) -> int:
+        """The place in line: 0 is running, or ended; 1 is the next to run."""
+        return self._worker.engine.position(self._slot)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the next step, or the end, is there within so many seconds; asking for it will not block then."""
+        if self._open and self._next is None:
+            try:
+                self._next = self._worker.take(self._slot, timeout)
+            except Empty:
+                return False
+            if self._next is None:
+                self.close()
+        return True
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Step:
+        result = self._next
+        if result is None and self._open:
+            result = self._worker.take(self._slot)
+        self._next = None
+        if result is None or not self._open:
+            self.close()
+            raise StopIteration
+        if isinstance(result, Exception):
+            self.close()
+            raise result
+        step = self._step_of(result)
+        self._worker.taken(self._slot)
+        return step
+
+    def close(self) -> None:
+        """End the work: the request leaves within one step."""
+        if self._open:
+            self._open = False
+            self._worker.cancel(self._slot)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._slot.cancelled = True  # and no lock: the garbage collector may come while one is held
+
+    def _step_of(self, result: Result) -> Step:
+        if isinstance(result, Token):
+            token, ended = result, result.last
+            self._ids.append(token.id)
+            text, reason = self._text.read(self._ids)
+        else:
+            token, ended = result[0].tokens[-1], result[0].finished
+            text, reason = self._text.read(result[0].ids)
+            reason = reason if ended else None
+        if reason is not None:
+            self._ids = []
+            if not ended:
+                self._slot.skip = True
+        return Step(token.id, text, token.logprob, token.alternatives, reason, token.sequence)
+
+
 class TextGenerator:
-    """Continues prompts. Any number of threads may call it: their requests take turns, one token at a time.
+    """Continues prompts. Any number of threads may call it: their requests share each step of the model.
+
+    What a request gets does not depend on the others: the same prompt, options and seed give the same ids.
 
     Args:
         model: put in evaluation mode.
         tokenizer: the one it was trained with.
+        cache_bytes, max_running, max_waiting: limits, as in ``biogpt.engine.Engine``.
+        threaded: as in ``Worker``.
     """
 
-    def __init__(self, model: BioGptForCausalLM, tokenizer: BioGptTokenizer) -> None:
+    def __init__(
+        self,
+        model: BioGptForCausalLM,
+        tokenizer: BioGptTokenizer,
+        cache_bytes: int | None = None,
+        max_running: int = 16,
+        max_waiting: int = 64,
+        threaded: bool = True,
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self._lock = Lock()
+        self._worker = Worker(Engine(self.model, cache_bytes, max_running, max_waiting), threaded)
+        weakref.finalize(self, setattr, self._worker, "is_abandoned", True)
 
     @classmethod
     def from_pretrained(
@@ -92,14 +311,31 @@ class TextGenerator:
         revision: str | None = None,
         device: str = "auto",
         precision: str = "auto",
+        threaded: bool = True,
     ) -> Self:
-        """Load model and tokenizer; arguments and errors are those of ``BioGptForCausalLM.from_pretrained``."""
+        """Load model and tokenizer; arguments and errors are those of ``BioGptForCausalLM.from_pretrained``.
+
+        The weights of a large model are laid out for serving (``biogpt.quantize.pack``).
+        """
         model = BioGptForCausalLM.from_pretrained(source, revision, device, precision)
-        return cls(model, BioGptTokenizer.from_pretrained(source, revision))
+        pack(model)
+        return cls(model, BioGptTokenizer.from_pretrained(source, revision), threaded=threaded)
 
     @property
     def config(self) -> BioGptConfig:
         return self.model.config
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for one to end."""
+        return len(self._worker.engine.waiting)
+
+    def health(self) -> Health:
+        return self._worker.health
+
+    def close(self, timeout: float = 0.0) -> None:
+        """Take no more requests, let those at hand go on for so many seconds, and end the rest."""
+        self._worker.stop(timeout)
 
     def count(self, prompt: str) -> int:
         """How many of the model's positions a prompt takes, the start token included.
@@ -109,7 +345,9 @@ class TextGenerator:
         """
         return len(self._prompt_ids(prompt))
 
-    def stream(self, prompt: str, options: GenerationOptions | None = None) -> Generator[Step, None, None]:
+    def stream(
+        self, prompt: str, options: GenerationOptions | None = None, session: Hashable = None
+    ) -> Stream:
         """Continue a prompt; greedily unless the options say otherwise.
 
         Several samples come one after another, told apart by ``Step.sequence``. Beam search streams the best text
@@ -118,23 +356,28 @@ class TextGenerator:
         Args:
             prompt: any text; an empty one gives text that starts anywhere.
             options: ``GenerationOptions()`` when None.
+            session: whose request it is. A prompt that begins as a recent one of the same session is read faster,
+                and gives the same text; None shares nothing.
 
         Returns:
-            A generator of one step a token; its ``close()`` ends the work at once.
+            An iterator of one step a token, already in line; its ``close()`` ends the work within one step.
 
         Raises:
             TypeError: at once: the prompt is not a string.
-            ValueError: at once: prompt and ``max_new_tokens`` are more than the model's positions.
-            FloatingPointError: from the generator: the model's numbers overflow in this precision.
+            ValueError: at once: prompt and ``max_new_tokens`` are more than the model's positions, or than the
+                memory for its cache.
+            QueueFull: at once: too many requests wait already.
+            RuntimeError: at once: the service is stopping.
+            FloatingPointError: from the iterator: the model's numbers overflow in this precision.
         """
         options = GenerationOptions() if options is None else options
         prompt_ids = self._prompt_ids(prompt)
         text = _NewText(self.tokenizer, prompt, prompt_ids, options)
-        if options.num_beams > 1:
-            return self._beam_steps(beam_search(self.model, prompt_ids, options), text)
-        return self._sample_steps(stream_samples(self.model, prompt_ids, options), text)
+        return Stream(self._worker, self._submit(prompt_ids, options, session), text)
 
-    def generate(self, prompt: str, options: GenerationOptions | None = None) -> list[Completion]:
+    def generate(
+        self, prompt: str, options: GenerationOptions | None = None, session: Hashable = None
+    ) -> list[Completion]:
         """The ``num_return_sequences`` finished texts: beams best first, samples in the order of their seeds.
 
         Arguments and errors are those of ``stream``.
@@ -142,15 +385,34 @@ class TextGenerator:
         options = GenerationOptions() if options is None else options
         if options.num_beams == 1:
             completions = []
-            for _, steps in groupby(self.stream(prompt, options), key=lambda step: step.sequence):
-                *earlier, last = steps
-                tokens = [Token(step.token_id, step.logprob, step.alternatives) for step in (*earlier, last)]
-                completions.append(_completion(tokens, last.text, last.finish_reason))
+            with closing(self.stream(prompt, options, session)) as stream:
+                for _, steps in groupby(stream, key=lambda step: step.sequence):
+                    *earlier, last = steps
+                    tokens = [
+                        Token(step.token_id, step.logprob, step.alternatives) for step in (*earlier, last)
+                    ]
+                    completions.append(_completion(tokens, last.text, last.finish_reason))
             return completions
         prompt_ids = self._prompt_ids(prompt)
         text = _NewText(self.tokenizer, prompt, prompt_ids, options)
-        *_, hypotheses = self._turns(beam_search(self.model, prompt_ids, options))
+        slot = self._submit(prompt_ids, options, session)
+        hypotheses: list[Hypothesis] = []
+        try:
+            while (result := self._worker.take(slot)) is not None:
+                if isinstance(result, Exception):
+                    raise result
+                assert isinstance(result, list)
+                hypotheses = result
+        finally:
+            self._worker.cancel(slot)
         return [_completion(found.tokens, *text.read(found.ids)) for found in hypotheses]
+
+    def _submit(self, prompt_ids: list[int], options: GenerationOptions, session: Hashable) -> Slot:
+        # A reader that looks for a stop string must see each token before the next one is made.
+        lead = 1 if options.stop and options.num_beams == 1 else None
+        slot = Slot(start_search(self.model, prompt_ids, options), session, lead)
+        self._worker.submit(slot)
+        return slot
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         if not isinstance(prompt, str):
@@ -162,41 +424,6 @@ class TextGenerator:
                 f"no more than {most}; cut it"
             )
         return self.tokenizer.encode(prompt).ids
-
-    def _sample_steps(
-        self, samples: Generator[Generator[Token, None, None], None, None], text: "_NewText"
-    ) -> Generator[Step, None, None]:
-        with closing(self._turns(samples)) as streams:
-            for sequence, stream in enumerate(streams):
-                ids = []
-                with closing(self._turns(stream)) as tokens:
-                    for token in tokens:
-                        ids.append(token.id)
-                        so_far, reason = text.read(ids)
-                        yield Step(token.id, so_far, token.logprob, token.alternatives, reason, sequence)
-                        if reason is not None:
-                            break
-
-    def _beam_steps(
-        self, search: Generator[list[Hypothesis], None, None], text: "_NewText"
-    ) -> Generator[Step, None, None]:
-        with closing(self._turns(search)) as rankings:
-            for best, *_ in rankings:
-                so_far, reason = text.read(best.ids)
-                token = best.tokens[-1]
-                yield Step(
-                    token.id, so_far, token.logprob, token.alternatives, reason if best.finished else None
-                )
-
-    def _turns(self, work: Generator[Item, None, None]) -> Generator[Item, None, None]:
-        """The items of a generator, each computed while no other request computes."""
-        with closing(work):
-            while True:
-                with self._lock:
-                    item = next(work, None)
-                if item is None:
-                    return
-                yield item
 
 
 class _NewText:

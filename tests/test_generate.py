@@ -2,15 +2,17 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import pytest
 import torch
 import transformers as reference
 
 from biogpt.config import BioGptConfig
-from biogpt.generate import GenerationOptions, beam_search, stream_samples, stream_tokens
+from biogpt.engine import Engine
+from biogpt.generate import GenerationOptions, start_search
 from biogpt.heads import BioGptForCausalLM
 
 EOS = 2
@@ -52,19 +54,37 @@ def model(pairs) -> BioGptForCausalLM:
 
 
 @pytest.fixture
-def forward_calls(model) -> Iterator[list[int]]:
-    """The number of new positions in each call of the model."""
+def forward_calls(model, monkeypatch) -> list[int]:
+    """The number of new positions in each call of the model: of a prompt's chunk, and of the rows of a step."""
     calls: list[int] = []
-    handle = model.biogpt.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[1]))
-    yield calls
-    handle.remove()
+    forward, step = model.biogpt.forward, model.biogpt.step
+
+    def spied_forward(input_ids, **arguments):
+        calls.append(input_ids.shape[1])
+        return forward(input_ids, **arguments)
+
+    def spied_step(input_ids, caches):
+        calls.append(sum(cache.batch_size for cache in caches))
+        return step(input_ids, caches)
+
+    monkeypatch.setattr(model.biogpt, "forward", spied_forward)
+    monkeypatch.setattr(model.biogpt, "step", spied_step)
+    return calls
+
+
+def run(
+    model: BioGptForCausalLM, prompt: list[int], options: GenerationOptions
+) -> Generator[Any, None, None]:
+    """Tokens, or rankings of hypotheses, each computed when asked for."""
+    return Engine(model).run(start_search(model, prompt, options))
 
 
 def generate_ids(model: BioGptForCausalLM, prompt: list[int], options: GenerationOptions) -> list[list[int]]:
     if options.num_beams > 1:
-        *_, hypotheses = beam_search(model, prompt, options)
+        *_, hypotheses = run(model, prompt, options)
         return [hypothesis.ids for hypothesis in hypotheses]
-    return [[token.id for token in tokens] for tokens in stream_samples(model, prompt, options)]
+    samples = itertools.groupby(run(model, prompt, options), key=lambda token: token.sequence)
+    return [[token.id for token in tokens] for _, tokens in samples]
 
 
 def reference_ids(model, prompt: list[int], options: GenerationOptions) -> list[list[int]]:
@@ -239,7 +259,6 @@ def test_several_samples_are_the_single_ones_of_their_seeds(model, forward_calls
             model, [2, 5, 9], replace(options, seed=3 + index, num_return_sequences=1)
         )
     assert len({tuple(ids) for ids in together}) == 3
-    assert [token.id for token in stream_tokens(model, [2, 5, 9], options)] == together[0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
@@ -255,7 +274,7 @@ def test_logprobs_are_those_of_a_full_forward_pass(model, temperature) -> None:
         seed=1,
         top_logprobs=4,
     )
-    tokens = list(stream_tokens(model, prompt, options))
+    tokens = list(run(model, prompt, options))
     ids = [token.id for token in tokens]
     with torch.no_grad():
         logits = model(torch.tensor([prompt + ids[:-1]])).logits[0, len(prompt) - 1 :]
@@ -274,7 +293,7 @@ def test_beam_tokens_and_scores_follow_from_a_full_forward_pass(model) -> None:
     options = GenerationOptions(
         max_new_tokens=12, num_beams=4, num_return_sequences=3, length_penalty=0.7, top_logprobs=2
     )
-    *_, hypotheses = beam_search(model, [2, 5], options)
+    *_, hypotheses = run(model, [2, 5], options)
     assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
     for hypothesis in hypotheses:
         with torch.no_grad():
@@ -298,7 +317,7 @@ def test_cached_greedy_equals_uncached_greedy(model) -> None:
 
 
 def test_tokens_are_made_one_at_a_time_and_close_ends_the_work(model, forward_calls) -> None:
-    tokens = stream_tokens(model, [2, 5], GenerationOptions(max_new_tokens=30, min_new_tokens=30))
+    tokens = run(model, [2, 5], GenerationOptions(max_new_tokens=30, min_new_tokens=30))
     assert forward_calls == [], "nothing runs before the first token is asked for"
     for count in (1, 2, 3):
         next(tokens)
@@ -308,55 +327,44 @@ def test_tokens_are_made_one_at_a_time_and_close_ends_the_work(model, forward_ca
     assert len(forward_calls) == 3
 
 
-def test_close_ends_a_beam_search_and_its_memory(model, forward_calls) -> None:
-    search = beam_search(model, [2, 5], GenerationOptions(max_new_tokens=30, min_new_tokens=30, num_beams=3))
-    [first] = next(search)
-    [second] = next(search)
-    assert (len(first.tokens), len(second.tokens)) == (1, 2)
-    cache = search.gi_frame.f_locals["cache"]
-    search.close()
-    assert forward_calls == [2, 1]
-    assert cache.keys.numel() == cache.values.numel() == 0
-
-
-def test_the_cache_is_given_back_when_a_sample_is_closed(model) -> None:
-    samples = stream_samples(model, [2, 5], GenerationOptions(max_new_tokens=30, min_new_tokens=30))
-    next(next(samples))
-    cache = samples.gi_frame.f_locals["cache"]
-    assert cache.keys.numel() > 0
-    samples.close()
-    assert cache.keys.numel() == 0
+@pytest.mark.parametrize("change", [{}, {"num_beams": 3}], ids=str)
+def test_close_ends_a_search_and_its_memory(model, change, forward_calls) -> None:
+    engine = Engine(model)
+    options = GenerationOptions(max_new_tokens=30, min_new_tokens=30, **change)
+    results = engine.run(start_search(model, [2, 5], options))
+    next(results), next(results)
+    [slot] = engine.running
+    assert slot.cache.keys.numel() == options.num_beams * 24 * 32
+    results.close()
+    assert forward_calls == [2, options.num_beams]
+    assert slot.cache.keys.numel() == slot.cache.values.numel() == 0
+    assert engine.running == []
 
 
 def test_the_last_position_can_be_reached_but_not_passed(model, forward_calls) -> None:
     prompt = [2] + [5] * 53
     options = GenerationOptions(max_new_tokens=10, min_new_tokens=10)
-    assert len(list(stream_tokens(model, prompt, options))) == 10
+    assert len(list(run(model, prompt, options))) == 10
     forward_calls.clear()
-    for start in (stream_tokens, beam_search):
-        beams = 2 if start is beam_search else 1
+    for beams in (1, 2):
         with pytest.raises(
             ValueError, match=r"54 tokens .* 11 .* 64 positions; cut 1 tokens .* to 10 or less"
         ):
-            start(model, prompt, replace(options, max_new_tokens=11, num_beams=beams))
+            start_search(model, prompt, replace(options, max_new_tokens=11, num_beams=beams))
     with pytest.raises(ValueError, match=r"64 tokens and the model 64 positions.*cut at least 1 token"):
-        stream_tokens(model, [5] * 64, options)
+        start_search(model, [5] * 64, options)
     assert forward_calls == [], "a request that cannot finish must not start"
 
 
 def test_requests_that_make_no_sense_are_refused_at_once(model) -> None:
     options = GenerationOptions(max_new_tokens=5)
     with pytest.raises(ValueError, match="prompt_ids is empty"):
-        stream_tokens(model, [], options)
+        start_search(model, [], options)
     with pytest.raises(ValueError, match="holds 40; the vocabulary ends at 39"):
-        stream_tokens(model, [2, 40], options)
-    with pytest.raises(ValueError, match="use beam_search"):
-        stream_tokens(model, [2], replace(options, num_beams=2))
-    with pytest.raises(ValueError, match="at least 2"):
-        beam_search(model, [2], options)
+        start_search(model, [2, 40], options)
     training = make_pair(0)[0].train()
     with pytest.raises(ValueError, match="training mode"):
-        stream_tokens(training, [2], options)
+        start_search(training, [2], options)
 
 
 def test_logits_that_are_not_numbers_are_reported() -> None:
@@ -364,7 +372,7 @@ def test_logits_that_are_not_numbers_are_reported() -> None:
     with torch.no_grad():
         broken.biogpt.layer_norm.weight.fill_(math.inf)
     with pytest.raises(FloatingPointError, match="not finite in float32"):
-        next(stream_tokens(broken, [2], GenerationOptions(max_new_tokens=5)))
+        next(run(broken, [2], GenerationOptions(max_new_tokens=5)))
 
 
 def test_generation_leaves_the_global_random_state_alone(model) -> None:

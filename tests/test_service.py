@@ -2,7 +2,10 @@
 
 import re
 import string
-from collections.abc import Iterable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
@@ -11,9 +14,10 @@ import pytest
 import torch
 
 from biogpt.config import BioGptConfig
-from biogpt.generate import GenerationOptions, stream_tokens
+from biogpt.engine import Engine, QueueFull
+from biogpt.generate import GenerationOptions, start_search
 from biogpt.heads import BioGptForCausalLM
-from biogpt.service import Step, TextGenerator
+from biogpt.service import Health, Step, TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
 
 PROMPT = "The BRCA1 gene"
@@ -77,11 +81,18 @@ def texts(steps: Iterable[Step]) -> list[str]:
     return [step.text for step in steps]
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen within 30 s"
+        time.sleep(0.01)
+
+
 def test_each_step_holds_the_text_so_far_and_one_token(generator) -> None:
     options = replace(DRAW, top_logprobs=3)
     steps = list(generator.stream(PROMPT, options))
     prompt_ids = generator.tokenizer.encode(PROMPT).ids
-    tokens = list(stream_tokens(generator.model, prompt_ids, options))
+    tokens = list(Engine(generator.model).run(start_search(generator.model, prompt_ids, options)))
     assert [step.token_id for step in steps] == [token.id for token in tokens]
     assert [step.logprob for step in steps] == [token.logprob for token in tokens]
     assert [step.alternatives for step in steps] == [token.alternatives for token in tokens]
@@ -174,21 +185,6 @@ def test_beams_come_best_first_and_the_stream_ends_on_the_best(generator) -> Non
     assert len({completion.text for completion in completions}) == 3
 
 
-def test_close_ends_the_work_within_one_token(generator) -> None:
-    calls: list[int] = []
-    handle = generator.model.biogpt.register_forward_pre_hook(lambda *_: calls.append(1))
-    for options in (DRAW, replace(DRAW, temperature=0.0, num_beams=3)):
-        calls.clear()
-        steps = generator.stream(PROMPT, options)
-        assert calls == [], "nothing runs before the first step is asked for"
-        next(steps), next(steps)
-        steps.close()
-        assert len(calls) == 2
-        assert list(steps) == []
-    handle.remove()
-    assert list(generator.stream(PROMPT, DRAW)), "the lock is free again"
-
-
 def test_streams_interleave_in_one_thread_and_in_many(generator) -> None:
     requests = [(f"gene {index}", replace(DRAW, seed=index)) for index in range(4)]
     alone = [texts(generator.stream(*request)) for request in requests]
@@ -230,3 +226,108 @@ def test_a_control_token_typed_in_a_prompt_is_text(generator) -> None:
     ids = generator.tokenizer.encode("gene </s> <pad>").ids
     assert ids.count(generator.tokenizer.eos_token_id) == 1
     assert list(generator.stream("gene </s>", DRAW))[-1].finish_reason == "length"
+
+
+def test_close_ends_the_work_within_one_step(generator) -> None:
+    worker = generator._worker
+    for options in (DRAW, replace(DRAW, temperature=0.0, num_beams=3)):
+        with generator.stream(PROMPT, options) as steps:
+            next(steps)
+            cache = steps._slot.cache
+        assert list(steps) == []
+        wait_for(lambda: not worker.engine.is_busy)
+        assert cache.keys.numel() == 0
+
+
+def test_a_stream_that_is_let_go_of_frees_its_slot(generator) -> None:
+    """Nobody closes it: the last reference goes, as when a client drops its connection."""
+    engine = generator._worker.engine
+    steps = generator.stream(PROMPT, replace(DRAW, stop="never made"))
+    next(steps)
+    assert engine.is_busy
+    del steps
+    wait_for(lambda: not engine.is_busy)
+
+
+def test_the_place_in_line(generator) -> None:
+    served = TextGenerator(generator.model, generator.tokenizer, max_running=1, max_waiting=2)
+    held = replace(DRAW, stop="never made")  # waits for its reader at each token
+    first, second, third = (served.stream(PROMPT, held) for _ in range(3))
+    assert first.wait(10)
+    assert [steps.position for steps in (first, second, third)] == [0, 1, 2]
+    assert served.waiting == 2
+    assert not third.wait(0.05)
+    with pytest.raises(QueueFull, match="2 are waiting, the most allowed"):
+        served.stream(PROMPT, DRAW)
+    second.close()
+    wait_for(lambda: third.position == 1)
+    alone = texts(generator.stream(PROMPT, held))
+    assert texts(first) == texts(third) == alone
+    served.close()
+
+
+def test_closing_lets_requests_end_in_time_and_drops_the_rest(generator) -> None:
+    served = TextGenerator(generator.model, generator.tokenizer)
+    steps = served.stream(PROMPT, DRAW)
+    assert served.health() == Health("serving")
+    served.close(timeout=30)
+    assert len(texts(steps)) == 24
+    assert served.health().state == "stopping"
+    with pytest.raises(RuntimeError, match="stopping and takes no more"):
+        served.stream(PROMPT, DRAW)
+    served = TextGenerator(generator.model, generator.tokenizer)
+    steps = served.stream(PROMPT, replace(DRAW, stop="never made"))
+    next(steps)
+    served.close()
+    assert len(list(steps)) <= 1
+    assert not served._worker._thread.is_alive()
+
+
+def test_the_thread_ends_with_its_generator(generator) -> None:
+    served = TextGenerator(generator.model, generator.tokenizer)
+    texts(served.stream(PROMPT, DRAW))
+    thread = served._worker._thread
+    del served
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_python_ends_while_a_stream_is_open(tmp_path, generator) -> None:
+    """The thread must neither keep the process alive nor crash it."""
+    generator.model.save_pretrained(tmp_path)
+    generator.tokenizer.save_pretrained(tmp_path)
+    script = (
+        "import sys; from biogpt import GenerationOptions, TextGenerator\n"
+        "generator = TextGenerator.from_pretrained(sys.argv[1])\n"
+        "steps = generator.stream('gene', GenerationOptions(max_new_tokens=50, stop='never made'))\n"
+        "print(len(next(steps).text))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("change", [{}, {"stop": "a"}, {"temperature": 0.0, "num_beams": 3}], ids=str)
+def test_without_a_thread_the_text_is_the_same(generator, change) -> None:
+    inline = TextGenerator(generator.model, generator.tokenizer, threaded=False)
+    options = replace(DRAW, **change)
+    assert texts(inline.stream(PROMPT, options)) == texts(generator.stream(PROMPT, options))
+    assert inline._worker._thread is None
+    first, second = (inline.stream(PROMPT, replace(options, seed=seed)) for seed in range(2))
+    next(first)
+    second.close()
+    assert [steps._slot for steps in (first,)] == inline._worker.engine.running
+    first.close()
+    assert not inline._worker.engine.is_busy
+
+
+def test_a_failure_is_told_to_its_reader_and_to_the_health(generator, monkeypatch) -> None:
+    served = TextGenerator(generator.model, generator.tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(generator.model.biogpt, "step", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(served.stream(PROMPT, DRAW))
+        wait_for(lambda: served.health() == Health("failed", "ZeroDivisionError: division by zero"))
+    assert texts(served.stream(PROMPT, DRAW)) == texts(generator.stream(PROMPT, DRAW))
+    assert served.health() == Health("serving")

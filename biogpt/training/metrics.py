@@ -140,7 +140,7 @@ def bits_per_byte(
     total_bytes = sum(len(text.encode()) for text in texts)
     if not total_bytes:
         raise ValueError("no text to score")
-    device = model.output_projection.weight.device
+    device = model.device
     limit = model.config.max_position_embeddings
     windows = []  # (ids, first target that counts)
     for text in texts:

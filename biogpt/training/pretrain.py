@@ -194,27 +194,27 @@ def _loss(model: BioGptForCausalLM, batch: Tensor) -> Tensor:
 
 
 def _model(options: PretrainOptions, tokenizer: BioGptTokenizer) -> BioGptForCausalLM:
-    # Every text is read about once: there is nothing to over-fit, and no dropout.
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    if not options.model:
-        return BioGptForCausalLM(
-            BioGptConfig(
-                vocab_size=tokenizer.vocab_size,
-                hidden_size=options.width,
-                num_hidden_layers=options.layers,
-                num_attention_heads=options.heads,
-                intermediate_size=4 * options.width,
-                max_position_embeddings=options.positions,
-                **dropout,
+    base = None
+    if options.model:
+        base = BioGptForCausalLM.from_pretrained(options.model, device="cpu", precision="float32")
+        config = base.config
+        if options.positions > config.max_position_embeddings:
+            raise ValueError(
+                f"positions is {options.positions}, but {options.model} has {config.max_position_embeddings}"
             )
+    else:
+        config = BioGptConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=options.width,
+            num_hidden_layers=options.layers,
+            num_attention_heads=options.heads,
+            intermediate_size=4 * options.width,
+            max_position_embeddings=options.positions,
         )
-    base = BioGptForCausalLM.from_pretrained(options.model, device="cpu", precision="float32")
-    if options.positions > base.config.max_position_embeddings:
-        raise ValueError(
-            f"positions is {options.positions}, but {options.model} has {base.config.max_position_embeddings}"
-        )
-    model = BioGptForCausalLM(replace(base.config, **dropout))
-    model.load_state_dict(base.state_dict())
+    # Every text is read about once: there is nothing to over-fit, and no dropout.
+    model = BioGptForCausalLM(replace(config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    if base is not None:
+        model.load_state_dict(base.state_dict())
     return model
 
 

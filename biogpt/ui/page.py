@@ -103,8 +103,8 @@ def serve(page: gr.Blocks, host: str, port: int, share: bool = False) -> None:
 
 
 def _header(generator: TextGenerator, name: str) -> str:
-    weights = next(generator.model.parameters())
-    state = f"{name} · {describe(weights.device, weights.dtype)} · ready"
+    model = generator.model
+    state = f"{name} · {describe(model.device, model.precision or model.dtype)} · ready"
     return (
         '<header class="top"><h1>BioGPT</h1><p>completes, tags and classifies biomedical text</p>'
         f'<p class="state" id="model-state">{html.escape(state)}</p></header>'

@@ -3,7 +3,7 @@
 import html
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from biogpt.generate import GenerationOptions
-from biogpt.service import Step, TextGenerator
+from biogpt.service import Stream, TextGenerator
 
 # One generation at a time, from whichever button or client: all of them share the limit under this name.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "generation", "concurrency_limit": 1}
@@ -182,7 +182,7 @@ class Writer:
         except _REFUSALS as error:
             raise gr.Error(html.escape(str(error)), title="Not generated", print_exception=False) from error
 
-    def _steps(self, prompt: str, options: GenerationOptions) -> Generator[Step, None, None]:
+    def _steps(self, prompt: str, options: GenerationOptions) -> Stream:
         if isinstance(prompt, str) and not prompt.strip():
             raise ValueError("The text is empty: type the start of a sentence, or take an example")
         return self.generator.stream(prompt, options)

@@ -1,0 +1,366 @@
+"""Many requests on one model: slots that join and leave between steps, and what each step computes.
+
+A step gives every running slot its next token, all in one pass through the linear layers, and reads one chunk of one
+prompt, so that a long prompt holds up nobody for long. What a slot gets depends on nothing but itself, to the bit:
+
+- A prompt is read alone, in chunks of a fixed size from position 0 on: the shapes follow from the prompt.
+- Attention is computed slot by slot, over the slot's own keys and values.
+- The rest of the network works on rows, and only in numbers of rows for which the kernels of this machine give each
+  row the very same bits (``steady_sizes``, found by trying); a step is padded to the next such number.
+- Each slot draws from its own random numbers.
+
+Nothing here locks or waits, but for the short ``lock`` around the lists; one thread at a time may call ``step``.
+"""
+
+import logging
+import os
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Hashable, Sequence
+from queue import SimpleQueue
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from biogpt.cache import KVCache
+from biogpt.generate import Hypothesis, Search, Token
+from biogpt.heads import BioGptForCausalLM
+from biogpt.model import DecoderLayer
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 128  # positions of a prompt that are read at once
+_SIZES = (1, 2, 4, 8, 16)  # numbers of rows a step may take
+_SHARE_OF_MEMORY = 0.25  # of the machine's, for caches
+
+Result = Token | list[Hypothesis]
+
+
+class QueueFull(RuntimeError):
+    """So many requests wait already that another one is refused; try again later."""
+
+
+class Slot:
+    """One request: its search, its cache, and where its results go. It joins and leaves the engine whole.
+
+    Args:
+        search: what to make.
+        session: whose request it is; its prompt may be reused by the same session. None keeps nothing.
+        lead: results that may be made before they are taken from ``results``; None is no limit.
+
+    Attributes:
+        results: what was made, in order; an exception when the request failed, None after the last.
+        taken: how many results the reader has taken; see ``lead``.
+        cancelled: set by anyone at any time: the slot leaves before the next step.
+        skip: set by the reader: the sample ends here, by what its text says; needs ``lead`` 1 to be in time.
+    """
+
+    def __init__(self, search: Search, session: Hashable = None, lead: int | None = None) -> None:
+        self.search = search
+        self.session = session
+        self.lead = lead
+        self.results: SimpleQueue[Result | Exception | None] = SimpleQueue()
+        self.made = self.taken = 0
+        self.cancelled = False
+        self.skip = False
+        self.cache: KVCache | None = None
+
+    @property
+    def is_held_back(self) -> bool:
+        return self.lead is not None and self.made - self.taken >= self.lead
+
+    def put(self, result: Result) -> None:
+        self.made += 1
+        self.results.put(result)
+
+
+class Engine:
+    """The slots of one model, and their steps.
+
+    Args:
+        model: in evaluation mode.
+        cache_bytes: most memory for keys and values, those kept for reuse included; a quarter of the machine's when
+            None.
+        max_running, max_waiting: most slots that run at once, and that then wait for one to leave.
+    """
+
+    def __init__(
+        self,
+        model: BioGptForCausalLM,
+        cache_bytes: int | None = None,
+        max_running: int = 16,
+        max_waiting: int = 64,
+    ) -> None:
+        self.model = model
+        self.cache_bytes = _quarter_of_memory() if cache_bytes is None else cache_bytes
+        self.max_running = max_running
+        self.max_waiting = max_waiting
+        self.lock = Lock()  # of the two lists
+        self.waiting: deque[Slot] = deque()
+        self.running: list[Slot] = []
+        self.prompts = PromptStore()
+        self.device, self.dtype = model.device, model.dtype
+        self._sizes: tuple[int, ...] = ()
+
+    def submit(self, slot: Slot) -> None:
+        """Let a slot wait for its turn.
+
+        Raises:
+            ValueError: it could never run within ``cache_bytes``.
+            QueueFull: too many slots wait already.
+        """
+        need = self.need(slot)
+        if need > self.cache_bytes:
+            raise ValueError(
+                f"the request needs {need / 1e6:.1f} MB of cache for {slot.search.rows} rows of {self._length(slot)} "
+                f"positions, and the limit is {self.cache_bytes / 1e6:.1f} MB; ask for fewer tokens or beams"
+            )
+        with self.lock:
+            # Counted together: of those that came since the last step, some will not have to wait.
+            if len(self.running) + len(self.waiting) >= self.max_running + self.max_waiting:
+                raise QueueFull(
+                    f"{len(self.running)} requests are running and {len(self.waiting)} are waiting, "
+                    "the most allowed; try again later"
+                )
+            self.waiting.append(slot)
+
+    def position(self, slot: Slot) -> int:
+        """Its place in line: 0 is running, or ended; 1 is the next to run."""
+        with self.lock:
+            return self.waiting.index(slot) + 1 if slot in self.waiting else 0
+
+    def need(self, slot: Slot) -> int:
+        """Bytes of cache that a slot takes while it runs."""
+        return KVCache.size(self.model.config, slot.search.rows, self._length(slot), self.dtype)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        with self.lock:
+            slots = (*self.running, *self.waiting)
+            return any(slot.cancelled or not slot.is_held_back for slot in slots)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any request is running or waiting."""
+        return bool(self.running or self.waiting)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Let slots leave and join, read a chunk of one prompt, and make one token in every other slot.
+
+        Raises:
+            Exception: the model failed; every running slot has then been given the error and has left.
+        """
+        try:
+            with self.lock:
+                for slot in self.running:
+                    if slot.skip:
+                        slot.skip = False
+                        slot.search.end_sequence()
+                self._leave()
+                self._join()
+                active = [slot for slot in self.running if not slot.is_held_back]
+            fed = [slot for slot in active if slot.search.feed]
+            kept = [(slot, slot.search.kept) for slot in active if slot.search.kept is not None]
+            reading = [slot for slot in active if not slot.made]
+            for group in self._groups(fed):
+                logits = self._next_logits(group)
+                for slot, own in zip(group, logits.split([slot.search.rows for slot in group]), strict=True):
+                    self._advance(slot, own)
+            for slot, own in kept:
+                self._advance(slot, own)
+            if reading:
+                self._read_chunk(reading[0])
+            with self.lock:
+                self._leave()
+        except Exception as error:
+            self.fail(error)
+            raise
+
+    def fail(self, error: Exception) -> None:
+        """Give every slot that runs the error, and let them go."""
+        with self.lock:
+            for slot in self.running:
+                slot.cancelled = True
+                slot.results.put(error)
+            self._leave()
+
+    def run(self, search: Search) -> Generator[Result, None, None]:
+        """The results of one search, each computed when asked for; other slots advance on the way."""
+        slot = Slot(search, lead=1)
+        self.submit(slot)
+        try:
+            while True:
+                while slot.results.empty():
+                    self.step()
+                result = slot.results.get()
+                if result is None:
+                    return
+                if isinstance(result, Exception):
+                    raise result
+                slot.taken += 1
+                yield result
+        finally:
+            slot.cancelled = True
+            self.drop()
+
+    def drop(self, everyone: bool = False) -> None:
+        """Let the slots leave that were cancelled, or all of them; not while another thread is in ``step``."""
+        with self.lock:
+            for slot in (*self.running, *self.waiting) if everyone else ():
+                slot.cancelled = True
+            self._leave()
+
+    def _leave(self) -> None:
+        """Drop the slots that ended or were cancelled; their memory is free at once."""
+        for slots in (self.running, self.waiting):
+            for slot in [slot for slot in slots if slot.cancelled or slot.search.done]:
+                slots.remove(slot)
+                slot.results.put(None)
+                if slot.cache is not None:
+                    slot.cache.release()
+
+    def _join(self) -> None:
+        """Let those that wait run, first come, first served, while there is room."""
+        while self.waiting and len(self.running) < self.max_running:
+            slot = self.waiting[0]
+            free = self.cache_bytes - sum(self.need(other) for other in self.running)
+            if self.need(slot) > free:
+                return
+            self.prompts.shrink(free - self.need(slot))
+            self.running.append(self.waiting.popleft())
+            slot.cache = KVCache(self.model.config, 1, self._length(slot), self.device, self.dtype)
+            self.prompts.recall(slot.session, slot.search.prompt_ids, slot.cache)
+
+    def _length(self, slot: Slot) -> int:
+        # The last token made is never fed back, so one position more than needed at most.
+        return len(slot.search.prompt_ids) + slot.search.options.max_new_tokens
+
+    def _read_chunk(self, slot: Slot) -> None:
+        ids, cache = slot.search.prompt_ids, slot.cache
+        assert cache is not None
+        chunk = torch.tensor([ids[cache.length : cache.length + CHUNK]], device=self.device)
+        hidden = self.model.biogpt(chunk, past_key_values=cache).last_hidden_state
+        if slot.session is not None and cache.length % CHUNK == 0:
+            room = self.cache_bytes - sum(self.need(other) for other in self.running)
+            self.prompts.keep(slot.session, ids[: cache.length], cache, room)
+        if cache.length == len(ids):
+            self._advance(slot, self.model.output_projection(hidden[:, -1]).float().cpu())
+
+    def _groups(self, slots: Sequence[Slot]) -> list[list[Slot]]:
+        """Slots that a step computes together: as many rows as are steady, or one slot that has more."""
+        if not self._sizes:
+            self._sizes = steady_sizes(self.model)
+        groups: list[list[Slot]] = []
+        rows = 0
+        for slot in slots:
+            if not groups or rows + slot.search.rows > self._sizes[-1]:
+                groups.append([])
+                rows = 0
+            groups[-1].append(slot)
+            rows += slot.search.rows
+        return groups
+
+    def _next_logits(self, slots: Sequence[Slot]) -> Tensor:
+        """Run what the slots feed through the model; [R, V] float32 logits on the CPU."""
+        ids = [row[0] for slot in slots for row in slot.search.feed]
+        padded = next((size for size in self._sizes if size >= len(ids)), len(ids))
+        input_ids = torch.tensor(ids + [0] * (padded - len(ids)), device=self.device)
+        caches = [slot.cache for slot in slots if slot.cache is not None]
+        hidden = self.model.biogpt.step(input_ids, caches)
+        return self.model.output_projection(hidden)[: len(ids)].float().cpu()
+
+    def _advance(self, slot: Slot, logits: Tensor) -> None:
+        assert slot.cache is not None
+        if not logits.isfinite().all():
+            slot.results.put(
+                FloatingPointError(
+                    f"the model's logits are not finite in {str(self.dtype).removeprefix('torch.')}; "
+                    "load it in bfloat16 or float32"
+                )
+            )
+            slot.cancelled = True
+            return
+        slot.put(slot.search.advance(logits, slot.cache))
+
+
+class PromptStore:
+    """Keys and values of the prompts that sessions sent lately, in whole chunks.
+
+    A chunk is found by its session and by every token up to its end, and is given back in the bits it was computed
+    in; computing it again would take the same shapes and give the same bits. So reuse never changes a result.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: OrderedDict[tuple[Hashable, tuple[int, ...]], tuple[Tensor, Tensor]] = OrderedDict()
+        self.bytes = 0
+
+    def keep(self, session: Hashable, ids: Sequence[int], cache: KVCache, room: int) -> None:
+        """Keep the last chunk of the positions ``ids`` that a cache of one row holds, if ``room`` bytes suffice."""
+        key = (session, tuple(ids))
+        if key in self._chunks:
+            return self._chunks.move_to_end(key)
+        last = slice(len(ids) - CHUNK, len(ids))
+        size = (cache.keys[:, 0, :, last].numel() + cache.values[:, 0, :, last].numel()) * cache.keys.itemsize
+        if size > room:
+            return None
+        self.shrink(room - size)
+        self._chunks[key] = cache.keys[:, 0, :, last].clone(), cache.values[:, 0, :, last].clone()
+        self.bytes += size
+
+    def recall(self, session: Hashable, ids: Sequence[int], cache: KVCache) -> None:
+        """Fill an empty cache with the chunks that are known; the last token is left to be read in any case."""
+        while session is not None and cache.length + CHUNK < len(ids):
+            key = (session, tuple(ids[: cache.length + CHUNK]))
+            if key not in self._chunks:
+                return
+            self._chunks.move_to_end(key)
+            keys, values = self._chunks[key]
+            cache.keys[:, 0, :, cache.length : cache.length + CHUNK] = keys
+            cache.values[:, 0, :, cache.length : cache.length + CHUNK] = values
+            cache.advance(CHUNK)
+
+    def shrink(self, limit: int) -> None:
+        """Forget the chunks that were not used for longest, until no more than ``limit`` bytes are held."""
+        while self._chunks and self.bytes > limit:
+            _, (keys, values) = self._chunks.popitem(last=False)
+            self.bytes -= keys.nbytes + values.nbytes
+
+
+@torch.inference_mode()
+def steady_sizes(model: BioGptForCausalLM) -> tuple[int, ...]:
+    """Numbers of rows, in rising order, at which each row's bits are the same, whatever its place and company.
+
+    Matrix kernels add up in another order for one row than for eight. What this machine's do is tried here, with
+    every layer shape of the model; the most rows alone are always steady, or else one row is.
+    """
+    body, most, projection = model.biogpt, _SIZES[-1], model.output_projection
+    layer = body.layers[0]
+    assert isinstance(layer, DecoderLayer)
+    attention = layer.self_attn
+    parts: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda x: torch.cat(attention.query_key_value(layer.self_attn_layer_norm(x)), dim=-1),
+        lambda x: attention.out_proj(x),
+        lambda x: layer.feed_forward(layer.final_layer_norm(x)),
+        lambda x: projection(body.layer_norm(x)),
+    )
+    random = torch.Generator().manual_seed(0)
+    steady = set(_SIZES)
+    for part in parts:
+        rows = torch.randn(most, body.config.hidden_size, generator=random).to(model.device, model.dtype)
+        full = part(rows)
+        if not torch.equal(part(rows.flip(0)).flip(0), full):
+            return (1,)
+        for size in _SIZES[:-1]:
+            for first in (0, most - size):
+                if not torch.equal(part(rows[first : first + size]), full[first : first + size]):
+                    steady.discard(size)
+    return tuple(sorted(steady))
+
+
+def _quarter_of_memory() -> int:
+    try:
+        return int(_SHARE_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):  # not on every system
+        return 2**30

@@ -1,0 +1,410 @@
+"""Linear layers for serving: packed float32 and bfloat16, and int8 weights with int8 rows.
+
+An int8 layer keeps each output channel's weights as 127ths of the greatest, and quantises each row of its input to
+steps between that row's own least and greatest number. The products are summed in integers, which is exact, so a
+row's result is the same in any company. LayerNorm gains and biases are folded into the weights that follow: a gain that lifts one channel would
+take the others' share of the 8 bits (data-free; cf. SmoothQuant, arXiv 2211.10438).
+
+CPUs differ in what their 8-bit instructions can do. With VNNI, rows use 8 bits. Without, the products of two
+neighbours are added in 16 bits and would be cut off, so rows use 7 bits there, which cannot overflow. Which kernels
+are exact, and which is fastest, is tried once (``int8_kernel``).
+
+Letters: R rows, K input and N output channels.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from biogpt.model import Attention, BioGptModel, DecoderLayer
+
+SCALE_BYTES = 4  # of a float32; columns that an int8 matrix [N, K] has more in a file, see ``join``
+SMALL = 30_000_000  # parameters; below, a CPU spends its time on other things than reading weights
+_ROWS = 16  # that weights are packed for; the kernel takes any number
+_LEAST_STEP = 1e-30  # a row of equal numbers has no range to divide
+_BLOCK = 512  # rows that are converted at a time
+
+
+@dataclass(frozen=True)
+class Int8Kernel:
+    """A way to multiply int8 weights by quantised rows.
+
+    Attributes:
+        name: ``fbgemm``, ``onednn`` or ``plain``, the last on any machine and slow.
+        levels: a row's greatest number becomes this step, 255 or 127, and its least one becomes step 0.
+    """
+
+    name: str
+    levels: int
+
+    def pack(self, weight: Tensor, scale: Tensor) -> tuple[Any, ...]:
+        """What ``multiply`` takes, of int8 weights [N, K] and their float32 scales [N]."""
+        if self.name == "fbgemm":
+            zeros = torch.zeros(len(weight), dtype=torch.int64)
+            with _fbgemm(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # quantised tensors are deprecated, this kernel is not
+                quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
+                return (torch.ops.quantized.linear_prepack(quantized, None),)
+        if self.name == "onednn":
+            zeros = torch.zeros(len(weight), dtype=torch.int64)
+            packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), [_ROWS, weight.shape[1]])
+            return packed, scale.clone(), zeros
+        return weight, scale
+
+    def multiply(self, rows: Tensor, packed: tuple[Any, ...]) -> Tensor:
+        """Rows [R, K] of float32 numbers from 0 to ``levels``, rounded, times the weights: [R, N] float32."""
+        if self.name == "fbgemm":
+            return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, 1.0, 0, packed[0])
+        if self.name == "onednn":
+            return torch.ops.onednn.qlinear_pointwise(
+                rows.round().to(torch.uint8), 1.0, 0, *packed, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+        weight, scale = packed
+        return (rows.round().double() @ weight.double().T).float() * scale
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.levels.bit_length()} bits a row"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it gives the sums of integers, the greatest included."""
+        width, random = 512, torch.Generator().manual_seed(0)
+        weight = torch.randint(-127, 128, (64, width), generator=random)
+        weight[:4] = torch.tensor([127, -127, 127, -127])[:, None]
+        rows = torch.randint(0, self.levels + 1, (9, width), generator=random)
+        rows[:2] = self.levels
+        try:
+            packed = self.pack(weight.to(torch.int8), torch.ones(64))
+            found = [self.multiply(rows[:count].float(), packed) for count in (1, 9)]
+        except (AttributeError, RuntimeError):
+            return False
+        wanted = (rows @ weight.T).float()
+        return torch.equal(found[0], wanted[:1]) and torch.equal(found[1], wanted)
+
+
+@contextmanager
+def _fbgemm() -> Iterator[None]:
+    """Packing goes by a global setting, which picks another library on some CPUs."""
+    engine = torch.backends.quantized.engine
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        raise RuntimeError("this build of torch has no fbgemm")
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = engine
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds of one 4096 x 1024 layer on this CPU, for one row and for 16."""
+
+    one: float
+    many: float
+
+
+@cache
+def int8_kernel() -> Int8Kernel:
+    """The kernel for this CPU: of those that are exact, the finest that is not twice as slow as the fastest."""
+    candidates = [Int8Kernel(name, levels) for levels in (255, 127) for name in ("fbgemm", "onednn")]
+    exact = [kernel for kernel in candidates if kernel.is_exact]
+    if not exact:
+        return Int8Kernel("plain", 255)
+    seconds = {kernel: sum(vars(int8_speeds(kernel)).values()) for kernel in exact}
+    least = min(seconds.values())
+    good = [kernel for kernel in exact if seconds[kernel] < 2 * least]
+    return min(good, key=lambda kernel: (-kernel.levels, seconds[kernel]))
+
+
+@cache
+@torch.inference_mode()
+def int8_speeds(kernel: Int8Kernel) -> Speeds:
+    weight = torch.ones(4096, 1024, dtype=torch.int8)
+    packs = [kernel.pack(weight, torch.ones(4096)) for _ in range(4)]
+    return _speeds([partial(kernel.multiply, packed=packed) for packed in packs])
+
+
+@cache
+@torch.inference_mode()
+def float_speeds(dtype: torch.dtype) -> Speeds:
+    """Of the float layers that serving uses, packed where that can be."""
+    return _speeds([packed_or_plain(torch.ones(4096, 1024, dtype=dtype)) for _ in range(4)], dtype)
+
+
+def _speeds(layers: Sequence[Callable[[Tensor], Any]], dtype: torch.dtype = torch.float32) -> Speeds:
+    """The least of a few times; several layers in turn, so that weights come from memory as they do in a model."""
+
+    def seconds(rows: Tensor) -> float:
+        times = []
+        for layer in (*layers, *layers, *layers):
+            start = time.perf_counter()
+            layer(rows)
+            times.append(time.perf_counter() - start)
+        return sorted(times[len(layers) :])[len(layers) // 2]
+
+    return Speeds(*(seconds(torch.ones(rows, 1024, dtype=dtype)) for rows in (1, 16)))
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [N, K] as int8 and their scales [N]: the greatest of each output channel becomes 127."""
+    scale = (torch.linalg.vector_norm(weight, math.inf, dim=1).float() / 127).clamp_min(
+        torch.finfo(torch.float32).tiny
+    )
+    small = torch.empty(weight.shape, dtype=torch.int8)
+    for part, own, out in zip(*(t.split(_BLOCK) for t in (weight, scale, small)), strict=True):
+        out.copy_((part.float() / own[:, None]).round_())
+    return small, scale
+
+
+def join(weight: Tensor, scale: Tensor) -> Tensor:
+    """Weights and scales as one int8 matrix [N, K + 4] for a file: the scale's bytes end each row.
+
+    The shape is not that of the float weights, so software that does not know of scales refuses it.
+    """
+    return torch.cat([weight, scale[:, None].contiguous().view(torch.int8)], dim=1)
+
+
+def split(joined: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [N, K] and scales [N] of what ``join`` made."""
+    weight, scale = joined[:, :-SCALE_BYTES].contiguous(), joined[:, -SCALE_BYTES:].contiguous()
+    return weight, scale.view(torch.float32)[:, 0].clone()
+
+
+def dequantize(joined: Tensor) -> Tensor:
+    """Float32 weights [N, K] of what ``join`` made."""
+    weight, scale = split(joined)
+    return weight * scale[:, None]
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights, for float32 inputs [..., K] on a CPU.
+
+    Args:
+        weight, scale: int8 [N, K] and float32 [N], as ``quantize`` gives them.
+        bias: [N] or None.
+        names: of the layers it stands for, one under the other, as a checkpoint calls them.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, names: Sequence[str]) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.names = tuple(names)
+        self.kernel = int8_kernel()
+        self.packed = self.kernel.pack(weight, scale)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer(
+            "sums", weight.sum(dim=1, dtype=torch.int64) * scale, persistent=False
+        )  # of each channel
+        self.register_buffer("bias", bias, persistent=False)
+        self.bias: Tensor | None
+        self.scale: Tensor
+        self.sums: Tensor
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        rows = hidden.reshape(-1, self.in_features)
+        least, greatest = rows.aminmax(dim=1, keepdim=True)  # [R, 1]
+        step = ((greatest - least) / self.kernel.levels).clamp_min_(_LEAST_STEP)
+        products = self.kernel.multiply((rows - least).div_(step), self.packed).mul_(step)
+        products.addcmul_(least, self.sums)
+        if self.bias is not None:
+            products += self.bias
+        return products.view(*hidden.shape[:-1], self.out_features)
+
+    @property
+    def weight(self) -> Tensor:
+        """The int8 weights [N, K], read back from the kernel's own layout."""
+        ones = torch.eye(self.in_features)
+        columns = [self.kernel.multiply(rows, self.packed) for rows in ones.split(_BLOCK)]
+        return (torch.cat(columns) / self.scale).round().to(torch.int8).T.contiguous()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        parts = len(self.names)
+        weights, scales = self.weight.chunk(parts), self.scale.chunk(parts)
+        biases = [None] * parts if self.bias is None else self.bias.chunk(parts)
+        for name, weight, scale, bias in zip(self.names, weights, scales, biases, strict=True):
+            key = _sibling(prefix, name)
+            destination[f"{key}.weight"] = join(weight, scale)
+            if bias is not None:
+                destination[f"{key}.bias"] = bias
+
+
+class Int8Embedding(nn.Embedding):
+    """A table of int8 rows [V, D], each with its scale; gives float32."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        super().__init__(weight.shape[0], weight.shape[1], device="meta")
+        del self.weight
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.scale: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.weight[input] * self.scale[input][..., None]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = join(self.weight, self.scale)
+
+
+class PackedLinear(nn.Module):
+    """A float32 or bfloat16 layer whose weights oneDNN laid out for itself once; inference on a CPU only.
+
+    Args:
+        weight, bias: [N, K], and [N] or None.
+        names: as in ``Int8Linear``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, names: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.out_features, self.in_features = weight.shape
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
+        self.register_buffer("bias", bias, persistent=False)
+        self.bias: Tensor | None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        rows = hidden.reshape(-1, self.in_features)
+        sums = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
+        return sums.view(*hidden.shape[:-1], self.out_features)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.packed.to_dense()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        parts = len(self.names)
+        biases = [None] * parts if self.bias is None else self.bias.chunk(parts)
+        for name, weight, bias in zip(self.names, self.weight.chunk(parts), biases, strict=True):
+            key = _sibling(prefix, name)
+            destination[f"{key}.weight"] = weight
+            if bias is not None:
+                destination[f"{key}.bias"] = bias
+
+
+def _sibling(prefix: str, name: str) -> str:
+    """``biogpt.layers.0.self_attn.q_proj`` of ``biogpt.layers.0.self_attn.qkv_proj.`` and ``q_proj``."""
+    parent = prefix.rstrip(".").rpartition(".")[0]
+    return f"{parent}.{name}" if parent else name
+
+
+@cache
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN takes this type here, and gives what the plain layer gives."""
+    random = torch.Generator().manual_seed(0)
+    weight, rows = (torch.randn(size, 64, generator=random).to(dtype) for size in (48, 5))
+    try:
+        packed = PackedLinear(weight, None)
+        found, back = packed(rows), packed.weight
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    close = torch.allclose(found.float(), F.linear(rows.float(), weight.float()), rtol=0.02, atol=0.2)
+    return close and torch.equal(back, weight)
+
+
+def packed_or_plain(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """A layer without bias, as ``pack`` would make it."""
+    return PackedLinear(weight, None) if _can_pack(weight.dtype) else partial(F.linear, weight=weight)
+
+
+@torch.no_grad()
+def pack(model: nn.Module) -> None:
+    """Lay the weights of a model out for serving on a CPU; it can be saved as before, but not trained.
+
+    Packed kernels are up to twice as fast, and add up in another order. A small model gains little, and stays as it
+    is: within 1e-5 of the reference. So do int8 layers and models on other devices.
+    """
+    if sum(parameter.numel() for parameter in model.parameters()) < SMALL:
+        return
+    for module in list(model.modules()):
+        if isinstance(module, Attention) and isinstance(module.q_proj, nn.Linear):
+            if not _packs(module.q_proj):
+                return
+            parts = [module.q_proj, module.k_proj, module.v_proj]
+            weight = torch.cat([part.weight for part in parts])
+            bias = torch.cat([part.bias for part in parts])
+            module.fuse(PackedLinear(weight, bias, ("q_proj", "k_proj", "v_proj")))
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and _packs(child):
+                setattr(parent, name, PackedLinear(child.weight, child.bias, (name,)))
+
+
+def _packs(layer: nn.Linear) -> bool:
+    return layer.weight.device.type == "cpu" and _can_pack(layer.weight.dtype)
+
+
+@torch.no_grad()
+def load_int8(
+    model: nn.Module, weights: dict[str, Tensor], body: str, after_layer: Callable[[], None]
+) -> None:
+    """Build the int8 layers of a decoder from a checkpoint's tensors, layer by layer.
+
+    Args:
+        model: on the meta device.
+        weights: floats, or int8 as ``join`` makes them; those used are taken out, so that no layer is held twice.
+        body: name of the decoder in the model, and in the keys.
+        after_layer: called when the tensors of a layer are no longer needed.
+    """
+    decoder = getattr(model, body)
+    assert isinstance(decoder, BioGptModel)
+    for index, layer in enumerate(decoder.layers):
+        assert isinstance(layer, DecoderLayer)
+        key = f"{body}.layers.{index}"
+        attention = layer.self_attn
+        norm = _take_norm(layer.self_attn_layer_norm, weights, f"{key}.self_attn_layer_norm")
+        attention.fuse(_int8_linear(weights, f"{key}.self_attn", ("q_proj", "k_proj", "v_proj"), norm))
+        attention.out_proj = _int8_linear(weights, f"{key}.self_attn", ("out_proj",))
+        norm = _take_norm(layer.final_layer_norm, weights, f"{key}.final_layer_norm")
+        layer.fc1 = _int8_linear(weights, key, ("fc1",), norm)
+        layer.fc2 = _int8_linear(weights, key, ("fc2",))
+        after_layer()
+    embedding = weights[f"{body}.embed_tokens.weight"]
+    pair = _take(weights, f"{body}.embed_tokens.weight")
+    if "output_projection.weight" in weights:
+        tied = weights["output_projection.weight"] is embedding
+        head = pair if tied else _take(weights, "output_projection.weight")
+        model.output_projection = Int8Linear(*head, None, ("output_projection",))
+        weights.pop("output_projection.weight", None)
+    decoder.embed_tokens = Int8Embedding(*pair)
+    after_layer()
+
+
+def _take(weights: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    weight = weights.pop(name)
+    return split(weight) if weight.dtype == torch.int8 else quantize(weight)
+
+
+def _take_norm(norm: nn.Module, weights: dict[str, Tensor], key: str) -> tuple[Tensor, Tensor]:
+    """Gain and bias of a LayerNorm, which keeps neither."""
+    assert isinstance(norm, nn.LayerNorm)
+    gain, bias = (weights.pop(f"{key}.{name}").float() for name in ("weight", "bias"))
+    norm.weight = nn.Parameter(torch.ones_like(gain), requires_grad=False)
+    norm.bias = nn.Parameter(torch.zeros_like(bias), requires_grad=False)
+    return gain, bias
+
+
+def _int8_linear(
+    weights: dict[str, Tensor], key: str, names: Sequence[str], norm: tuple[Tensor, Tensor] | None = None
+) -> Int8Linear:
+    pairs, biases = [], []
+    for name in names:
+        weight, bias = weights.pop(f"{key}.{name}.weight"), weights.pop(f"{key}.{name}.bias").float()
+        if weight.dtype == torch.int8:  # saved by us, with its norm folded in already
+            pairs.append(split(weight))
+        else:
+            folded = weight.float()
+            if norm is not None:
+                bias = bias + folded @ norm[1]
+                folded = folded * norm[0]
+            pairs.append(quantize(folded))
+        biases.append(bias)
+    weight, scale = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return Int8Linear(weight, scale, torch.cat(biases), names)

@@ -1,0 +1,227 @@
+"""int8 and packed layers: exact sums, rows that keep to themselves, folders that come back, and what rounding costs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from biogpt import quantize
+from biogpt.config import BioGptConfig
+from biogpt.device import bfloat16_pays, choose_precision, describe
+from biogpt.engine import Engine, Slot, steady_sizes
+from biogpt.generate import GenerationOptions, start_search
+from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
+from biogpt.quantize import Int8Kernel, Int8Linear, PackedLinear, int8_kernel, pack
+from biogpt.service import TextGenerator
+from biogpt.tokenizer import BioGptTokenizer
+from biogpt.training.corpus import read_lines
+
+HEADS = (BioGptForCausalLM, BioGptForTokenClassification, BioGptForSequenceClassification)
+IDS = torch.tensor([[2, 5, 9, 11, 30, 7], [2, 8, 6, 1, 1, 1]])
+MASK = (IDS != 1).long()
+
+
+def kernels() -> list[Int8Kernel]:
+    return [Int8Kernel("plain", 255), int8_kernel()]
+
+
+@pytest.fixture
+def wide(tiny_config) -> BioGptConfig:
+    return tiny_config(
+        hidden_size=64, num_attention_heads=4, intermediate_size=160, max_position_embeddings=128
+    )
+
+
+def test_a_kernel_that_cuts_sums_off_is_not_taken(monkeypatch) -> None:
+    """As the 16-bit additions of CPUs without VNNI do at 8 bits a row."""
+
+    def cut_off(kernel, rows, packed):
+        weight, scale = packed
+        pairs = (rows.round()[:, None] * weight.float()).unflatten(-1, (-1, 2)).sum(-1)
+        return pairs.clamp(-(2**15), 2**15 - 1).sum(-1) * scale
+
+    monkeypatch.setattr(Int8Kernel, "multiply", cut_off)
+    assert not Int8Kernel("plain", 255).is_exact
+    assert Int8Kernel("plain", 127).is_exact, "7 bits cannot overflow"
+
+
+@pytest.mark.parametrize("kernel", kernels(), ids=str)
+def test_an_int8_layer_is_the_float_layer_but_for_rounding(kernel, monkeypatch) -> None:
+    """Within the bound that follows from half a step of each input and each weight."""
+    assert kernel.is_exact
+    monkeypatch.setattr(quantize, "int8_kernel", lambda: kernel)
+    random = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(48, 96, generator=random), torch.randn(48, generator=random)
+    hidden = torch.randn(2, 5, 96, generator=random) + 0.5
+    hidden[1, 3] = 7.0  # no range at all
+    layer = Int8Linear(*quantize.quantize(weight), bias, ("fc1",))
+    low, high = hidden.amin(-1, keepdim=True), hidden.amax(-1, keepdim=True)
+    input_error = (high - low) / kernel.levels / 2
+    weight_error = weight.abs().amax(1) / 127 / 2
+    bound = (
+        input_error * weight.abs().sum(1) + (hidden.abs() + input_error).sum(-1, keepdim=True) * weight_error
+    )
+    error = (layer(hidden) - F.linear(hidden, weight, bias)).abs()
+    assert (error <= bound + 1e-4).all()
+    assert error.mean() < 0.1 * bound.mean()
+    assert torch.equal(layer.weight, quantize.quantize(weight)[0])
+
+
+def test_an_int8_row_is_the_same_in_any_company(wide, lively) -> None:
+    layer = Int8Linear(*quantize.quantize(torch.randn(64, 64)), torch.randn(64), ("fc1",))
+    rows = torch.randn(64, 64) * torch.logspace(-2, 2, 64)[:, None]
+    full = layer(rows)
+    for size in range(1, 65, 7):
+        for first in (0, 11, 64 - size):
+            some = slice(first, first + size)
+            assert torch.equal(layer(rows[some]), full[some])
+
+
+def int8_copy(model, folder: Path):
+    model.save_pretrained(folder)
+    return type(model).from_pretrained(folder, device="cpu", precision="int8")
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_int8_folder_comes_back_bit_for_bit(head, tied, wide, lively, tmp_path) -> None:
+    config = BioGptConfig(**{**vars(wide), "tie_word_embeddings": tied})
+    model = int8_copy(lively(head, config), tmp_path / "float")
+    model.save_pretrained(tmp_path / "int8")
+    again = head.from_pretrained(tmp_path / "int8", device="cpu", precision="int8")
+    with torch.inference_mode():
+        logits = model(IDS, attention_mask=MASK).logits
+        assert torch.equal(again(IDS, attention_mask=MASK).logits, logits)
+        floats = head.from_pretrained(tmp_path / "int8", device="cpu", precision="float32")
+        kept = MASK.bool() if logits.ndim == 3 else slice(None)
+        difference = (floats(IDS, attention_mask=MASK).logits - logits)[kept]
+        assert difference.square().mean() < 0.01 * logits[kept].square().mean()
+    sizes = [
+        sum(p.stat().st_size for p in (tmp_path / name).glob("*.safetensors")) for name in ("float", "int8")
+    ]
+    assert sizes[1] < 0.45 * sizes[0]
+
+
+def test_other_software_refuses_an_int8_folder(wide, lively, tmp_path) -> None:
+    """It would otherwise read whole numbers as weights, without their scales."""
+    transformers = pytest.importorskip("transformers")
+    int8_copy(lively(BioGptForCausalLM, wide), tmp_path / "float").save_pretrained(tmp_path / "int8")
+    with pytest.raises(RuntimeError, match=r"size mismatch|mismatched"):
+        transformers.BioGptForCausalLM.from_pretrained(tmp_path / "int8")
+
+
+def test_int8_is_for_cpus_and_for_inference(wide, lively, tmp_path) -> None:
+    lively(BioGptForTokenClassification, wide).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'int8', which is for inference"):
+        BioGptForTokenClassification.from_pretrained(
+            tmp_path, device="cpu", precision="int8", labels=["O", "B-X"]
+        )
+    with pytest.raises(ValueError, match="'int8', which is for a CPU"):
+        choose_precision("int8", torch.device("cuda"))
+
+
+def test_auto_keeps_a_small_model_exact_and_says_why() -> None:
+    cpu = torch.device("cpu")
+    small = choose_precision("auto", cpu, parameters=7_000_000)
+    assert (small.name, small.int8) == ("float32", False)
+    assert "so small" in small.reason
+    assert choose_precision("auto", cpu, parameters=10**9, trainable=True).name == "float32"
+    large = choose_precision("auto", cpu, parameters=10**9)
+    assert large.name in large.reason
+    assert describe(cpu, large).startswith(f"{large.name} · CPU, ")
+
+
+@pytest.fixture
+def packing(monkeypatch) -> Callable[[torch.nn.Module], None]:
+    """``pack`` for models of any size; the test is skipped where nothing can be packed."""
+    if not quantize._can_pack(torch.float32):
+        pytest.skip("this build of torch packs no weights")
+    monkeypatch.setattr(quantize, "SMALL", 0)
+    return pack
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_packed_layers_compute_and_save_what_plain_ones_do(head, wide, lively, packing, tmp_path) -> None:
+    model = lively(head, wide)
+    model.save_pretrained(tmp_path / "plain")
+    with torch.inference_mode():
+        wanted = model(IDS, attention_mask=MASK).logits
+        packing(model)
+        assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 9
+        torch.testing.assert_close(model(IDS, attention_mask=MASK).logits, wanted, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path / "packed")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "packed" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def made(engine: Engine, requests: list) -> list[list]:
+    slots = []
+
+    for ids, options in requests:
+        slots.append(Slot(start_search(engine.model, ids, options)))
+        engine.submit(slots[-1])
+        engine.step()
+    while engine.has_work:
+        engine.step()
+    results = []
+    for slot in slots:
+        results.append([])
+        while (result := slot.results.get()) is not None:
+            results[-1].append(result)
+    return results
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32", "packed"])
+def test_mini_gives_a_request_the_same_bits_in_any_company(precision, request) -> None:
+    """Twelve requests that join one after another, against each alone; equal logprobs mean equal logits."""
+    name = "float32" if precision == "packed" else precision
+    generator = TextGenerator.from_pretrained("mini", device="cpu", precision=name)
+    if precision == "packed":
+        request.getfixturevalue("packing")(generator.model)
+    prompts = ["Aspirin", "The BRCA1 gene is", "", "We report a case of", "Insulin " * 40, "IL-2 and TNF"]
+    requests = [
+        (
+            generator.tokenizer.encode(prompt).ids,
+            GenerationOptions(max_new_tokens=24, temperature=temperature, seed=7, top_logprobs=5),
+        )
+        for prompt in prompts
+        for temperature in (0.0, 0.9)
+    ]
+    together = made(Engine(generator.model), requests)
+    assert together == [made(Engine(generator.model), [one])[0] for one in requests]
+    if precision == "int8":
+        assert steady_sizes(generator.model) == (1, 2, 4, 8, 16)
+
+
+def quality(model, texts: list[list[int]]) -> dict[str, float]:
+    """Against float32 on the same texts: KL divergence and lost nats a token, and how often the best token agrees."""
+    exact = BioGptForCausalLM.from_pretrained("mini", device="cpu", precision="float32")
+    divergence = agreement = lost = 0.0
+    for ids in texts:
+        row = torch.tensor([ids])
+        with torch.inference_mode():
+            p, q = (each(row).logits[0].float().log_softmax(-1) for each in (exact, model))
+        divergence += float((p.exp() * (p - q)).sum())
+        agreement += int((p.argmax(-1) == q.argmax(-1)).sum())
+        lost += float(F.nll_loss(q[:-1], row[0, 1:]) - F.nll_loss(p[:-1], row[0, 1:])) * len(ids)
+    count = sum(len(ids) for ids in texts)
+    return {"kl": divergence / count, "agreement": agreement / count, "lost": lost / count}
+
+
+@pytest.mark.parametrize(
+    ("precision", "kl", "agreement", "lost"), [("int8", 0.012, 0.93, 0.012), ("bfloat16", 0.004, 0.96, 0.004)]
+)
+def test_what_rounding_costs_mini(precision, kl, agreement, lost, shared_data) -> None:
+    """On 16 held-out abstracts."""
+    if precision == "bfloat16" and not bfloat16_pays("cpu"):
+        pytest.skip("this CPU computes in bfloat16 far too slowly")
+    tokenizer = BioGptTokenizer.from_pretrained("mini")
+    lines = read_lines(shared_data / "text" / "heldout.txt.xz")[:16]
+    texts = [tokenizer.encode(line).ids[:256] for line in lines]
+    found = quality(BioGptForCausalLM.from_pretrained("mini", device="cpu", precision=precision), texts)
+    assert found["kl"] < kl, json.dumps(found)
+    assert found["agreement"] > agreement, json.dumps(found)
+    assert found["lost"] < lost, json.dumps(found)
