@@ -1,4 +1,4 @@
-"""The command line: ``python -m biogpt generate · ner · classify · score · evaluate · train · convert``."""
+"""The command line: ``python -m biogpt generate · ner · classify · score · evaluate · train · convert · bench``."""
 
 import argparse
 import logging
@@ -10,7 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from biogpt.bench import REFERENCE, BenchOptions, bench, table
 from biogpt.classify import TEMPLATE, TextClassifier
+from biogpt.config import BioGptConfig
 from biogpt.convert import convert
 from biogpt.device import DEVICES, PRECISIONS
 from biogpt.documents import FORMATS, Document, read_documents
@@ -18,7 +20,7 @@ from biogpt.entities import EntityRecognizer
 from biogpt.export import CLASS_FORMATS, ENTITY_FORMATS, classes_as, entities_as, sentences_as
 from biogpt.generate import GenerationOptions
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification
-from biogpt.hub import push_to_hub
+from biogpt.hub import find, push_to_hub
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.corpus import read_lines
@@ -130,6 +132,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_text_training(classes)
     classes.set_defaults(run=_train_classify)
 
+    speed = commands.add_parser(
+        "bench",
+        help="measure the speed of this machine",
+        description="Measure speed and memory on random weights; prints a table, writes bench.json and plots.",
+    )
+    _add_bench(speed)
+    speed.set_defaults(run=_bench)
+
     conversion = commands.add_parser(
         "convert",
         help="turn a fairseq archive into a folder that BioGPT loads",
@@ -163,6 +173,31 @@ def _add_texts(parser: argparse.ArgumentParser, formats: Iterable[str]) -> None:
         "--format", default="table", choices=("table", *formats), help="of the results (%(default)s)"
     )
     parser.add_argument("--out", type=Path, help="file to write; standard output when left out")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="folder to write to (%(default)s)"
+    )
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="of ours (auto, float32)")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        metavar="transformers[:PRECISION]",
+        help="measure it as well, in turns; it must be installed (transformers is float32)",
+    )
+    for name, words in (
+        ("prompts", "lengths of prompts, in tokens"),
+        ("streams", "numbers of requests at once"),
+        ("positions", "lengths of the text so far, in tokens"),
+    ):
+        default = getattr(BenchOptions, name)
+        text = f"{words} ({' '.join(map(str, default))})"
+        parser.add_argument(f"--{name}", nargs="+", type=int, help=text)
+    parser.add_argument("--tagging", action="store_true", help="entities and labels of documents, too")
+    parser.add_argument("--rounds", type=int, help=f"times each figure is taken ({BenchOptions.rounds})")
+    parser.add_argument("--steps", type=int, help=f"tokens a figure is taken over ({BenchOptions.steps})")
+    parser.add_argument("--model", help="shape to measure: a folder or embedded name (BioGPT base, 347 M)")
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:
@@ -533,6 +568,24 @@ def _finetune(chosen: argparse.Namespace, task: Task, data: dict[str, object]) -
     print(f"the best checkpoint is in {folder}")
     if chosen.push_to_hub:
         print(f"it is on the Hub: {push_to_hub(folder, chosen.push_to_hub)}")
+
+
+def _bench(chosen: argparse.Namespace) -> None:
+    names = ("out", "precisions", "prompts", "streams", "positions", "tagging", "rounds", "steps")
+    values = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    against = []
+    for name in chosen.against or ():
+        kind, _, precision = name.partition(":")
+        if kind != REFERENCE or precision not in ("", "float32", "bfloat16"):
+            raise ValueError(
+                f"--against {name!r}; expected transformers, transformers:float32 or transformers:bfloat16"
+            )
+        against.append(precision or "float32")
+    if chosen.model:
+        values["config"] = BioGptConfig.from_json(find(chosen.model) / "config.json")
+    results = bench(BenchOptions(against=against, **values))
+    print(table(results))
+    print(f"\nbench.json and plots are in {chosen.out}")
 
 
 def _convert(chosen: argparse.Namespace) -> None:

@@ -1,0 +1,57 @@
+"""The bench command on a tiny model: what it measures, not how fast."""
+
+import json
+
+import pytest
+
+from biogpt.bench import BenchOptions, bench, table
+from biogpt.cli import main
+from biogpt.config import BioGptConfig
+
+TINY = BioGptConfig(
+    vocab_size=9000,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=400,
+)
+
+
+@pytest.mark.slow
+def test_every_subject_is_measured_in_every_case(tmp_path):
+    options = BenchOptions(
+        tmp_path,
+        precisions=("auto", "int8"),
+        against=("float32",),
+        prompts=(16, 300),
+        streams=(1, 3),
+        positions=(32, 200),
+        tagging=True,
+        rounds=1,
+        steps=4,
+        config=TINY,
+    )
+    results = bench(options)
+    assert json.loads((tmp_path / "bench.json").read_text()) == results
+    assert list(results["subjects"]) == ["biogpt auto", "biogpt int8", "transformers float32"]
+    cases = {"first_token 16", "first_token 300", "ner", "classify"}
+    cases |= {f"decode {streams} {position}" for streams in (1, 3) for position in (32, 200)}
+    for subject in results["subjects"].values():
+        assert set(subject["figures"]) == cases
+        assert all(figure > 0 for figure in subject["figures"].values())
+        assert subject["peak_bytes"] >= subject["served_bytes"] > 10_000_000
+    assert [subject["weight_bytes"] for subject in results["subjects"].values()] == [4, 1, 4]
+    lines = table(results).splitlines()
+    assert sum("tokens/s" in line for line in lines) == 4
+    assert sum("Times as fast as transformers float32" in line for line in lines) == 1
+    for name in ("streams.png", "position.png", "position-1.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is_loaded(tmp_path, capsys):
+    with pytest.raises(ValueError, match="need 410 positions with 4 steps; the model has 400"):
+        BenchOptions(tmp_path, prompts=(410,), positions=(16,), steps=4, config=TINY)
+    assert main(["bench", "--against", "vllm", "--out", str(tmp_path / "none")]) == 1
+    assert "--against 'vllm'; expected transformers" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
