@@ -317,7 +317,7 @@ class _Reference(_Measured):
         self.model = kind.from_pretrained(folder, dtype=getattr(torch, precision)).eval()
         if task == "generate":
             return
-        name = {"ner": "token-classification", "classify": "text-classification"}[task]
+        name: Any = {"ner": "token-classification", "classify": "text-classification"}[task]
         tokenizer = transformers.BioGptTokenizer.from_pretrained(
             Path(__file__).parents[1] / "assets/models/mini"
         )
