@@ -27,7 +27,7 @@ from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, Bio
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.ui.entities import Tagger
-from biogpt.ui.models import LazyModel
+from biogpt.ui.models import LazyModel, Shelf
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.runs import MOST_TEXTS, passage, upload
 
@@ -130,9 +130,20 @@ def random_head(kind: type, labels: tuple[str, ...], **changes: Any) -> Any:
     return model, tokenizer
 
 
+def shelf_of(served: Server) -> Shelf:
+    def load(name: str) -> TextGenerator:
+        if name not in ("random", "second"):
+            raise ValueError(f"no model {name!r}")
+        return served.generator
+
+    shelf = Shelf("random", load, ["second"])
+    shelf.take()
+    return shelf
+
+
 def page_of(served: Server) -> Any:
     return build_page(
-        served.generator,
+        shelf_of(served),
         "random",
         LazyModel("tagger", lambda: served.recognizer),
         LazyModel("topics", lambda: served.topics),
