@@ -1,9 +1,11 @@
 """Open the page: flags and environment, then the model, then the server."""
 
 import argparse
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any, NoReturn
 
 # Both libraries read these once, when they are imported: the page tells nobody that it runs.
@@ -48,17 +50,28 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("sentence-model", "mini-rct", f"labels the sentences of abstracts; {later}")
     add("device", "auto", "auto, cpu, mps, cuda or cuda:N; auto takes CUDA, then MPS, then the CPU")
     add("precision", "auto", "auto, float32, bfloat16, float16 or int8")
+    add(
+        "models",
+        "",
+        "language models that visitors may choose, with commas between; empty: any for this machine, the embedded ones for others",
+    )
     add("host", host, "address to listen on; 0.0.0.0 lets other machines in")
     add("port", port, "port to listen on", _port)
-    parser.add_argument(
-        "--share",
-        nargs="?",
-        const="true",
-        default=environment.get("BIOGPT_SHARE", "false"),
-        type=_truth,
-        metavar="BOOL",
-        help="ask gradio.live for a public link [BIOGPT_SHARE; default: false]",
-    )
+
+    def add_switch(name: str, text: str) -> None:
+        variable = f"BIOGPT_{name.upper()}"
+        parser.add_argument(
+            f"--{name}",
+            nargs="?",
+            const="true",
+            default=environment.get(variable, "false"),
+            type=_truth,
+            metavar="BOOL",
+            help=f"{text} [{variable}; default: false]",
+        )
+
+    add_switch("share", "ask gradio.live for a public link")
+    add_switch("mcp", "offer the endpoints as tools of an MCP server, too")
     return parser
 
 
@@ -85,35 +98,54 @@ def main() -> None:
     options = parser.parse_args()
 
     # Imports that take seconds come when they are needed: --help, a wrong flag and a missing model need not wait.
-    from biogpt.service import TextGenerator
+    from biogpt.device import choose_device, choose_precision
+    from biogpt.hub import embedded_names, find
 
     try:
-        generator = TextGenerator.from_pretrained(
-            options.model, device=options.device, precision=options.precision
-        )
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the device has too little memory
+        choose_precision(options.precision, choose_device(options.device))
+        # A model on the Hub may take minutes: the page is there meanwhile. All others are looked at now.
+        if "/" not in options.model or Path(options.model).expanduser().is_dir():
+            find(options.model)
+    except (ValueError, OSError) as error:
         parser.error(f"cannot load the model {options.model!r}: {error}")
 
     from biogpt.classify import TextClassifier
     from biogpt.entities import EntityRecognizer
-    from biogpt.ui.models import LazyModel
+    from biogpt.service import TextGenerator
+    from biogpt.ui.models import LazyModel, Shelf
     from biogpt.ui.page import build_page, serve
 
+    chosen = {"device": options.device, "precision": options.precision}
+
     def later(kind: Any, source: str) -> LazyModel[Any]:
-        chosen = {"device": options.device, "precision": options.precision}
         return LazyModel(_name(source), lambda: kind.from_pretrained(source, **chosen))
 
+    allowed = [name.strip() for name in options.models.split(",") if name.strip()] or None
+    if allowed is None and options.host not in ("127.0.0.1", "::1", "localhost"):
+        allowed = [
+            name for name in embedded_names() if name == "mini"
+        ]  # strangers read no folder of this machine
+    shelf = Shelf(options.model, lambda source: TextGenerator.from_pretrained(source, **chosen), allowed)
+    Thread(target=_load, args=(shelf,), daemon=True).start()
     page = build_page(
-        generator,
+        shelf,
         _name(options.model),
         later(EntityRecognizer, options.ner_model),
         later(TextClassifier, options.classify_model),
         later(TextClassifier, options.sentence_model),
     )
     try:
-        serve(page, options.host, options.port, options.share)
+        serve(page, options.host, options.port, options.share, options.mcp, shelf.health)
     except OSError as error:
         parser.error(str(error))
+
+
+def _load(shelf: Any) -> None:
+    """Load the default model; the page and /health tell of a failure, and so does the log."""
+    try:
+        shelf.take()
+    except ValueError as error:
+        logging.getLogger("biogpt").error("%s", error)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,37 @@ def find(source: str | Path, revision: str | None = None, progress: Progress | N
     return _from_hub(repository, revision or tag or "main", progress)
 
 
+def download_size(source: str) -> int:
+    """Bytes of the weights that ``find`` would download for a Hub id with an optional ``@revision``.
+
+    Raises:
+        ValueError, OSError: as ``find``.
+    """
+    repository, _, revision = source.partition("@")
+    if not _HUB_ID.fullmatch(repository):
+        find(source)  # raises: neither embedded, nor a folder, nor a Hub id
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import HfApi, errors
+
+    try:
+        info = HfApi().model_info(
+            repository, revision=revision or "main", timeout=REACH_TIMEOUT, files_metadata=True
+        )
+    except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
+        raise OSError(
+            f"the Hub does not show {source} ({type(error).__name__}): it does not exist, is private, or the "
+            "Hub cannot be reached"
+        ) from error
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+    weights = weights_file(sizes)
+    if weights is None or CONFIG not in sizes:
+        raise ValueError(f"{source} is no model that can be loaded: it has no {CONFIG} or no weights")
+    if not weights.endswith(INDEX):
+        return sizes[weights]
+    kind = weights.removesuffix(INDEX).rpartition(".")[2]
+    return sum(size for name, size in sizes.items() if _SHARD.fullmatch(name) and name.endswith(kind))
+
+
 def require(folder: Path, name: str) -> Path:
     """The path of a file that a folder must hold.
 

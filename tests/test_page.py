@@ -27,7 +27,7 @@ from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, Bio
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.ui.entities import Tagger
-from biogpt.ui.models import LazyModel
+from biogpt.ui.models import LazyModel, Shelf
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.runs import MOST_TEXTS, passage, upload
 
@@ -130,9 +130,20 @@ def random_head(kind: type, labels: tuple[str, ...], **changes: Any) -> Any:
     return model, tokenizer
 
 
+def shelf_of(served: Server) -> Shelf:
+    def load(name: str) -> TextGenerator:
+        if name not in ("random", "second"):
+            raise ValueError(f"no model {name!r}")
+        return served.generator
+
+    shelf = Shelf("random", load, ["second"])
+    shelf.take()
+    return shelf
+
+
 def page_of(served: Server) -> Any:
     return build_page(
-        served.generator,
+        shelf_of(served),
         "random",
         LazyModel("tagger", lambda: served.recognizer),
         LazyModel("topics", lambda: served.topics),
@@ -154,7 +165,9 @@ def server() -> Iterator[Server]:
         TextClassifier(*random_head(BioGptForSequenceClassification, TOPICS, **several)),
         TextClassifier(*random_head(BioGptForSequenceClassification, ROLES)),
     )
-    served.generator.model.register_forward_pre_hook(lambda *_: served.computed.append(time.monotonic()))
+    served.generator.model.output_projection.register_forward_pre_hook(
+        lambda *_: served.computed.append(time.monotonic())
+    )
     for labelling in (served.recognizer, served.topics, served.roles):
         labelling.model.biogpt.register_forward_pre_hook(lambda *_: served.read.append(time.monotonic()))
     page = page_of(served)

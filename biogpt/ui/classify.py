@@ -196,8 +196,12 @@ def classify_tab(
     texts: LazyModel[TextClassifier],
     sentences: LazyModel[TextClassifier],
     own: LazyModel[TextGenerator],
-) -> None:
-    """Lay the tab out in the Blocks at hand and connect it; arguments are those of ``Labeller``."""
+) -> dict[str, gr.components.Component]:
+    """Lay the tab out in the Blocks at hand and connect it; arguments are those of ``Labeller``.
+
+    Returns:
+        The controls that a link holds, by the names of ``biogpt.ui.links``.
+    """
     labeller = Labeller(texts, sentences, own)
     with gr.Row(elem_classes="columns halves"):
         with gr.Column():
@@ -265,6 +269,7 @@ def classify_tab(
     for control in (threshold, document):
         control.input(labeller.show, chosen, shown, trigger_mode="always_last", **QUICK)
     gr.api(labeller.classify, api_name="classify", **PASSAGES)
+    return {"task": task, "labels": own_labels, "abstract": form.text}
 
 
 def _classified(classifier: TextClassifier, texts: list[str], progress: Progress) -> list[Classification]:

@@ -162,8 +162,8 @@ class Tagger:
         return [asdict(entity) for entity in entities]
 
 
-def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> None:
-    """Lay the tab out in the Blocks at hand and connect it."""
+def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> gr.Textbox:
+    """Lay the tab out in the Blocks at hand and connect it; returns its text."""
     tagger = Tagger(recognizer)
     with gr.Row(elem_classes="columns halves"):
         with gr.Column():
@@ -212,6 +212,7 @@ def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> None:
     for control in (types, min_score, document):
         control.input(tagger.show, chosen, shown, trigger_mode="always_last", **QUICK)
     gr.api(tagger.ner, api_name="ner", **PASSAGES)
+    return form.text
 
 
 def _entities(recognizer: EntityRecognizer, texts: list[str], progress: Progress) -> list[list[Entity]]:

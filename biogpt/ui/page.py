@@ -1,17 +1,25 @@
 """The whole page: header, tabs, footer, keyboard, and how it is served."""
 
 import html
+import json
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from biogpt.classify import TextClassifier
 from biogpt.device import describe
 from biogpt.entities import EntityRecognizer
-from biogpt.service import TextGenerator
 from biogpt.ui.classify import classify_tab
+from biogpt.ui.elsewhere import DEFAULT_ADDRESS, elsewhere
 from biogpt.ui.entities import entities_tab
-from biogpt.ui.models import LazyModel
+from biogpt.ui.links import decode, encode
+from biogpt.ui.models import LazyModel, Shelf, models_tab
+from biogpt.ui.runs import QUICK
 from biogpt.ui.theme import STYLE_SHEET, theme
 from biogpt.ui.write import write_tab
 
@@ -38,40 +46,159 @@ _KEYBOARD = """
 
 
 def build_page(
-    generator: TextGenerator,
+    shelf: Shelf,
     name: str,
     recognizer: LazyModel[EntityRecognizer],
     classifier: LazyModel[TextClassifier],
     sentence_classifier: LazyModel[TextClassifier],
 ) -> gr.Blocks:
-    """Lay out the page for a language model that is loaded, and heads that are loaded when they are used.
+    """Lay out the page; no model needs to be loaded yet.
 
     Args:
-        generator: writes text, and compares labels of the visitor's own.
-        name: what to call its model in the header: an embedded name, a folder's, or a Hub id.
+        shelf: of language models; its default one also compares labels of the visitor's own.
+        name: what to call the default model: an embedded name, a folder's, or a Hub id.
         recognizer: finds entities.
         classifier, sentence_classifier: label whole texts, and the sentences of abstracts.
     """
+
+    def describe_model(chosen: str) -> str:
+        shown = name if chosen == shelf.default else chosen
+        try:
+            model = shelf.take(chosen).model
+        except ValueError as error:
+            return _header(f"{shown} · failed: {error}")
+        return _header(f"{shown} · {describe(model.device, model.precision or model.dtype)} · ready")
+
     with gr.Blocks(title="BioGPT", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
-        gr.HTML(_header(generator, name))
-        with gr.Tabs():
+        model = gr.State(shelf.default)
+        with gr.Row(elem_classes="header"):
+            header = gr.HTML(_header(f"{name} · loading"))
+            link = gr.Button("Copy link", size="sm", elem_id="copy-link")
+        notice = gr.HTML("", elem_id="notice")
+        with gr.Tabs() as tabs:
             with gr.Tab("Write", id="write"):
-                write_tab(generator)
+                write = write_tab(shelf, model)
+            controls = dict(write.controls)
             if recognizer.expected:
                 with gr.Tab("Entities", id="entities"):
-                    entities_tab(recognizer)
+                    controls["passage"] = entities_tab(recognizer)
             with gr.Tab("Classify", id="classify"):
-                classify_tab(classifier, sentence_classifier, LazyModel(name, lambda: generator))
+                own = LazyModel(name, shelf.take)
+                controls |= classify_tab(classifier, sentence_classifier, own)
+            with gr.Tab("Models", id="models"):
+                models_tab(shelf, model, header, describe_model)
+            with gr.Tab("Use it elsewhere", id="elsewhere"):
+                programs = gr.HTML(elsewhere(DEFAULT_ADDRESS), elem_id="programs")
         gr.HTML(f'<p class="note">{_FOOTER}</p>')
+
+        def arrive(chosen: str) -> tuple[Any, ...]:
+            """Wait for the model, then say that it is there, and give the controls its bounds."""
+            line = describe_model(chosen)
+            return line, *(write.fit(chosen) if shelf.has(chosen) else [gr.skip()] * len(write.fitted))
+
+        _connect_links(page, shelf, link, notice, tabs, model, controls)
+        page.load(
+            arrive,
+            model,
+            [header, *write.fitted],
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_limit=None,
+        ).then(write.recount, [model, controls["text"]], write.count, **QUICK)
+        page.load(None, None, programs, js=_own_address(elsewhere(DEFAULT_ADDRESS)))
     page.queue(max_size=WAITING_LINE)
     return page
 
 
-def serve(page: gr.Blocks, host: str, port: int, share: bool = False) -> None:
+def _own_address(content: str) -> str:
+    """JavaScript that puts the address in the browser's bar in place of the default one."""
+    return f"() => {json.dumps(content)}.replaceAll({json.dumps(DEFAULT_ADDRESS)}, location.origin)"
+
+
+# The tab in view is known to the browser alone; what the server makes of the state becomes the address, and is copied.
+_TAB_IN_VIEW = """
+(...values) => [document.querySelector("[role=tab][aria-selected=true]").innerText.trim(), ...values.slice(1)]
+"""
+_COPY_LINK = """
+async (query) => {
+  if (!query) return;
+  const address = location.origin + location.pathname + "?" + query;
+  history.replaceState(null, "", address);
+  try { await navigator.clipboard.writeText(address); } catch { window.prompt("The link", address); }
+}
+"""
+
+
+def _connect_links(
+    page: gr.Blocks,
+    shelf: Shelf,
+    button: gr.Button,
+    notice: gr.HTML,
+    tabs: gr.Tabs,
+    model: gr.State,
+    controls: dict[str, gr.components.Component],
+) -> None:
+    """Make the button copy a link to the state of the page, and a link restore it when it is opened."""
+    tab, query = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    titles = {"Write": "write", "Entities": "entities", "Classify": "classify", "Models": "models"}
+    defaults = {name: getattr(control, "value", "") for name, control in controls.items()}
+
+    def make(title: str, model: str, *values: Any) -> tuple[str, str]:
+        given = dict(zip(controls, values, strict=True))
+        state = {name: value for name, value in given.items() if value not in (None, defaults[name])}
+        if model != shelf.default:
+            state["model"] = model
+        try:
+            link = encode({"tab": titles.get(title, "elsewhere"), **state})
+        except ValueError as error:
+            return "", _notice(str(error))
+        return link, _notice("The link is copied: it holds the tab, the texts and the settings.")
+
+    def restore(request: gr.Request) -> tuple[Any, ...]:
+        state, ignored = decode(dict(request.query_params))
+        known = shelf.allowed is None or state.get("model", shelf.default) in shelf.allowed
+        wanted = state.pop("model", None)
+        lines = []
+        if ignored:
+            lines.append(f"Parts of the link were ignored: {', '.join(ignored)}.")
+        if wanted is not None and not (known and shelf.has(str(wanted))):
+            lines.append(
+                f"The link was made with the model {wanted}: choose it in Models to get the same text."
+            )
+            wanted = None
+        choice = state.pop("tab", None)
+        if state or choice:
+            lines.append("Opened from a link; nothing has been run.")
+        return (
+            _notice(" ".join(lines)) if lines else "",
+            gr.Tabs(selected=str(choice)) if choice else gr.skip(),
+            gr.skip() if wanted is None else wanted,
+            *(state.get(name, gr.skip()) for name in controls),
+        )
+
+    made = button.click(make, [tab, model, *controls.values()], [query, notice], js=_TAB_IN_VIEW, **QUICK)
+    made.then(None, query, None, js=_COPY_LINK)
+    page.load(restore, None, [notice, tabs, model, *controls.values()], **QUICK)
+
+
+def _notice(text: str) -> str:
+    return f'<p class="notice" role="status">{html.escape(text)}</p>'
+
+
+def serve(
+    page: gr.Blocks,
+    host: str,
+    port: int,
+    share: bool = False,
+    mcp: bool = False,
+    health: Callable[[], tuple[int, str]] = lambda: (200, "ready"),
+) -> None:
     """Serve the page until the process is told to end.
 
     Args:
         host, port: where to listen.
+        mcp: offer the endpoints as tools at ``/gradio_api/mcp``, too.
+        health: HTTP status and a word, for ``/health``.
         share: ask gradio.live for a public link; needs the network.
 
     Raises:
@@ -85,7 +212,14 @@ def serve(page: gr.Blocks, host: str, port: int, share: bool = False) -> None:
             raise OSError(
                 f"cannot listen on {host}, port {port}: {error.strerror}; choose another"
             ) from error
+
+    def answer(request: Request) -> JSONResponse:
+        status, state = health()
+        return JSONResponse({"status": state}, status)
+
     page.launch(
+        mcp_server=mcp,
+        app_kwargs={"routes": [Route("/health", answer)]},
         server_name=host,
         server_port=port,
         share=share,
@@ -102,9 +236,7 @@ def serve(page: gr.Blocks, host: str, port: int, share: bool = False) -> None:
     )
 
 
-def _header(generator: TextGenerator, name: str) -> str:
-    model = generator.model
-    state = f"{name} · {describe(model.device, model.precision or model.dtype)} · ready"
+def _header(state: str) -> str:
     return (
         '<header class="top"><h1>BioGPT</h1><p>completes, tags and classifies biomedical text</p>'
         f'<p class="state" id="model-state">{html.escape(state)}</p></header>'

@@ -16,6 +16,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from biogpt.documents import FORMATS, Document, read_documents
+from biogpt.engine import QueueFull
 from biogpt.ui.models import LazyModel, Model
 
 Result = TypeVar("Result")
@@ -31,8 +32,9 @@ MOST_CHARACTERS = 2_000_000  # of a passage, or of a file's texts in all
 MOST_ROWS = 2_000  # of a table on the page; downloads have no limit
 KEEP_RESULTS = 3600  # seconds, for a visitor who may come back to the tab
 
-# What is raised on bad input, and when a model's numbers overflow; everything else is a fault of ours.
-REFUSALS = (ValueError, TypeError, FloatingPointError)
+# What is raised on bad input, when a model's numbers overflow, or when too many wait already; everything else is a
+# fault of ours.
+REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull)
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHUNK = 40_000  # characters labelled before what is there so far is kept: about a second with a small model

@@ -3,7 +3,7 @@
 import html
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,10 +11,26 @@ from typing import Any
 import gradio as gr
 
 from biogpt.generate import GenerationOptions
-from biogpt.service import Stream, TextGenerator
+from biogpt.service import Step, Stream, TextGenerator
+from biogpt.ui.models import Shelf
+from biogpt.ui.runs import MOST_CHARACTERS, PASSAGES, REFUSALS
+from biogpt.ui.tokens import (
+    ALTERNATIVES,
+    ATTENTION,
+    ATTENTION_SCRIPT,
+    CHOICES_SCRIPT,
+    VIEW,
+    VIEW_SCRIPT,
+    Sample,
+    attention,
+    branched,
+    choices,
+    scored,
+    shown,
+)
 
-# One generation at a time, from whichever button or client: all of them share the limit under this name.
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "generation", "concurrency_limit": 1}
+# The service shares each step among its requests, and keeps the line: more may be under way here than run there.
+TOGETHER: dict[str, Any] = {"concurrency_id": "generation", "concurrency_limit": 32}
 
 EXAMPLES = {
     "COVID-19": "COVID-19 is",
@@ -33,6 +49,8 @@ PRESETS: dict[str, tuple[float, float, int, int]] = {
 }
 DEFAULT_PRESET = "Balanced"
 DEFAULT_LENGTH = 120  # tokens
+_MEAN = ("mean of all", 0)
+MOST_SAMPLES = 4
 
 _FINISHED = {
     "eos": "Finished: end of text",
@@ -40,21 +58,30 @@ _FINISHED = {
     "stop": "Finished: stop string met",
 }
 
-# What a generator raises on bad input, and when its numbers overflow; everything else is a fault of ours.
-_REFUSALS = (ValueError, TypeError, FloatingPointError)
-
-# ${…} is filled in by the browser from the view's value; as the text grows, only what is new goes over the wire.
-_VIEW = """
-<div class="view" role="region" tabindex="0" aria-label="The text, with what was generated marked"
-><span>${value.given}</span><mark>${value.written}</mark><em>${value.hint}</em></div>
-"""
 _HINT = (
     "What is generated shows here, tinted. Type the start of a sentence, or take an example, then Generate."
 )
 
-# Generate, Regenerate, Undo and Stop, switched in the browser: Stop also has to work while the run waits in line.
-_WHILE_RUNNING = "() => [false, false, false, true].map((on) => ({__type__: 'update', interactive: on}))"
-_WHILE_IDLE = "() => [true, true, true, false].map((on) => ({__type__: 'update', interactive: on}))"
+_LEGEND = (
+    '<p class="legend">Probability of a token: <span class="p0">50 % and more</span> <span class="p1">from 20 %</span> '
+    '<span class="p2">from 5 %</span> <span class="p3">below</span>. Choose one to see its alternatives.</p>'
+)
+
+# The buttons that change the text, and Stop, switched in the browser: Stop also has to work while the run waits in line.
+_WHILE_RUNNING = (
+    "() => [false, false, false, false, true].map((on) => ({__type__: 'update', interactive: on}))"
+)
+_WHILE_IDLE = "() => [true, true, true, true, false].map((on) => ({__type__: 'update', interactive: on}))"
+
+_COPY = """
+async (text) => {
+  try { await navigator.clipboard.writeText(text); }
+  catch { document.querySelector("#text textarea").select(); document.execCommand("copy"); }
+}
+"""
+
+# Before and after: the text as it was, and what was then given to the model; they differ where a reader branched.
+Undo = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -86,57 +113,171 @@ class Progress:
         return _status(self.state, " · ".join(facts))
 
 
-class Writer:
-    """What the tab does, as Gradio wants it: values of components in, values of components out.
+@dataclass(frozen=True)
+class Draft:
+    """What the last run wrote.
 
-    ``undo`` is the list of texts as they were before each completion, the oldest first.
+    Attributes:
+        model: its name.
+        prompt: what the model was given.
+        samples: as many as were asked for; they grow while the run goes on.
     """
 
-    def __init__(self, generator: TextGenerator) -> None:
-        self.generator = generator
+    model: str
+    prompt: str
+    samples: list[Sample]
+    progress: Progress
 
-    def write(self, text: str, undo: list[str], *settings: Any) -> Iterator[tuple[Any, ...]]:
+
+class Writer:
+    """What the tab does, as Gradio wants it: values of components in, values of components out."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+
+    def write(
+        self,
+        model: str,
+        text: str,
+        undo: Undo,
+        *settings: Any,
+        before: str | None = None,
+        session: Hashable = None,
+    ) -> Iterator[tuple[Any, ...]]:
         """Continue the text.
 
         Args:
+            model: name of the one to write with.
             settings: those of ``_options``.
+            before: the text that Undo brings back, when it is another one.
+            session: whose text it is, for the reuse of prompts.
 
         Yields:
-            Text, view, status, progress and undo list, once a token. A refusal changes the status alone.
+            Text, view, status, draft, undo list, count and alternatives, once a token. A refusal changes the status
+            alone.
         """
         try:
-            options = _options(*settings).with_seed()
+            options = replace(_options(*settings).with_seed(), top_logprobs=ALTERNATIVES)
             start = first = time.perf_counter()
-            with closing(self._steps(text, options)) as steps:
-                given, limit = self.generator.count(text), self.generator.config.max_position_embeddings
+            if model != self.shelf.default or not self.shelf.ready:
+                yield _only_status(_status("Loading", html.escape(model)))
+            generator = self.shelf.take(model)
+            context = generator.tokenizer.encode(text).ids if len(text) < MOST_CHARACTERS else []
+            samples = [Sample(context) for _ in range(options.num_return_sequences)]
+            now_undo = [*undo, (text if before is None else before, text)]
+            with closing(_steps(generator, text, options, session)) as steps:
+                given, limit = generator.count(text), generator.config.max_position_embeddings
                 # A Stop before the first token must not report the run before this one.
-                yield gr.skip(), gr.skip(), _status("Reading the prompt"), None, gr.skip()
-                for tokens, step in enumerate(steps, start=1):
+                yield _only_status(_status("Reading the prompt"), draft=None)
+                tokens = 0
+                for step in steps:
+                    if isinstance(step, int):
+                        yield _only_status(_status("Waiting", f"{step} in line"))
+                        continue
+                    tokens += 1
                     now = time.perf_counter()
                     first = now if tokens == 1 else first
+                    sample = samples[step.sequence]
+                    if options.num_beams > 1:
+                        sample.replace(step)
+                        if step.finish_reason:
+                            samples[0] = sample = scored(generator, text, step.text)
+                            sample.finish_reason = step.finish_reason
+                    else:
+                        sample.add(step)
                     state = _FINISHED.get(step.finish_reason or "", "Writing")
+                    if any(each.finish_reason is None for each in samples):
+                        state = "Writing" if len(samples) == 1 else f"Writing sample {step.sequence + 1}"
+                    longest = tokens if len(samples) == 1 else max(len(each.ids) for each in samples)
                     progress = Progress(
-                        state, given + tokens, limit, tokens, first - start, now - first, options.seed
+                        state, given + longest, limit, tokens, first - start, now - first, options.seed
                     )
-                    yield text + step.text, _view(text, step.text), progress.line(), progress, [*undo, text]
-        except _REFUSALS as error:
-            yield gr.skip(), gr.skip(), _refusal(error), gr.skip(), gr.skip()
+                    yield (
+                        text + step.text if len(samples) == 1 else text,
+                        shown(text, samples),
+                        progress.line(),
+                        Draft(model, text, samples, progress),
+                        now_undo,
+                        _count(given + longest, limit),
+                        "" if tokens == 1 else gr.skip(),
+                    )
+        except REFUSALS as error:
+            yield _only_status(_refusal(error))
 
-    def rewrite(self, text: str, undo: list[str], *settings: Any) -> Iterator[tuple[Any, ...]]:
+    def rewrite(
+        self, model: str, text: str, undo: Undo, *settings: Any, session: Hashable = None
+    ) -> Iterator[tuple[Any, ...]]:
         """Take the last completion back and write another; without one, continue the text."""
+        before = None
         if _completed(text, undo):
-            text, undo = undo[-1], undo[:-1]
-        yield from self.write(text, undo, *settings)
+            (before, text), undo = undo[-1], undo[:-1]
+        yield from self.write(model, text, undo, *settings, before=before, session=session)
 
-    def undo(self, text: str, undo: list[str]) -> tuple[Any, ...]:
-        """Take the last completion back: text, view, status, progress and undo list."""
+    def branch(
+        self,
+        draft: Draft | None,
+        text: str,
+        undo: Undo,
+        *settings: Any,
+        event: gr.EventData,
+        session: Hashable = None,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Continue from a token of the draft with another in its place; ``event`` says which."""
+        try:
+            if draft is None:
+                raise ValueError("That text is gone: generate again")
+            sample = draft.samples[event.sample]
+            other = sample.alternatives[event.token][event.rank][0]
+            prompt = draft.prompt + branched(self.shelf.take(draft.model), sample, event.token, other)
+        except REFUSALS as error:
+            yield _only_status(_refusal(error))
+            return
+        except (IndexError, AttributeError):
+            yield _only_status(_refusal(ValueError("That token is gone: choose another")))
+            return
+        yield from self.write(draft.model, prompt, undo, *settings, before=text, session=session)
+
+    def choose(self, draft: Draft | None, event: gr.EventData) -> str:
+        """The alternatives of the token that was chosen."""
+        if draft is None:
+            return ""
+        return choices(self.shelf.take(draft.model).tokenizer, draft.samples, event.sample, event.token)
+
+    def keep(self, draft: Draft | None, event: gr.EventData) -> tuple[Any, ...]:
+        """Make one of several samples the text: text, view and draft."""
+        if draft is None or not 0 <= event.sample < len(draft.samples):
+            return gr.skip(), gr.skip(), gr.skip()
+        kept = draft.samples[event.sample]
+        return draft.prompt + kept.text, shown(draft.prompt, [kept]), replace(draft, samples=[kept])
+
+    def undo(self, text: str, undo: Undo) -> tuple[Any, ...]:
+        """Take the last completion back: what ``write`` yields."""
         if not _completed(text, undo):
-            return gr.skip(), gr.skip(), _status("Nothing to undo"), gr.skip(), gr.skip()
-        return undo[-1], _view(undo[-1], ""), _status("Undone"), None, undo[:-1]
+            return _only_status(_status("Nothing to undo"))
+        before = undo[-1][0]
+        return before, shown(before, []), _status("Undone"), None, undo[:-1], gr.skip(), ""
 
-    def stopped(self, progress: Progress | None) -> str:
+    def stopped(self, draft: Draft | None) -> str:
         """The status after Stop."""
-        return _status("Stopped") if progress is None else replace(progress, state="Stopped").line()
+        return _status("Stopped") if draft is None else replace(draft.progress, state="Stopped").line()
+
+    def count(self, model: str, text: str) -> str:
+        """How much of the model's positions a text takes."""
+        if model != self.shelf.default or not self.shelf.ready:
+            return ""
+        generator = self.shelf.take(model)
+        limit = generator.config.max_position_embeddings
+        try:
+            return _count(generator.count(text), limit)
+        except REFUSALS as error:
+            return f'<p class="count over">{html.escape(str(error))}</p>'
+
+    def attention(self, model: str, text: str, layer: int, head: int) -> dict[str, Any]:
+        """The value of the attention view."""
+        try:
+            return attention(self.shelf.take(model), text, layer, head)
+        except REFUSALS as error:
+            return {"tokens": [], "rows": [], "note": _refusal(error, "Not shown")}
 
     def generate(
         self,
@@ -154,8 +295,27 @@ class Writer:
         stop: list[str] | None = None,
         seed: int | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Continue a prompt, one update a token: `text` is all of the completion so far, the prompt left out;
-        `tokens` its length; `seed` gives the same text again; `finish_reason` is null until the last update."""
+        """Continue a biomedical text with BioGPT, one update a token. It completes; it does not follow instructions.
+
+        Args:
+            prompt: The beginning of a text, such as "COVID-19 is".
+            max_new_tokens: Most tokens to write; with the prompt no more than the model's positions.
+            min_new_tokens: The text does not end before so many.
+            temperature: 0 takes the likeliest token each time; higher is more varied.
+            top_k: Draw among so many likeliest tokens; 0 is all.
+            top_p: Draw among the likeliest tokens that sum to this; 1 is all.
+            min_p: Leave out tokens below this share of the likeliest; 0 is none.
+            repetition_penalty: Above 1 makes words already in the text less likely.
+            no_repeat_ngram_size: No run of so many tokens comes twice; 0 is off.
+            num_beams: Above 1 searches for the likeliest text; needs temperature 0.
+            length_penalty: Above 0 beam search favours long texts.
+            stop: The text ends before the first of these strings.
+            seed: The same seed gives the same text; null draws one.
+
+        Returns:
+            text: all of the completion so far, the prompt left out; tokens: its length; seed: gives the same text again;
+            finish_reason: null until the last update, then "eos", "length" or "stop".
+        """
         try:
             options = GenerationOptions(
                 max_new_tokens=max_new_tokens,
@@ -171,27 +331,59 @@ class Writer:
                 stop=() if stop is None else stop,
                 seed=seed,
             ).with_seed()
-            with closing(self._steps(prompt, options)) as steps:
-                for tokens, step in enumerate(steps, start=1):
+            with closing(_steps(self.shelf.take(), prompt, options)) as steps:
+                made = (step for step in steps if not isinstance(step, int))
+                for tokens, step in enumerate(made, start=1):
                     yield {
                         "text": step.text,
                         "tokens": tokens,
                         "seed": options.seed,
                         "finish_reason": step.finish_reason,
                     }
-        except _REFUSALS as error:
+        except REFUSALS as error:
             raise gr.Error(html.escape(str(error)), title="Not generated", print_exception=False) from error
 
-    def _steps(self, prompt: str, options: GenerationOptions) -> Stream:
-        if isinstance(prompt, str) and not prompt.strip():
-            raise ValueError("The text is empty: type the start of a sentence, or take an example")
-        return self.generator.stream(prompt, options)
+
+def _steps(
+    generator: TextGenerator, prompt: str, options: GenerationOptions, session: Hashable = None
+) -> Generator[Step | int, None, None]:
+    """The steps of a text, and while it waits in line its place, an int; refuses at once what it refuses."""
+    if isinstance(prompt, str) and not prompt.strip():
+        raise ValueError("The text is empty: type the start of a sentence, or take an example")
+    return _with_places(generator.stream(prompt, options, session))
 
 
-def write_tab(generator: TextGenerator) -> None:
-    """Lay the tab out in the Blocks at hand and connect it."""
-    writer = Writer(generator)
-    undo_list, progress = gr.State([]), gr.State(None)
+def _with_places(stream: Stream) -> Generator[Step | int, None, None]:
+    with stream:
+        while True:
+            while not stream.wait(0.25):  # looked at often, so that Stop acts while the request waits
+                if stream.position:
+                    yield stream.position
+            step = next(stream, None)
+            if step is None:
+                return
+            yield step
+
+
+@dataclass(frozen=True)
+class WriteTab:
+    """The controls of the tab that a link holds, by the names of ``biogpt.ui.links``, and what shows their effect."""
+
+    controls: dict[str, gr.components.Component]
+    count: gr.HTML
+    fit: Callable[[str], tuple[Any, ...]]
+    fitted: list[gr.components.Component]  # what ``fit`` of a model's name gives values for
+    recount: Callable[[str, str], str]
+
+
+def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
+    """Lay the tab out in the Blocks at hand and connect it.
+
+    Args:
+        model: the name of the visitor's model.
+    """
+    writer = Writer(shelf)
+    undo_list, draft = gr.State([]), gr.State(None)
     with gr.Row(elem_classes="columns"):
         with gr.Column(elem_classes="work"):
             text = gr.Textbox(
@@ -201,50 +393,112 @@ def write_tab(generator: TextGenerator) -> None:
                 lines=10,
                 max_lines=10,
                 autofocus=True,
-                buttons=["copy"],
                 elem_id="text",
             )
+            count = gr.HTML("", elem_id="count")
             with gr.Row(elem_classes="actions"):
                 generate = gr.Button("Generate", variant="primary", elem_id="generate")
                 stop = gr.Button("Stop", interactive=False, elem_id="stop")
+                proceed = gr.Button("Continue", elem_id="continue")
                 rewrite = gr.Button("Regenerate", elem_id="regenerate")
                 undo = gr.Button("Undo", elem_id="undo")
+                copy = gr.Button("Copy", elem_id="copy")
             status = gr.HTML(_status("Ready"), elem_id="status")
             with gr.Row(elem_classes="examples"):
                 gr.HTML("<span>Try</span>")
                 examples = [gr.Button(name, size="sm", min_width=0) for name in EXAMPLES]
-            view = gr.HTML(_view("", ""), html_template=_VIEW, apply_default_css=False, elem_id="view")
+            view = gr.HTML(
+                shown("", [], _HINT),
+                html_template=VIEW,
+                js_on_load=VIEW_SCRIPT,
+                apply_default_css=False,
+                elem_id="view",
+            )
+            gr.HTML(_LEGEND)
+            alternatives = gr.HTML("", js_on_load=CHOICES_SCRIPT, elem_id="choices")
+            with gr.Accordion("Attention", open=False, elem_id="attention-panel"):
+                with gr.Row():
+                    layer = gr.Dropdown([1], value=1, label="Layer", info="1 reads the words themselves.")
+                    head = gr.Dropdown([_MEAN], value=0, label="Head", info="Each looks for something else.")
+                look = gr.Button("Show what each token looks at", size="sm", elem_id="look")
+                looked = gr.HTML(
+                    {"tokens": [], "rows": [], "note": ""},
+                    html_template=ATTENTION,
+                    js_on_load=ATTENTION_SCRIPT,
+                    apply_default_css=False,
+                    elem_id="attention",
+                )
         with gr.Column(elem_classes="settings"):
-            settings = _settings(generator.config.max_position_embeddings, progress)
+            settings = _settings(draft)
 
-    buttons = [generate, rewrite, undo, stop]
-    results = [text, view, status, progress, undo_list]
+    buttons = [generate, proceed, rewrite, undo, stop]
+    results = [text, view, status, draft, undo_list, count, alternatives]
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     runs: list[dict[str, Any]] = []
-    for button, run in ((generate, writer.write), (rewrite, writer.rewrite)):
-        button.click(None, None, buttons, js=_WHILE_RUNNING)
-        event = button.click(
+
+    def in_session(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def handler(request: gr.Request, *values: Any) -> Iterator[Any]:
+            yield from run(*values, session=request.session_hash)
+
+        return handler
+
+    def on_branch(event: gr.EventData, request: gr.Request, *values: Any) -> Iterator[Any]:
+        yield from writer.branch(*values, event=event, session=request.session_hash)
+
+    chosen = [model, text, undo_list, *list(settings.values())]
+    for listen, run, inputs in (
+        (generate.click, in_session(writer.write), chosen),
+        (proceed.click, in_session(writer.write), chosen),
+        (rewrite.click, in_session(writer.rewrite), chosen),
+        (alternatives.select, on_branch, [draft, *chosen[1:]]),
+    ):
+        listen(None, None, buttons, js=_WHILE_RUNNING)
+        event = listen(
             run,
-            [text, undo_list, *settings],
+            inputs,
             results,
             show_progress="minimal",
             show_progress_on=status,
             api_visibility="private",
-            **ONE_AT_A_TIME,
+            **TOGETHER,
         )
         event.then(None, None, buttons, js=_WHILE_IDLE)
         runs.append(event)
     # The status comes after the cancelling, or else a last token could write over it.
     cancelled = stop.click(None, cancels=runs)
-    cancelled.then(writer.stopped, progress, status, **quick).then(None, None, buttons, js=_WHILE_IDLE)
-    undo.click(writer.undo, [text, undo_list], results, **quick)
+    cancelled.then(writer.stopped, draft, status, **quick).then(None, None, buttons, js=_WHILE_IDLE)
+    undo.click(writer.undo, [text, undo_list], results, **quick).then(
+        writer.count, [model, text], count, **quick
+    )
+    copy.click(None, text, None, js=_COPY).then(lambda: _status("Copied"), None, status, **quick)
+    view.select(writer.choose, draft, alternatives, **quick)
+    view.submit(writer.keep, draft, [text, view, draft], **quick)
     for button, prompt in zip(examples, EXAMPLES.values(), strict=True):
-        button.click(None, None, text, js=f"() => {json.dumps(prompt)}")
-    gr.api(writer.generate, api_name="generate", **ONE_AT_A_TIME)
+        button.click(None, None, text, js=f"() => {json.dumps(prompt)}").then(
+            writer.count, [model, text], count, **quick
+        )
+    text.input(writer.count, [model, text], count, trigger_mode="always_last", **quick)
+    for listen in (look.click, layer.input, head.input):
+        listen(writer.attention, [model, text, layer, head], looked, api_visibility="private", **PASSAGES)
+    gr.api(writer.generate, api_name="generate", **TOGETHER)
+
+    def fit(name: str) -> tuple[Any, ...]:
+        config = shelf.take(name).config
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        return (
+            gr.Slider(maximum=config.max_position_embeddings - 1),
+            gr.Dropdown(choices=list(range(1, layers + 1)), value=layers),
+            gr.Dropdown(choices=[_MEAN, *((str(each), each) for each in range(1, heads + 1))], value=0),
+        )
+
+    fitted: list[Any] = [settings["length"], layer, head]
+    model.change(fit, model, fitted, **quick)
+    return WriteTab({"text": text, **settings}, count, fit, fitted, writer.count)
 
 
-def _settings(limit: int, progress: gr.State) -> list[gr.components.Component]:
+def _settings(draft: gr.State) -> dict[str, gr.components.Component]:
     """Lay the settings out; returns their controls in the order of the arguments of ``_options``."""
+    limit = 1024  # until the model is there
     temperature_set, top_p_set, ngram_set, beams_set = PRESETS[DEFAULT_PRESET]
     preset = gr.Radio(
         list(PRESETS),
@@ -256,10 +510,10 @@ def _settings(limit: int, progress: gr.State) -> list[gr.components.Component]:
     length = gr.Slider(
         1,
         limit - 1,
-        min(DEFAULT_LENGTH, limit // 2),
+        DEFAULT_LENGTH,
         precision=0,
         label="Length, tokens",
-        info=f"At most so many; no more than {limit:,} with the prompt.",
+        info="At most so many; prompt and completion share the model's positions.",
     )
     temperature = gr.Slider(
         0,
@@ -316,6 +570,14 @@ def _settings(limit: int, progress: gr.State) -> list[gr.components.Component]:
         stop = gr.Textbox(
             label="Stop strings", info="One a line; the text ends before the first one met.", lines=2
         )
+        samples = gr.Slider(
+            1,
+            MOST_SAMPLES,
+            1,
+            precision=0,
+            label="Samples",
+            info="Several texts side by side; needs temperature above 0.",
+        )
         # Not gr.Number, which shows an empty value as 0.
         seed = gr.Textbox(
             label="Seed", info="The same seed gives the same text. Empty: a new one each time.", max_lines=1
@@ -323,8 +585,8 @@ def _settings(limit: int, progress: gr.State) -> list[gr.components.Component]:
         reuse = gr.Button("Reuse the last seed", size="sm")
 
     reuse.click(
-        lambda last: gr.skip() if last is None else str(last.seed),
-        progress,
+        lambda last: gr.skip() if last is None else str(last.progress.seed),
+        draft,
         seed,
         queue=False,
         show_progress="hidden",
@@ -334,7 +596,19 @@ def _settings(limit: int, progress: gr.State) -> list[gr.components.Component]:
     preset.input(None, preset, shaped, js=f"(name) => ({json.dumps(PRESETS)})[name]")
     for control in shaped:  # moved by hand, it is no longer the preset
         control.input(None, None, preset, js="() => null")
-    return [length, temperature, top_p, top_k, min_p, penalty, ngram, beams, stop, seed]
+    return {
+        "length": length,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "penalty": penalty,
+        "ngram": ngram,
+        "beams": beams,
+        "samples": samples,
+        "stop": stop,
+        "seed": seed,
+    }
 
 
 def _options(
@@ -346,6 +620,7 @@ def _options(
     repetition_penalty: float,
     no_repeat_ngram_size: int,
     num_beams: int,
+    samples: int,
     stop: str | None,
     seed: str | None,
 ) -> GenerationOptions:
@@ -362,25 +637,30 @@ def _options(
         repetition_penalty=repetition_penalty,
         no_repeat_ngram_size=no_repeat_ngram_size,
         num_beams=num_beams,
+        num_return_sequences=samples,
         stop=[line for line in (stop or "").splitlines() if line],
         seed=int(seed) if seed else None,
     )
 
 
-def _completed(text: str, undo: list[str]) -> bool:
+def _completed(text: str, undo: Undo) -> bool:
     """Whether the text still is the last prompt and what follows it; a text typed anew is not taken back."""
-    return bool(undo) and text.startswith(undo[-1])
+    return bool(undo) and text.startswith(undo[-1][1])
 
 
-def _view(given: str, written: str) -> dict[str, str]:
-    """What was given and what was generated, told apart; escaped, for the browser sets it as HTML."""
-    hint = "" if given or written else _HINT
-    return {"given": html.escape(given), "written": html.escape(written), "hint": hint}
+def _only_status(line: str, **changes: Any) -> tuple[Any, ...]:
+    """What ``write`` yields when nothing but the status changes, and the draft if it is given."""
+    return (gr.skip(), gr.skip(), line, changes.get("draft", gr.skip()), gr.skip(), gr.skip(), gr.skip())
+
+
+def _count(taken: int, limit: int) -> str:
+    over = "" if taken < limit else " over"
+    return f'<p class="count{over}">{taken:,} of {limit:,} tokens</p>'
 
 
 def _status(state: str, facts: str = "") -> str:
     return f'<p class="status"><b>{state}</b> {facts}</p>'
 
 
-def _refusal(error: Exception) -> str:
-    return f'<p class="status refusal" role="alert"><b>Not generated</b> {html.escape(str(error))}</p>'
+def _refusal(error: Exception, what: str = "Not generated") -> str:
+    return f'<p class="status refusal" role="alert"><b>{what}</b> {html.escape(str(error))}</p>'
