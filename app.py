@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
@@ -11,6 +12,8 @@ from typing import Any, NoReturn
 # Both libraries read these once, when they are imported: the page tells nobody that it runs.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+GRACE = 20.0  # seconds that texts being written have to end when the process is told to
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,6 +137,12 @@ def main() -> None:
         later(TextClassifier, options.classify_model),
         later(TextClassifier, options.sentence_model),
     )
+
+    def end(*_: object) -> None:
+        shelf.close(GRACE)
+        raise KeyboardInterrupt  # which ends the server
+
+    signal.signal(signal.SIGTERM, end)
     try:
         serve(page, options.host, options.port, options.share, options.mcp, shelf.health)
     except OSError as error:

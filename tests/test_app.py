@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio_client
 import pytest
 
 from app import build_parser
@@ -221,3 +222,48 @@ def test_without_a_network_it_starts_and_reaches_for_nothing(started) -> None:
             time.sleep(0.1)
     time.sleep(1)  # what is sent in the background is sent soon after the start
     assert not outbound.exists(), outbound.read_text()
+
+
+@pytest.mark.slow
+def test_told_to_end_it_finishes_the_text_under_way_and_takes_no_more() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port)],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(1200):
+            assert process.poll() is None, "app.py ended"
+            try:
+                urllib.request.urlopen(f"{url}health").close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        client = gradio_client.Client(url, verbose=False)
+        asked = {"max_new_tokens": 400, "min_new_tokens": 400, "seed": 1, "api_name": "/generate"}
+        updates = iter(client.submit("The gene", **asked))
+        assert next(updates)["finish_reason"] is None
+        process.terminate()
+        answer = {"status": "serving"}
+        for _ in range(200):
+            if answer != {"status": "serving"}:
+                break
+            try:
+                answer = json.load(urllib.request.urlopen(f"{url}health"))
+                time.sleep(0.05)
+            except urllib.error.HTTPError as error:
+                answer = {"code": error.code} | json.load(error)
+        assert answer == {"code": 503, "status": "stopping"}
+        *_, last = updates
+        assert last["tokens"] == 400
+        assert last["finish_reason"] == "length"
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()

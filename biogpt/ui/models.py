@@ -2,6 +2,7 @@
 
 import html
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -103,6 +104,12 @@ class Shelf:
             return 503, f"failed: {self.failure}" if self.failure else "loading"
         state = self._loaded[self.default].health().state
         return (200 if state == "serving" else 503), state
+
+    def close(self, seconds: float) -> None:
+        """Take no more requests; let those at hand go on for so many seconds in all, and end the rest."""
+        end = time.monotonic() + seconds
+        for generator in list(self._loaded.values()):
+            generator.close(max(0.0, end - time.monotonic()))
 
     def check(self, name: str) -> str:
         """The name without white space around it.
