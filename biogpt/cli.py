@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from biogpt.bench import BenchOptions, bench, table
 from biogpt.classify import TEMPLATE, TextClassifier
 from biogpt.convert import convert
 from biogpt.device import DEVICES, PRECISIONS
@@ -85,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("file", type=Path, help=".txt or .txt.xz, UTF-8, one document a line")
     _add_model(score)
     score.set_defaults(run=_score)
+
+    speed = commands.add_parser(
+        "bench",
+        help="measure speed and memory on this machine",
+        description="Time the first token, streams at once and long contexts; write bench.json and plots.",
+    )
+    _add_bench(speed)
+    speed.set_defaults(run=_bench)
 
     train = commands.add_parser("train", help="train a model").add_subparsers(required=True, metavar="TASK")
     lm = train.add_parser(
@@ -231,6 +241,24 @@ def _add_text_training(parser: argparse.ArgumentParser) -> None:
     _add_finetuning(parser)
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder of results (%(default)s)")
+    parser.add_argument(
+        "--model", type=Path, help="folder of a language model; a random BioGPT base if left out"
+    )
+    parser.add_argument(
+        "--against", default="", choices=("transformers",), help="measure it in turn, in float32"
+    )
+    parser.add_argument("--precisions", nargs="+", default=["auto"], choices=PRECISIONS)
+    parser.add_argument("--prompts", nargs="*", type=int, default=[16, 128, 512, 1000], help="tokens of each")
+    parser.add_argument("--streams", nargs="*", type=int, default=[1, 4, 8, 16], help="how many at once")
+    parser.add_argument(
+        "--contexts", nargs="*", type=int, default=[32, 500, 1000], help="positions to write at"
+    )
+    parser.add_argument("--tokens", type=int, default=16, help="made by each stream (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many counts (%(default)s)")
+
+
 def _add_finetuning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the run; an unfinished one goes on"
@@ -288,6 +316,15 @@ def _generate(chosen: argparse.Namespace) -> None:
             print(f"\n{prompt}{step.text}", end="", flush=True)
         shown = step.text
     print()
+
+
+def _bench(chosen: argparse.Namespace) -> None:
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(chosen).items()
+        if name != "run"
+    }
+    print(table(bench(BenchOptions(**values))))
 
 
 def _score(chosen: argparse.Namespace) -> None:
