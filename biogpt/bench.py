@@ -139,11 +139,9 @@ def _measure(
         figure("streams", streams, "tokens/s", (streams, 16, options.tokens), 1)
     for context in options.contexts:
         figure("at position", context, "tokens/s", (1, min(context, limit), options.tokens), 1)
-    weights = sum(
-        layer.out_features * layer.in_features
-        for layer in model.modules()
-        if hasattr(layer, "out_features") and hasattr(layer, "in_features")
-    )
+    config = model.config
+    layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    weights = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
     assert model.precision is not None
     one = next((row["value"] for row in runs if row["figure"] == "streams" and row["at"] == 1), 0.0)
     bytes_a_token = weights * (1 if model.precision.int8 else model.dtype.itemsize)
