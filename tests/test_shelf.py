@@ -1,0 +1,34 @@
+"""The shelf of language models: what stays in memory, what is refused, what /health says."""
+
+from typing import Any
+
+import pytest
+
+from biogpt.ui.models import Shelf
+
+
+def test_a_shelf_keeps_few_models_and_says_its_health() -> None:
+    made: list[str] = []
+
+    def load(name: str) -> Any:
+        made.append(name)
+        if name == "broken":
+            raise ValueError("damaged")
+        return object()
+
+    shelf = Shelf("a", load)
+    assert shelf.health() == (503, "loading")
+    kept = shelf.take()
+    assert shelf.health() == (200, "ready")
+    assert shelf.take("a") is kept
+    shelf.take("b")
+    shelf.take("c")
+    assert (shelf.has("a"), shelf.has("b"), shelf.has("c")) == (True, False, True)
+    with pytest.raises(ValueError, match="broken cannot be loaded: damaged"):
+        shelf.take("broken")
+    broken = Shelf("broken", load, ["a"])
+    with pytest.raises(ValueError, match="not offered here"):
+        broken.take("z")
+    with pytest.raises(ValueError, match="damaged"):
+        broken.take()
+    assert broken.health() == (503, "failed: damaged")
