@@ -258,7 +258,7 @@ class _Measured(ABC):
 
 class _Ours(_Measured):
     def load(self, task: str, folder: Path, precision: str) -> None:
-        self.model = HEADS[task].from_pretrained(folder, precision=precision)
+        self.model = HEADS[task].from_pretrained(folder, precision=precision, trainable=False)
         pack(self.model)
         self.info = self.model.precision.reason
         self.weight_bytes = 1 if self.model.precision.int8 else self.model.dtype.itemsize

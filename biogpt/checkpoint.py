@@ -89,6 +89,7 @@ class PretrainedModel(nn.Module):
         device: str = "auto",
         precision: str = "auto",
         labels: Sequence[str] | None = None,
+        trainable: bool = True,
     ) -> Self:
         """Load a model, in evaluation mode.
 
@@ -104,6 +105,7 @@ class PretrainedModel(nn.Module):
                 result is ever held; they cannot be trained.
             labels: names of the labels of a new head, drawn at random to be fine-tuned; whatever head the
                 checkpoint has is left out. None takes the checkpoint's own head.
+            trainable: False lets ``auto`` take int8 where that is fastest, as those do who only serve a model.
 
         Raises:
             OSError: a file is missing, or cannot be downloaded (see ``biogpt.hub.find``).
@@ -123,7 +125,8 @@ class PretrainedModel(nn.Module):
         if labels is not None:
             model._drop_heads(weights)
         count = sum(parameter.numel() for parameter in model.parameters())
-        chosen = choose_precision(precision, target, count, trainable=labels is not None)
+        to_train = labels is not None or (trainable and precision == "auto")
+        chosen = choose_precision(precision, target, count, to_train)
         logger.info("%s: %s", source, chosen.reason)
         model.load_weights(weights, folder, target, chosen.dtype, labels is not None, chosen.int8)
         model.precision = chosen

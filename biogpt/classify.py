@@ -119,7 +119,7 @@ class TextClassifier:
         """
         head = BioGptForSequenceClassification if labels is None else BioGptForCausalLM
         try:
-            model = head.from_pretrained(source, revision, device, precision)
+            model = head.from_pretrained(source, revision, device, precision, trainable=False)
         except ValueError as error:
             if labels is None and "sequence classification head" in str(error):
                 raise ValueError(

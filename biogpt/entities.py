@@ -232,7 +232,9 @@ class EntityRecognizer:
 
         Args and errors are those of ``PretrainedModel.from_pretrained``.
         """
-        model = BioGptForTokenClassification.from_pretrained(source, revision, device, precision)
+        model = BioGptForTokenClassification.from_pretrained(
+            source, revision, device, precision, trainable=False
+        )
         pack(model)
         return cls(model, BioGptTokenizer.from_pretrained(source, revision))
 

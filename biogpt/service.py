@@ -317,7 +317,7 @@ class TextGenerator:
 
         The weights of a large model are laid out for serving (``biogpt.quantize.pack``).
         """
-        model = BioGptForCausalLM.from_pretrained(source, revision, device, precision)
+        model = BioGptForCausalLM.from_pretrained(source, revision, device, precision, trainable=False)
         pack(model)
         return cls(model, BioGptTokenizer.from_pretrained(source, revision), threaded=threaded)
 

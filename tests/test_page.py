@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,12 @@ def server() -> Iterator[Server]:
     for labelling in (served.recognizer, served.topics, served.roles):
         labelling.model.biogpt.register_forward_pre_hook(lambda *_: served.read.append(time.monotonic()))
     page = page_of(served)
-    threading.Thread(target=serve, args=(page, "127.0.0.1", port), daemon=True).start()
+    threading.Thread(
+        target=serve,
+        args=(page, "127.0.0.1", port),
+        kwargs={"mcp": find_spec("mcp") is not None},
+        daemon=True,
+    ).start()
     for _ in range(600):
         try:
             urllib.request.urlopen(served.url).close()

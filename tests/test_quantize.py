@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from biogpt import quantize
+from biogpt import checkpoint, quantize
 from biogpt.config import BioGptConfig
 from biogpt.device import bfloat16_pays, choose_precision, describe
 from biogpt.engine import Engine, Slot, steady_sizes
@@ -121,6 +121,20 @@ def test_int8_is_for_cpus_and_for_inference(wide, lively, tmp_path) -> None:
         )
     with pytest.raises(ValueError, match="'int8', which is for a CPU"):
         choose_precision("int8", torch.device("cuda"))
+
+
+def test_auto_is_for_training_unless_a_model_is_only_served(wide, lively, tmp_path, monkeypatch) -> None:
+    lively(BioGptForCausalLM, wide).save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        checkpoint, "choose_precision", lambda *values: asked.append(values[3]) or choose_precision(*values)
+    )
+    assert (
+        BioGptForCausalLM.from_pretrained(tmp_path, device="cpu").precision.reason == "float32, for training"
+    )
+    BioGptForCausalLM.from_pretrained(tmp_path, device="cpu", trainable=False)
+    BioGptForCausalLM.from_pretrained(tmp_path, device="cpu", precision="int8")
+    assert asked == [True, False, False]
 
 
 def test_auto_keeps_a_small_model_exact_and_says_why() -> None:

@@ -16,23 +16,23 @@ print(client.predict("Insulin lowered glucose.", labels=["cancer", "diabetes"], 
 """
 
 CURL = """
-# Ask; the arguments are those of /generate in their order, and those left out take their defaults.
-id=$(curl -s {address}/gradio_api/call/generate -H 'Content-Type: application/json' \\
-  -d '{"data": ["COVID-19 is", 40]}' | grep -o '[0-9a-f]\\{32\\}')
+# Ask; arguments that are left out take their defaults.
+id=$(curl -s {address}/gradio_api/call/v2/generate -H 'Content-Type: application/json' \\
+  -d '{"prompt": "COVID-19 is", "max_new_tokens": 40}' | grep -o '[0-9a-f]\\{32\\}')
 
 # Read the answer as it is made: server-sent events, one a token.
 curl -sN {address}/gradio_api/call/generate/$id
 """
 
 JAVASCRIPT = """
-const call = "{address}/gradio_api/call/generate";
-const asked = await fetch(call, {
+const call = "{address}/gradio_api/call";
+const asked = await fetch(`${call}/v2/generate`, {
   method: "POST",
   headers: {"Content-Type": "application/json"},
-  body: JSON.stringify({data: ["COVID-19 is", 40]}),
+  body: JSON.stringify({prompt: "COVID-19 is", max_new_tokens: 40}),
 });
 const {event_id} = await asked.json();
-const answer = await fetch(`${call}/${event_id}`);
+const answer = await fetch(`${call}/generate/${event_id}`);
 for await (const chunk of answer.body.pipeThrough(new TextDecoderStream())) console.log(chunk);
 """
 

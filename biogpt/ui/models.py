@@ -88,7 +88,8 @@ class Shelf:
         self._load = load
         self._keep = keep
         self._loaded: dict[str, TextGenerator] = {}  # the one used last comes last
-        self._lock = Lock()
+        self._loading: dict[str, Lock] = {}
+        self._lock = Lock()  # of the two dicts
 
     @property
     def ready(self) -> bool:
@@ -132,19 +133,30 @@ class Shelf:
         """
         name = self.check(self.default if name is None else name)
         with self._lock:
-            generator = self._loaded.pop(name, None)
+            loading = self._loading.setdefault(name, Lock())
+        with loading:  # those who want another model need not wait for this one
+            generator = self._taken(name)
             if generator is None:
-                others = [key for key in self._loaded if key != self.default]
-                if name != self.default:  # room first: two large models need not fit at once
-                    for key in others[: len(others) - self._keep + 1]:
-                        del self._loaded[key]
                 try:
                     generator = self._load(name)
                 except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: too little memory
                     if name == self.default:
                         self.failure = str(error)
                     raise ValueError(f"{name} cannot be loaded: {error}") from error
-            self._loaded[name] = generator
+                with self._lock:
+                    self._loaded[name] = generator
+            return generator
+
+    def _taken(self, name: str) -> TextGenerator | None:
+        """The model if it is in memory; else room is made for it: two large models need not fit at once."""
+        with self._lock:
+            generator = self._loaded.pop(name, None)
+            if generator is not None:
+                self._loaded[name] = generator
+            elif name != self.default:
+                others = [key for key in self._loaded if key != self.default]
+                for key in others[: len(others) - self._keep + 1]:
+                    del self._loaded[key]
             return generator
 
     def names(self) -> list[str]:

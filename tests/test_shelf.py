@@ -1,0 +1,39 @@
+"""The shelf of language models: what stays in memory, what is refused, what /health says."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from biogpt.service import Health
+from biogpt.ui.models import Shelf
+
+
+def test_a_shelf_keeps_few_models_and_says_its_health() -> None:
+    made: list[str] = []
+    state: dict[str, Any] = {}
+
+    def load(name: str) -> Any:
+        made.append(name)
+        if name == "broken":
+            raise ValueError("damaged")
+        return SimpleNamespace(health=lambda: Health(state.get(name, "serving")))
+
+    shelf = Shelf("a", load)
+    assert shelf.health() == (503, "loading")
+    kept = shelf.take()
+    assert shelf.health() == (200, "serving")
+    state["a"] = "failed"
+    assert shelf.health() == (503, "failed")
+    assert shelf.take("a") is kept
+    shelf.take("b")
+    shelf.take("c")
+    assert (shelf.has("a"), shelf.has("b"), shelf.has("c")) == (True, False, True)
+    with pytest.raises(ValueError, match="broken cannot be loaded: damaged"):
+        shelf.take("broken")
+    broken = Shelf("broken", load, ["a"])
+    with pytest.raises(ValueError, match="not offered here"):
+        broken.take("z")
+    with pytest.raises(ValueError, match="damaged"):
+        broken.take()
+    assert broken.health() == (503, "failed: damaged")
