@@ -1,5 +1,7 @@
 """The shelf of language models: what stays in memory, what is refused, what /health says."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,3 +39,23 @@ def test_a_shelf_keeps_few_models_and_says_its_health() -> None:
     with pytest.raises(ValueError, match="damaged"):
         broken.take()
     assert broken.health() == (503, "failed: damaged")
+
+
+def test_a_model_that_is_being_loaded_holds_up_nobody_else() -> None:
+    begun, proceed = Event(), Event()
+
+    def load(name: str) -> Any:
+        if name == "slow":
+            begun.set()
+            assert proceed.wait(30)
+        return SimpleNamespace(name=name)
+
+    shelf = Shelf("a", load)
+    with ThreadPoolExecutor(3) as pool:
+        both = [pool.submit(shelf.take, "slow") for _ in range(2)]
+        try:
+            assert begun.wait(30)
+            assert pool.submit(shelf.take, "a").result(timeout=30).name == "a"
+        finally:
+            proceed.set()
+        assert both[0].result(30) is both[1].result(30)
