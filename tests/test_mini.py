@@ -8,12 +8,14 @@ import transformers
 from safetensors import safe_open
 
 from biogpt.classify import TextClassifier
+from biogpt.entities import EntityRecognizer
 from biogpt.generate import GenerationOptions
 from biogpt.hub import EMBEDDED
 from biogpt.service import TextGenerator
 from biogpt.training.corpus import read_lines
 from biogpt.training.labelled import read_labelled
-from biogpt.training.metrics import bits_per_byte, classification_scores
+from biogpt.training.metrics import bits_per_byte, classification_scores, entity_scores
+from biogpt.training.tasks import EntityCorpus
 
 FOLDER = EMBEDDED / "mini"
 PROMPTS = [
@@ -122,3 +124,16 @@ def test_mini_hoc_finds_the_hallmarks_of_the_test_split(shared_data):
     scores = classification_scores([set(text.labels) for text in texts], found)
     assert scores["micro"].f1 == pytest.approx(0.775, abs=0.002)
     assert scores["micro"].support == 486
+
+
+@pytest.mark.slow
+def test_mini_ner_finds_the_entities_of_a_test_split(shared_data):
+    """The score of its card, from the shipped files through the public class."""
+    corpus = EntityCorpus.read(shared_data / "ner/ncbi-disease/test.tsv")
+    recognizer = EntityRecognizer.from_pretrained("mini-ner", precision="float32")
+    assert recognizer.types == ("Chemical", "Disease", "Gene", "CellLine", "CellType", "Species")
+    found = recognizer.batch([text.text for text in corpus.texts])
+    diseases = [[entity for entity in entities if entity.label == "Disease"] for entities in found]
+    scores = entity_scores([text.spans for text in corpus.texts], diseases)
+    assert scores["micro"].f1 == pytest.approx(0.690, abs=0.002)
+    assert scores["micro"].support == 960

@@ -133,11 +133,11 @@ def random_head(kind: type, labels: tuple[str, ...], **changes: Any) -> Any:
 
 def shelf_of(served: Server) -> Shelf:
     def load(name: str) -> TextGenerator:
-        if name not in ("random", "second"):
+        if name not in ("random", "mini"):
             raise ValueError(f"no model {name!r}")
         return served.generator
 
-    shelf = Shelf("random", load, ["second"])
+    shelf = Shelf("random", load, ["mini"])
     shelf.take()
     return shelf
 
@@ -239,8 +239,10 @@ def type_text(page: Any, text: str) -> None:
 
 
 def wait_for_status(page: Any, words: str) -> str:
-    page.wait_for_function("words => document.querySelector('.status').innerText.includes(words)", arg=words)
-    return page.locator(".status").inner_text()
+    page.wait_for_function(
+        "words => document.querySelector('#status .status').innerText.includes(words)", arg=words
+    )
+    return page.locator("#status .status").inner_text()
 
 
 def test_every_token_is_an_update_of_the_page(page) -> None:

@@ -191,7 +191,7 @@ def serve(
     port: int,
     share: bool = False,
     mcp: bool = False,
-    health: Callable[[], tuple[int, str]] = lambda: (200, "ready"),
+    health: Callable[[], tuple[int, str]] = lambda: (200, "serving"),
 ) -> None:
     """Serve the page until the process is told to end.
 
