@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-GRACE = 20.0  # seconds that texts being written have to end when the process is told to
+GRACE = 25.0  # seconds that texts being written have to end when the process is told to
 
 
 class _Parser(argparse.ArgumentParser):
