@@ -13,9 +13,9 @@ from biogpt.generate import GenerationOptions
 from biogpt.hub import EMBEDDED
 from biogpt.service import TextGenerator
 from biogpt.training.corpus import read_lines
-from biogpt.training.labelled import read_labelled
+from biogpt.training.labelled import read_labelled, read_sections
 from biogpt.training.metrics import bits_per_byte, classification_scores, entity_scores
-from biogpt.training.tasks import EntityCorpus
+from biogpt.training.tasks import EntityCorpus, SentenceTask
 
 FOLDER = EMBEDDED / "mini"
 PROMPTS = [
@@ -137,3 +137,15 @@ def test_mini_ner_finds_the_entities_of_a_test_split(shared_data):
     scores = entity_scores([text.spans for text in corpus.texts], diseases)
     assert scores["micro"].f1 == pytest.approx(0.690, abs=0.002)
     assert scores["micro"].support == 960
+
+
+@pytest.mark.slow
+def test_mini_rct_finds_the_roles_of_the_test_split(shared_data):
+    """The score of its card, from the shipped files through the public class."""
+    abstracts = read_sections(shared_data / "classification/rct-sections/test.txt")
+    task = SentenceTask(abstracts, abstracts)
+    classifier = TextClassifier.from_pretrained("mini-rct", precision="float32")
+    task.labels = classifier.labels
+    result = task.evaluate(classifier.model, classifier.tokenizer)
+    assert result.score == pytest.approx(0.894, abs=0.002)
+    assert result.metrics["micro"]["support"] == 2641
