@@ -21,6 +21,7 @@ from biogpt.tokenizer import END_OF_WORD, BioGptTokenizer
 
 OUTSIDE = "O"
 _BATCH_TOKENS = 4096  # of a batch of windows, padding included
+_CPU_BATCH_TOKENS = 512  # the activations of more leave a CPU's caches
 _PREFIXES = frozenset("BILUSE")
 
 
@@ -288,7 +289,8 @@ class EntityRecognizer:
         windows = [(row, window) for row, pieces in enumerate(texts) for window in windows_of(pieces, config)]
         windows.sort(key=lambda item: len(item[1].ids))
         waiting = np.bincount([row for row, _ in windows], minlength=len(texts))
-        for batch in _batches(windows):
+        on_cpu = self.model.device.type == "cpu"
+        for batch in _batches(windows, _CPU_BATCH_TOKENS if on_cpu else _BATCH_TOKENS):
             logits = self._logits([window for _, window in batch])
             for (row, window), scores in zip(batch, logits, strict=True):
                 count = len(window.reads)
@@ -339,11 +341,11 @@ class EntityRecognizer:
         return entities
 
 
-def _batches(windows: Sequence[tuple[int, Window]]) -> Iterator[Sequence[tuple[int, Window]]]:
-    """Consecutive windows, sorted by length, as many at once as ``_BATCH_TOKENS`` allows."""
+def _batches(windows: Sequence[tuple[int, Window]], most: int) -> Iterator[Sequence[tuple[int, Window]]]:
+    """Consecutive windows, sorted by length, as many at once as come to ``most`` tokens; at least one."""
     first = 0
     for end in range(1, len(windows) + 1):
-        full = end < len(windows) and (end + 1 - first) * len(windows[end][1].ids) > _BATCH_TOKENS
+        full = end < len(windows) and (end + 1 - first) * len(windows[end][1].ids) > most
         if full or end == len(windows):
             yield windows[first:end]
             first = end
