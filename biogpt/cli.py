@@ -264,6 +264,13 @@ def _add_entity_training(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="so many of the last layers look both ways (%(default)s)",
     )
+    parser.add_argument(
+        "--word-encoder",
+        type=int,
+        default=0,
+        metavar="SIZE",
+        help="read the words both ways above the decoder, this wide; 0: do not (%(default)s)",
+    )
     _add_finetuning(parser)
 
 
@@ -299,6 +306,7 @@ def _add_finetuning(parser: argparse.ArgumentParser) -> None:
     texts = {
         "model": "embedded name, folder or Hub id to start from",
         "epochs": "passes over the data",
+        "frozen_epochs": "so many first ones train what is above the decoder only",
         "muon_lr": "highest learning rate of Muon, for the layers' matrices; 0: AdamW for all",
         "lr": "highest learning rate of AdamW",
         "layer_decay": "each layer learns at this share of the rate of the one above",
@@ -528,7 +536,11 @@ def _train_lm(chosen: argparse.Namespace) -> None:
 
 def _train_ner(chosen: argparse.Namespace) -> None:
     train, dev = ([_corpus(name) for name in names] for names in (chosen.train, chosen.dev))
-    settings = {"passage_copies": chosen.copies, "bidirectional_layers": chosen.bidirectional_layers}
+    settings = {
+        "passage_copies": chosen.copies,
+        "bidirectional_layers": chosen.bidirectional_layers,
+        "word_encoder_size": chosen.word_encoder,
+    }
     data = {"train": chosen.train, "dev": chosen.dev} | settings
     _finetune(chosen, EntityTask(train, dev, settings), data)
 

@@ -13,7 +13,14 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu")
 LABEL_PIECES = ("first", "last")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-_OWN = ("passage_copies", "bidirectional_layers", "label_piece")  # unknown to other software
+_OWN = (  # unknown to other software
+    "passage_copies",
+    "bidirectional_layers",
+    "label_piece",
+    "word_encoder_size",
+    "word_form_rows",
+    "word_form_size",
+)
 _AT_LEAST_ONE = (
     "vocab_size",
     "hidden_size",
@@ -22,6 +29,8 @@ _AT_LEAST_ONE = (
     "intermediate_size",
     "max_position_embeddings",
     "passage_copies",
+    "word_form_rows",
+    "word_form_size",
 )
 _PROBABILITIES = (
     "hidden_dropout_prob",
@@ -36,12 +45,15 @@ _PROBABILITIES = (
 class BioGptConfig:
     """Hyper-parameters under the names of the Hub's ``config.json``; defaults are microsoft/biogpt.
 
-    Three fields are this package's own; a checkpoint without them is read as the reference reads it:
+    Some fields are this package's own; a checkpoint without them is read as the reference reads it:
 
     - ``passage_copies``: a passage is given this many times, and labels are read at the last copy, where a
       causal model has seen all of it. For token classification.
     - ``bidirectional_layers``: so many of the last layers look both ways. Not for a language model.
     - ``label_piece``: the piece of a word, ``"first"`` or ``"last"``, at which its label is read.
+    - ``word_encoder_size``: width, each way, of the recurrent layer that reads the words of a passage both ways,
+      above the decoder. For token classification; 0 has none.
+    - ``word_form_rows``, ``word_form_size``: of the table of spellings that this layer reads beside the decoder.
 
     ``layer_norm_eps`` is kept because checkpoints carry it, but every LayerNorm runs at 1e-5, as in
     the reference (``transformers`` ``models/biogpt/modeling_biogpt.py`` never reads it).
@@ -73,6 +85,9 @@ class BioGptConfig:
     passage_copies: int = 1
     bidirectional_layers: int = 0
     label_piece: str = "first"
+    word_encoder_size: int = 0
+    word_form_rows: int = 8192
+    word_form_size: int = 32
     problem_type: str | None = None
     id2label: dict[int, str] | None = None
 
@@ -100,6 +115,8 @@ class BioGptConfig:
                 f"config: bidirectional_layers is {self.bidirectional_layers}; "
                 f"expected 0 to num_hidden_layers, {self.num_hidden_layers}"
             )
+        if self.word_encoder_size < 0:
+            raise ValueError(f"config: word_encoder_size is {self.word_encoder_size}; expected 0 or more")
         if self.label_piece not in LABEL_PIECES:
             raise ValueError(
                 f"config: label_piece is {self.label_piece!r}; expected one of {', '.join(LABEL_PIECES)}"
@@ -185,8 +202,9 @@ class BioGptConfig:
         """The content of a ``config.json`` that ``transformers`` reads as well."""
         values: dict[str, Any] = {"model_type": MODEL_TYPE}
         values |= {name: value for name, value in asdict(self).items() if value is not None}
+        table = ("word_form_rows", "word_form_size") if self.word_encoder_size else ()
         for field in fields(self):
-            if field.name in _OWN and values[field.name] == field.default:
+            if field.name in _OWN and field.name not in table and values[field.name] == field.default:
                 del values[field.name]
         if self.id2label is not None:
             values["id2label"] = {str(index): label for index, label in self.id2label.items()}

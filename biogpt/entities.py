@@ -5,8 +5,11 @@ likeliest legal sequence of labels becomes the spans. Texts longer than the mode
 overlap by half; a word takes its label from the window in which it is furthest from both edges.
 """
 
+import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -48,10 +51,12 @@ class Words(NamedTuple):
     Attributes:
         spans: [W] (start, end) in characters of the text.
         pieces: [W] token ids of each.
+        texts: [W] the words as written.
     """
 
     spans: list[tuple[int, int]]
     pieces: list[list[int]]
+    texts: list[str]
 
 
 class Window(NamedTuple):
@@ -66,6 +71,10 @@ class Window(NamedTuple):
     ids: list[int]
     first: int
     reads: list[int]
+
+    def words(self, of_text: Sequence[str]) -> Sequence[str]:
+        """Its words, of those of the text."""
+        return of_text[self.first : self.first + len(self.reads)]
 
 
 def words_of(tokenizer: BioGptTokenizer, text: str) -> Words:
@@ -83,7 +92,31 @@ def words_of(tokenizer: BioGptTokenizer, text: str) -> Words:
             pieces.append([index])
         piece = tokenizer.token(index)
         within = not piece.endswith(END_OF_WORD) and index != tokenizer.unk_token_id
-    return Words(spans, pieces)
+    return Words(spans, pieces, [text[start:end] for start, end in spans])
+
+
+def forms_of(words: Sequence[str], config: BioGptConfig, device: torch.device) -> Tensor | None:
+    """[W, 5] forms of words for ``BioGptForTokenClassification.read``; None where the model has no word encoder."""
+    if not config.word_encoder_size:
+        return None
+    return torch.tensor([word_forms(word, config.word_form_rows) for word in words], device=device)
+
+
+@lru_cache(maxsize=100_000)
+def word_forms(word: str, rows: int) -> tuple[int, ...]:
+    """How a word looks, as rows of a ``WordEncoder``'s table of ``rows``: spelling, beginning, end, shape.
+
+    Words that were never trained on share their beginnings, ends and shapes with some that were.
+    """
+    lower = word.lower()
+    looks = ("w" + lower, "p" + word[:3], "s" + word[-3:], "e" + lower[-5:], "h" + _shape(word))
+    return tuple(zlib.crc32(look.encode("utf-8", "surrogatepass")) % rows for look in looks)
+
+
+def _shape(word: str) -> str:
+    """``Xxdd`` of a word: letters by case, digits, at most two of a kind in a row; other characters stay."""
+    kinds = ("X" if c.isupper() else "x" if c.islower() else "d" if c.isdigit() else c for c in word)
+    return re.sub(r"(.)\1{2,}", r"\1\1", "".join(kinds))
 
 
 def windows_of(pieces: Sequence[Sequence[int]], config: BioGptConfig) -> Iterator[Window]:
@@ -264,34 +297,39 @@ class EntityRecognizer:
         if isinstance(texts, str):
             raise ValueError("batch takes a list of texts; call the recognizer with one text")
         words = [words_of(self.tokenizer, text) for text in texts]
-        scores = self.log_probabilities([each.pieces for each in words], progress)
+        scores = self.log_probabilities(words, progress)
         return [self._entities(*each) for each in zip(texts, words, scores, strict=True)]
 
     @torch.inference_mode()
     def log_probabilities(
         self,
-        texts: Sequence[Sequence[Sequence[int]]],
+        texts: Sequence[Words],
         progress: Callable[[int, int], None] | None = None,
     ) -> list[np.ndarray]:
         """Log-probabilities of the labels of each word.
 
         Args:
-            texts: the pieces of each word of each text, as in ``Words.pieces``.
+            texts: the words of each text.
             progress: as in ``batch``.
 
         Returns:
             For each text [W, N] float32.
         """
         config = self.model.config
-        results = [np.zeros((len(pieces), config.num_labels), dtype=np.float32) for pieces in texts]
+        results = [np.zeros((len(words.pieces), config.num_labels), dtype=np.float32) for words in texts]
         # How far the best window so far has each word from its edges.
-        depths = [np.full(len(pieces), -1) for pieces in texts]
-        windows = [(row, window) for row, pieces in enumerate(texts) for window in windows_of(pieces, config)]
+        depths = [np.full(len(words.pieces), -1) for words in texts]
+        windows = [
+            (row, window) for row, words in enumerate(texts) for window in windows_of(words.pieces, config)
+        ]
         windows.sort(key=lambda item: len(item[1].ids))
         waiting = np.bincount([row for row, _ in windows], minlength=len(texts))
         on_cpu = self.model.device.type == "cpu"
         for batch in _batches(windows, _CPU_BATCH_TOKENS if on_cpu else _BATCH_TOKENS):
-            logits = self._logits([window for _, window in batch])
+            logits = self._logits(
+                [window for _, window in batch],
+                [word for row, window in batch for word in window.words(texts[row].texts)],
+            )
             for (row, window), scores in zip(batch, logits, strict=True):
                 count = len(window.reads)
                 stretch = slice(window.first, window.first + count)
@@ -299,7 +337,7 @@ class EntityRecognizer:
                 # At the ends of the text nothing is cut off: the edge of the window is no edge there.
                 if window.first == 0:
                     depth = np.arange(count)[::-1]
-                if window.first + count == len(texts[row]):
+                if window.first + count == len(texts[row].pieces):
                     depth = np.arange(count) if window.first else np.full(count, count)
                 deeper = depth > depths[row][stretch]
                 depths[row][stretch] = np.where(deeper, depth, depths[row][stretch])
@@ -309,8 +347,8 @@ class EntityRecognizer:
                 progress(int((waiting == 0).sum()), len(texts))
         return results
 
-    def _logits(self, windows: Sequence[Window]) -> list[np.ndarray]:
-        """Log-probabilities [words, N] of each window, read as one padded batch."""
+    def _logits(self, windows: Sequence[Window], words: Sequence[str]) -> list[np.ndarray]:
+        """Log-probabilities [words, N] of each window, read as one padded batch; ``words`` are those of all."""
         device = self.model.device
         width = max(len(window.ids) for window in windows)
         rows = torch.full((len(windows), width), self.tokenizer.pad_token_id)
@@ -322,9 +360,11 @@ class EntityRecognizer:
         hidden = self.model.biogpt(rows.to(device), padded).last_hidden_state
         where = [(row, read) for row, window in enumerate(windows) for read in window.reads]
         index: Tensor = torch.tensor(where, device=device).T
-        logits = self.model.classifier(hidden[index[0], index[1]])
+        forms = forms_of(words, self.model.config, device)
+        counts = [len(window.reads) for window in windows]
+        logits = self.model.read(hidden[index[0], index[1]], forms, counts)
         scores = logits.float().log_softmax(dim=-1).cpu().numpy()
-        return np.split(scores, np.cumsum([len(window.reads) for window in windows])[:-1])
+        return np.split(scores, np.cumsum(counts)[:-1])
 
     def _entities(self, text: str, words: Words, scores: np.ndarray) -> list[Entity]:
         path = self.scheme.decode(scores)

@@ -1,6 +1,6 @@
 """Task heads on the decoder, with their losses: causal language model, token and sequence classification.
 
-Letters as in ``biogpt.model``: B batch, T positions, D width, V vocabulary; N labels.
+Letters as in ``biogpt.model``: B batch, T positions, D width, V vocabulary; N labels, W words of all rows.
 """
 
 from dataclasses import dataclass
@@ -106,16 +106,84 @@ class BioGptForCausalLM(PretrainedModel):
         return HeadOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
 
 
+class WordEncoder(nn.Module):
+    """Reads the words of a passage both ways, above a decoder that only looks back.
+
+    A bidirectional LSTM over each word's hidden state and the look of it (its letters, beginning, end and shape,
+    hashed into one table), as in the taggers of Lample et al. 2016 (arXiv:1603.01360) and the language models below
+    them of Peters et al. 2017 (arXiv:1705.00108); hashed forms are those of spaCy's ``MultiHashEmbed``.
+
+    Args:
+        config: with ``word_encoder_size`` H, ``word_form_rows``, ``word_form_size``.
+    """
+
+    FORMS = 5  # hashed looks of a word, see ``biogpt.entities.word_forms``
+
+    def __init__(self, config: BioGptConfig) -> None:
+        super().__init__()
+        size = config.word_encoder_size
+        dropout = (
+            config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        )
+        self.forms = nn.Embedding(config.word_form_rows, config.word_form_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.inner = nn.Linear(config.hidden_size + self.FORMS * config.word_form_size, 2 * size)
+        self.ahead = nn.LSTM(2 * size, size, batch_first=True)
+        self.back = nn.LSTM(2 * size, size, batch_first=True)
+        nn.init.normal_(self.forms.weight, std=0.1)
+
+    def forward(self, hidden: Tensor, forms: Tensor, counts: list[int]) -> Tensor:
+        """Words of several rows, row after row.
+
+        Args:
+            hidden: [W, D] where each word is read.
+            forms: [W, FORMS] rows of the table.
+            counts: words of each row; they sum to W.
+
+        Returns:
+            [W, 2H]. A row does not depend on the others.
+        """
+        looks = self.forms(forms).flatten(1)
+        words = F.gelu(self.inner(self.dropout(torch.cat([self.norm(hidden), looks], dim=-1))))
+        rows = self.dropout(words).split(counts)
+        # Both ways start at a row's own end, so padding never comes before a word.
+        ahead, _ = self.ahead(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+        back, _ = self.back(nn.utils.rnn.pad_sequence([row.flip(0) for row in rows], batch_first=True))
+        joined = [
+            torch.cat([ahead[row, :count], back[row, :count].flip(0)], dim=-1)
+            for row, count in enumerate(counts)
+        ]
+        return torch.cat(joined)
+
+
 class BioGptForTokenClassification(PretrainedModel):
-    """BioGPT with dropout and a linear layer on every position."""
+    """BioGPT with dropout and a linear layer on every position; with ``word_encoder_size``, on every word."""
 
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__(config)
         self.biogpt = BioGptModel(config)
         dropout = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.words = WordEncoder(config) if config.word_encoder_size else None
+        self.classifier = nn.Linear(2 * config.word_encoder_size or config.hidden_size, config.num_labels)
         initialize(self.classifier, config)
+
+    def read(self, hidden: Tensor, forms: Tensor | None, counts: list[int]) -> Tensor:
+        """Score the labels of words, row after row.
+
+        Args:
+            hidden: [W, D] of the decoder where each word is read.
+            forms: [W, 5] from ``biogpt.entities.word_forms``; read with a word encoder only.
+            counts: words of each row; they sum to W.
+
+        Returns:
+            [W, N].
+        """
+        if self.words is not None:
+            assert forms is not None, "a word encoder reads the forms of the words"
+            hidden = self.words(hidden, forms, counts)
+        return self.classifier(self.dropout(hidden))
 
     def forward(
         self,
@@ -138,7 +206,15 @@ class BioGptForTokenClassification(PretrainedModel):
 
         Returns:
             ``logits`` [B, T, N]; ``loss``: mean cross-entropy in nats over scored tokens.
+
+        Raises:
+            ValueError: the model has a word encoder, which needs to know the words; or as ``BioGptModel.forward``.
         """
+        if self.words is not None:
+            raise ValueError(
+                f"a model with word_encoder_size {self.config.word_encoder_size} labels words, not tokens; "
+                "use EntityRecognizer, or read() on the hidden states of its decoder"
+            )
         out = self.biogpt(
             input_ids,
             attention_mask,

@@ -64,6 +64,9 @@ def test_every_value_of_the_file_is_taken():
         "passage_copies": 2,
         "bidirectional_layers": 3,
         "label_piece": "last",
+        "word_encoder_size": 12,
+        "word_form_rows": 100,
+        "word_form_size": 4,
         "problem_type": "regression",
         "id2label": {"0": "no", "1": "yes"},
     }
@@ -166,12 +169,19 @@ def test_transformers_reads_to_dict():
     reference = transformers.BioGptConfig.from_dict(config.to_dict())
     # The first is None, and absent from the reference's class; the others are ours, and unset.
     unset = {"classifier_dropout", "passage_copies", "bidirectional_layers", "label_piece"}
+    unset |= {"word_encoder_size", "word_form_rows", "word_form_size"}
     assert not unset & config.to_dict().keys()
     for field in fields(config):
         if field.name not in unset:
             assert getattr(reference, field.name) == getattr(config, field.name), field.name
     assert reference.num_labels == 3
     assert reference.label2id == {"O": 0, "B-Gene": 1, "I-Gene": 2}
+
+
+def test_the_shape_of_a_word_encoder_is_written_whole():
+    """Its table's rows are addresses: a default that changed later would read other words' rows."""
+    written = BioGptConfig(word_encoder_size=8).to_dict()
+    assert (written["word_form_rows"], written["word_form_size"]) == (8192, 32)
 
 
 def test_from_json_names_the_file(tmp_path):

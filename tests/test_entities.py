@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from biogpt import BioGptForTokenClassification, BioGptTokenizer
 from biogpt.config import BioGptConfig
-from biogpt.entities import Entity, EntityRecognizer, TagScheme, windows_of, words_of
+from biogpt.entities import Entity, EntityRecognizer, TagScheme, windows_of, word_forms, words_of
 
 BIO = ("O", "B-Disease", "I-Disease", "B-Gene", "I-Gene")
 IOBES = ("O", "B-X", "I-X", "E-X", "S-X")
+BOTH_WAYS = {"word_encoder_size": 16, "word_form_rows": 64, "word_form_size": 8}
 ABSTRACT = (
     "Naloxone reverses the antihypertensive effect of clonidine. In unanesthetized rats the decrease in blood "
     "pressure produced by clonidine (5–20 µg/kg) was reversed by α-methyldopa; “β1-blockers” were not tested. "
@@ -120,7 +121,7 @@ def test_copies_that_cannot_fit_are_refused(tokenizer):
 
 
 def test_a_batch_gives_what_each_text_gives_alone_in_its_place(tokenizer):
-    for changes in ({}, {"passage_copies": 2}, {"bidirectional_layers": 1}):
+    for changes in ({}, {"passage_copies": 2}, {"bidirectional_layers": 1}, BOTH_WAYS):
         tagger = recognizer(tokenizer, **changes)
         texts = [ABSTRACT[i : i + 20 + 13 * i] for i in range(12)] + ["", ABSTRACT * 4, " \n"]
         alone = [tagger(text) for text in texts]
@@ -131,10 +132,38 @@ def test_a_batch_gives_what_each_text_gives_alone_in_its_place(tokenizer):
             assert [e.score for e in one] == pytest.approx([e.score for e in other], abs=1e-4)
 
 
+def test_a_word_encoder_sees_what_follows_and_how_a_word_is_written(tokenizer):
+    tagger = recognizer(tokenizer, **BOTH_WAYS)
+
+    def first_word(text: str) -> np.ndarray:
+        return tagger.log_probabilities([words_of(tokenizer, text)])[0][0]
+
+    given = first_word("BRCA1 carriers")
+    assert np.abs(given - first_word("BRCA1 mice")).max() > 1e-3
+    plain = recognizer(tokenizer)
+    assert np.array_equal(
+        plain.log_probabilities([words_of(tokenizer, "BRCA1 carriers")])[0][0],
+        plain.log_probabilities([words_of(tokenizer, "BRCA1 mice")])[0][0],
+    )
+    with pytest.raises(
+        ValueError, match="word_encoder_size 16 labels words, not tokens; use EntityRecognizer"
+    ):
+        tagger.model(torch.tensor([[2, 5]]))
+
+
+def test_the_forms_of_a_word_are_those_that_the_files_were_trained_with():
+    """The rows are addresses in a saved table: another hash would read other words' rows."""
+    assert word_forms("BRCA1", 16384) == (16197, 2514, 7561, 7381, 3557)
+    known, unseen = word_forms("BRCA1", 16384), word_forms("BRXA2", 16384)
+    assert [a == b for a, b in zip(known, unseen, strict=True)] == [False, False, False, False, True]
+    assert word_forms("aaa", 7) != word_forms("AAA", 7)
+    assert all(0 <= row < 7 for row in word_forms("\ud83d 🙂", 7))
+
+
 def test_words_far_from_a_windows_edge_do_not_change_when_the_text_grows(tokenizer):
     """A seam shows as a label that depends on where a window happened to end."""
     tagger = recognizer(tokenizer)
-    scores = tagger.log_probabilities([words_of(tokenizer, ABSTRACT * 4).pieces])[0]
+    scores = tagger.log_probabilities([words_of(tokenizer, ABSTRACT * 4)])[0]
     assert np.isfinite(scores).all()
     assert np.allclose(np.exp(scores).sum(axis=1), 1, atol=1e-5)
 
@@ -191,7 +220,7 @@ def test_a_text_in_place_of_a_list_is_refused(tokenizer):
 def test_a_language_model_is_refused_and_a_saved_head_comes_back(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="no token classification head"):
         EntityRecognizer.from_pretrained("mini")
-    tagger = recognizer(tokenizer, passage_copies=2, label_piece="last")
+    tagger = recognizer(tokenizer, passage_copies=2, label_piece="last", **BOTH_WAYS)
     tagger.model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     again = EntityRecognizer.from_pretrained(tmp_path, device="cpu", precision="float32")

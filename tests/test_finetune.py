@@ -12,7 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from biogpt import BioGptForCausalLM, BioGptTokenizer, EntityRecognizer, TextClassifier
+from biogpt import (
+    BioGptForCausalLM,
+    BioGptTokenizer,
+    EntityRecognizer,
+    TextClassifier,
+)
 from biogpt.cli import main
 from biogpt.config import BioGptConfig
 from biogpt.training.finetune import (
@@ -100,6 +105,33 @@ def test_a_tagger_learns_both_types_from_corpora_that_mark_one_each(base, corpor
     assert metrics["options"]["lr"] == 5e-3
     assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "config.json").read_text())["passage_copies"] == 2
+
+
+def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_path):
+    """Only the word after "of" tells what the one before it is; the decoder alone cannot know."""
+    lines = []
+    for count in range(80):
+        drug = count % 2
+        lines += [
+            f"sample{count // 2}\t{'B-Drug' if drug else 'O'}",
+            "of\tO",
+            f"{'tablets' if drug else 'tissue'}\tO",
+            "",
+        ]
+    path = tmp_path / "samples.tsv"
+    path.write_text("\n".join(lines))
+    corpus = EntityCorpus.read(path)
+    task = EntityTask([corpus], [corpus], {"word_encoder_size": 32})
+    folder = finetune(
+        task, options(tmp_path / "run", base, epochs=15, frozen_epochs=15, lr=1e-2, batch_tokens=64)
+    )
+    tagger = EntityRecognizer.from_pretrained(folder, precision="float32")
+    assert [entity.text for entity in tagger("sample4 of tablets")] == ["sample4"]
+    assert tagger("sample4 of tissue") == []
+    before = BioGptForCausalLM.from_pretrained(base, precision="float32").biogpt.state_dict()
+    after = tagger.model.biogpt.state_dict()
+    for name, weight in before.items():
+        assert torch.equal(after[name], weight.half().float()), name
 
 
 def test_renamed_types_leave_the_others_unannotated(corpora):

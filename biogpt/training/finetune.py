@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from biogpt.config import BioGptConfig
 from biogpt.device import bfloat16_pays, choose_device
+from biogpt.entities import forms_of
 from biogpt.heads import BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.optimizer import Muon
@@ -49,11 +50,13 @@ class Example:
         reads: R positions at which labels are read.
         targets: [R, N] float32, 1 for a right label. One label a read: any of those with 1 counts as right;
             multi-label: all of them do.
+        words: [R] the words that are read, for a word encoder.
     """
 
     ids: list[int]
     reads: list[int]
     targets: np.ndarray
+    words: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class FinetuneOptions:
         out: folder of the run: state, log, and ``best``, the checkpoint with its metrics.
         model: what to start from: embedded name, folder or Hub id.
         epochs: passes over the training data.
+        frozen_epochs: so many first ones train what is above the decoder only: several times faster.
         muon_lr: highest learning rate of the matrices of the top layer, by Muon; 0 gives all to AdamW, the safe
             choice for large checkpoints.
         lr: highest learning rate of AdamW, for the head and what else is not Muon's.
@@ -128,6 +132,7 @@ class FinetuneOptions:
     out: Path
     model: str = "mini"
     epochs: int = 5
+    frozen_epochs: int = 0
     muon_lr: float = 0.01
     lr: float = 1e-3
     layer_decay: float = 1.0
@@ -230,6 +235,7 @@ class _Run:
             unit="batch",
         )
         self.model.train()
+        self.model.biogpt.train(not self.frozen)
         clock = saved = time.monotonic()
         for batch in bar:
             share = (progress.epoch + progress.batch / len(batches)) / options.epochs
@@ -251,6 +257,11 @@ class _Run:
         self._score_and_save()
         self.save_state()
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the decoder stays as it is in this epoch."""
+        return self.progress.epoch < self.options.frozen_epochs
+
     def stalled(self) -> bool:
         """Whether the dev score has not risen for ``patience`` epochs."""
         options, progress = self.options, self.progress
@@ -263,7 +274,7 @@ class _Run:
     def _hidden(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         # Asked for its attentions, the model multiplies matrices instead of calling the fused kernel, whose
         # backward pass is slow on CPUs; nothing of them is kept after compilation.
-        with self._autocast():
+        with self._autocast(), torch.set_grad_enabled(not self.frozen):
             return self.model.biogpt(ids, mask, output_attentions=self.device.type == "cpu").last_hidden_state
 
     def _autocast(self) -> AbstractContextManager:
@@ -290,7 +301,7 @@ class _Run:
         rows, reads = torch.tensor(where, device=self.device).T
         targets = torch.from_numpy(np.concatenate([example.targets for example in batch])).to(self.device)
         hidden = self.hidden(ids, mask)[rows, reads].float()
-        loss = label_loss(head_logits(self.model, hidden), targets, weights, self.task.multi_label)
+        loss = label_loss(head_logits(self.model, hidden, batch), targets, weights, self.task.multi_label)
         self.scaler.scale(loss / options.accumulation).backward()
         if last or (self.progress.batch + 1) % options.accumulation == 0:
             for optimizer in self.optimizers:
@@ -476,11 +487,13 @@ def _label_weights(examples: Sequence[Example], multi_label: bool) -> Tensor:
     return torch.tensor(np.sqrt(weights), dtype=torch.float32)
 
 
-def head_logits(model: Head, hidden: Tensor) -> Tensor:
-    """Scores of the labels at R positions: [R, D] to [R, N]."""
-    if isinstance(model, BioGptForTokenClassification):
-        return model.classifier(model.dropout(hidden))
-    return model.score(hidden)
+def head_logits(model: Head, hidden: Tensor, batch: Sequence[Example]) -> Tensor:
+    """Scores of the labels at the R positions that a batch reads: [R, D] to [R, N]."""
+    if isinstance(model, BioGptForSequenceClassification):
+        return model.score(hidden)
+    words = [word for example in batch for word in example.words]
+    forms = forms_of(words, model.config, hidden.device)
+    return model.read(hidden, forms, [len(example.reads) for example in batch])
 
 
 def label_loss(logits: Tensor, targets: Tensor, weights: Tensor | None, multi_label: bool) -> Tensor:

@@ -36,6 +36,7 @@ from biogpt.training.metrics import (
 # Share of the passages that are single sentences; the others fill the window. In a CoNLL file, where texts are
 # sentences, about half of the sentences stand alone then.
 _ALONE, _ALONE_OF_SENTENCES = 0.3, 0.85
+_WORD_ENCODER_DROPOUT = 0.4
 
 Renderings = tuple[TaggedText, ...]  # one sentence, written in one or two ways
 
@@ -101,7 +102,7 @@ class EntityTask:
     Args:
         train: corpora to learn from; an ``O`` in one means "none of the types that this corpus annotates".
         dev: corpora to score on, each by the types that it annotates; the task's score is the mean F1.
-        settings: of the config: ``passage_copies``, ``bidirectional_layers``.
+        settings: of the config: ``passage_copies``, ``bidirectional_layers``, ``word_encoder_size``.
     """
 
     head = BioGptForTokenClassification
@@ -114,6 +115,8 @@ class EntityTask:
         self.types = tuple(dict.fromkeys(kind for corpus in train for kind in corpus.types))
         self.labels = (OUTSIDE, *(f"{prefix}-{kind}" for kind in self.types for prefix in "BI"))
         self.settings = {"label_piece": "last", **settings}
+        if settings.get("word_encoder_size"):
+            self.settings["classifier_dropout"] = _WORD_ENCODER_DROPOUT
         self._encoded: list[list[list[list[tuple[Words, np.ndarray]]]]] = []
 
     def examples(
@@ -138,10 +141,11 @@ class EntityTask:
                     if random.random() >= corpus.share:
                         continue
                     pieces = [word for words, _ in passage for word in words.pieces]
+                    texts = [word for words, _ in passage for word in words.texts]
                     labels = np.concatenate([labels for _, labels in passage])
                     for window in windows_of(pieces, config):
                         own = labels[window.first : window.first + len(window.reads)]
-                        examples.append(Example(window.ids, window.reads, right[own]))
+                        examples.append(Example(window.ids, window.reads, right[own], window.words(texts)))
         return examples
 
     def evaluate(self, model: BioGptForTokenClassification, tokenizer: BioGptTokenizer) -> Result | None:
