@@ -101,6 +101,12 @@ def main() -> None:
     options = parser.parse_args()
 
     # Imports that take seconds come when they are needed: --help, a wrong flag and a missing model need not wait.
+    from biogpt.ui.zero import gpu_is_lent
+
+    lent = gpu_is_lent()
+    if lent:
+        import spaces  # noqa: F401  # before CUDA starts
+
     from biogpt.device import choose_device, choose_precision
     from biogpt.hub import embedded_names, find
 
@@ -117,8 +123,14 @@ def main() -> None:
     from biogpt.service import TextGenerator
     from biogpt.ui.models import LazyModel, Shelf
     from biogpt.ui.page import build_page, serve
+    from biogpt.ui.zero import LentGenerator
 
-    chosen = {"device": options.device, "precision": options.precision}
+    chosen = {"device": "cpu" if lent else options.device, "precision": "auto" if lent else options.precision}
+
+    def load(source: str) -> TextGenerator:
+        if lent and source == options.model:
+            return LentGenerator.from_pretrained(source, precision=options.precision)
+        return TextGenerator.from_pretrained(source, **chosen)
 
     def later(kind: Any, source: str) -> LazyModel[Any]:
         return LazyModel(_name(source), lambda: kind.from_pretrained(source, **chosen))
@@ -128,8 +140,11 @@ def main() -> None:
         allowed = [
             name for name in embedded_names() if name == "mini"
         ]  # strangers read no folder of this machine
-    shelf = Shelf(options.model, lambda source: TextGenerator.from_pretrained(source, **chosen), allowed)
-    Thread(target=_load, args=(shelf,), daemon=True).start()
+    shelf = Shelf(options.model, load, allowed)
+    if lent:  # what is on the GPU when the page is served is there in each forked process
+        _load(shelf)
+    else:
+        Thread(target=_load, args=(shelf,), daemon=True).start()
     page = build_page(
         shelf,
         _name(options.model),

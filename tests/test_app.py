@@ -1,8 +1,6 @@
 """The command ``python app.py``: flags, environment, refusals, and a start without a network."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,13 +11,13 @@ from pathlib import Path
 
 import gradio_client
 import pytest
+from app_server import ROOT, app_server, clean_environment
 
 from app import build_parser
 from biogpt.config import BioGptConfig
 from biogpt.heads import BioGptForCausalLM
 from biogpt.tokenizer import BioGptTokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 FLAGS = (
     "model",
     "ner-model",
@@ -80,11 +78,6 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         timeout=120,
         check=False,
     )
-
-
-def clean_environment() -> dict[str, str]:
-    prefixes = ("BIOGPT_", "GRADIO_", "SPACE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
 def test_help_names_every_flag_and_its_environment_variable() -> None:
@@ -185,29 +178,10 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_status_2(checkpoint, argu
 def started(checkpoint: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """The address of the page of ``python app.py`` on a machine without a network, and what it tried to reach."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     outbound = tmp_path / "outbound"
     environment = {"PYTHONPATH": str(tmp_path), "OUTBOUND": str(outbound)}
-    process = subprocess.Popen(
-        [sys.executable, "app.py", "--model", str(checkpoint), "--port", str(port)],
-        cwd=ROOT,
-        env=clean_environment() | environment,
-    )
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, "app.py ended"
-            try:
-                urllib.request.urlopen(url).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+    with app_server("--model", str(checkpoint), environment=environment, path="") as (url, _):
         yield url, outbound
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def test_without_a_network_it_starts_and_reaches_for_nothing(started) -> None:
@@ -226,25 +200,7 @@ def test_without_a_network_it_starts_and_reaches_for_nothing(started) -> None:
 
 @pytest.mark.slow
 def test_told_to_end_it_finishes_the_text_under_way_and_takes_no_more() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port)],
-        cwd=ROOT,
-        env=clean_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(1200):
-            assert process.poll() is None, "app.py ended"
-            try:
-                urllib.request.urlopen(f"{url}health").close()
-                break
-            except OSError:
-                time.sleep(0.1)
+    with app_server() as (url, process):
         client = gradio_client.Client(url, verbose=False)
         asked = {"max_new_tokens": 200, "min_new_tokens": 200, "seed": 1, "api_name": "/generate"}
         updates = iter(client.submit("The gene", **asked))
@@ -264,6 +220,3 @@ def test_told_to_end_it_finishes_the_text_under_way_and_takes_no_more() -> None:
         assert last["tokens"] == 200
         assert last["finish_reason"] == "length"
         assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
