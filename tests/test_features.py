@@ -10,7 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from test_page import PROMPT, browser, page, server, set_length, text_of, type_text, wait_for_status
+from app_server import app_server
+from hub_server import HubServer, Repository
+from test_page import (
+    PROMPT,
+    browser,
+    page,
+    random_generator,
+    server,
+    set_length,
+    text_of,
+    type_text,
+    wait_for_status,
+)
 
 from biogpt.ui.elsewhere import CURL, filled
 
@@ -112,6 +124,36 @@ def test_another_model_is_chosen_for_this_visitor(page) -> None:
     page.locator("#model-state", has_text="mini").wait_for()
     page.get_by_role("tab", name="Write").click()
     generate(page, 3)
+
+
+def test_a_model_comes_from_the_hub_with_its_size_progress_and_cancel(browser, tmp_path) -> None:
+    generator = random_generator()
+    generator.model.save_pretrained(tmp_path / "tiny")
+    generator.tokenizer.save_pretrained(tmp_path / "tiny")
+    repositories = {"someone/tiny": [Repository(tmp_path / "tiny")]}
+    hub = HubServer(repositories, stall_at={"model.safetensors": 4096})
+    cache = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+    with hub, app_server(environment=cache | {"HF_ENDPOINT": hub.url}) as (url, _):
+        page = browser.new_page()
+        page.goto(url)
+        page.get_by_role("tab", name="Models").click()
+        status = page.locator("#model-status")
+        for name, words in (("someone/none", "Not usable"), ("someone/tiny", "to download")):
+            page.locator("#model-choice input").fill(name)
+            page.locator("#model-choice input").press("Enter")
+            status.get_by_text(words).wait_for()
+        assert hub.transfers("model.safetensors") == []  # nothing before the button
+        page.locator("#model-use").click()
+        status.get_by_text("Downloading").wait_for()
+        page.locator("#model-cancel").click()
+        status.get_by_text("Cancelled").wait_for()
+        hub.resume.set()
+        page.wait_for_timeout(3000)  # Gradio drops what is clicked while it still clears a cancelled run away
+        page.locator("#model-use").click()
+        page.locator("#model-state", has_text="someone/tiny").wait_for()
+        page.get_by_role("tab", name="Write").click()
+        generate(page, 3)
+        page.close()
 
 
 def test_no_tab_has_a_serious_fault_of_accessibility(page) -> None:

@@ -393,6 +393,7 @@ def test_the_endpoint_refuses_nonsense_and_goes_on(server) -> None:
         ({"max_new_tokens": 10**6}, str(LIMIT)),
         ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
         ({"top_p": "<b>"}, "top_p is &#x27;&lt;b&gt;&#x27;"),
+        ({"model": "someone/else"}, "someone/else is not offered here"),
     ):
         job = client.submit(api_name="/generate", **{"prompt": PROMPT} | arguments)
         with pytest.raises(gradio_client.exceptions.AppError, match=re.escape(message)):
@@ -652,11 +653,13 @@ def test_the_endpoints_that_label_texts(server) -> None:
     ]
     own = client.predict("gene", labels=["gene", "protein"], api_name="/classify")
     assert {each["label"] for each in own} == {"gene", "protein"}
+    assert client.predict("gene", labels=["gene", "protein"], model="mini", api_name="/classify") == own
     for name, arguments, message in (
         ("/ner", {"text": " "}, "text is empty"),
         ("/ner", {"text": "gene", "types": ["<b>"]}, "this model knows Disease"),
         ("/ner", {"text": "gene", "min_score": 2}, "min_score is 2"),
         ("/classify", {"text": "gene", "labels": ["one"]}, "1 labels of your own"),
+        ("/classify", {"text": "gene", "labels": ["a", "b"], "model": "x/y"}, "x/y is not offered here"),
         ("/classify", {"text": "gene", "labels": ["a", "b"], "task": "sentences"}, "leave out labels"),
     ):
         with pytest.raises(gradio_client.exceptions.AppError, match=re.escape(message)):

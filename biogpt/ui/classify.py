@@ -16,7 +16,7 @@ from biogpt.documents import Document
 from biogpt.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of
 from biogpt.service import TextGenerator
 from biogpt.ui.marks import Bar, Span, bars, cut_note, marked, view
-from biogpt.ui.models import LazyModel
+from biogpt.ui.models import LazyModel, OnShelf, Shelf
 from biogpt.ui.runs import (
     PASSAGES,
     QUICK,
@@ -81,40 +81,41 @@ class Labeller:
 
     Args:
         texts, sentences: trained heads for whole texts, and for the sentences of an abstract.
-        own: the language model that compares labels of one's own.
+        shelf: of the language models that compare labels of one's own.
     """
 
     def __init__(
         self,
         texts: LazyModel[TextClassifier],
         sentences: LazyModel[TextClassifier],
-        own: LazyModel[TextGenerator],
+        shelf: Shelf,
     ) -> None:
-        self.texts, self.sentences, self.own = texts, sentences, own
+        self.texts, self.sentences, self.shelf = texts, sentences, shelf
 
     def label(
-        self, read: Callable[[str], list[Document]], source: str, task: Task, own_labels: str
+        self, read: Callable[[str], list[Document]], source: str, task: Task, own_labels: str, model: str
     ) -> Iterator[tuple[str, Labelled | None]]:
         """Label what ``read`` makes of a text or a file; yields status and what was found so far.
 
         Args:
             own_labels: one a line, or with commas between.
+            model: the name of the visitor's language model.
         """
         try:
             documents = read(source)
             labels = _own_labels(re.split(r"[,;\n]", own_labels)) if task == "own" else ()
             yield status("Reading"), None
-            with closing(self._runs(documents, task, labels)) as runs:
+            with closing(self._runs(documents, task, labels, model)) as runs:
                 for run in runs:
                     yield run.line(), self._labelled(run, task, labels)
         except REFUSALS as error:
             yield refusal(error), None
 
     def _runs(
-        self, documents: Sequence[Document], task: Task, labels: tuple[str, ...]
+        self, documents: Sequence[Document], task: Task, labels: tuple[str, ...], model: str | None
     ) -> Generator[Run[Any], None, None]:
         if task == "own":
-            return label_all(self.own, documents, partial(_compared, labels))
+            return label_all(OnShelf(self.shelf, model), documents, partial(_compared, labels))
         if task == "sentences":
             return label_all(self.sentences, documents, _by_sentence)
         return label_all(self.texts, documents, _classified)
@@ -153,7 +154,12 @@ class Labeller:
         return f"labels{suffix_of(kind)}", classes_as(kind, found.documents, found.texts)
 
     def classify(
-        self, text: str, task: Task = "texts", labels: list[str] | None = None, threshold: float = 0.0
+        self,
+        text: str,
+        task: Task = "texts",
+        labels: list[str] | None = None,
+        threshold: float = 0.0,
+        model: str | None = None,
     ) -> list[dict[str, str | int | float]]:
         """Classify a biomedical text, or the sentences of an abstract.
 
@@ -166,6 +172,7 @@ class Labeller:
             task: "texts", "sentences" or "own".
             labels: Two or more phrases to compare, such as "heart disease" and "cancer"; they imply the task "own".
             threshold: Only labels with at least this score, 0 to 1.
+            model: The language model that compares your labels; null is the page's own.
 
         Returns:
             Objects with label and score (probability, 0 to 1), highest first; of sentences in the order of the text,
@@ -180,7 +187,7 @@ class Labeller:
             check_score("threshold", threshold)
             task = task if labels is None else "own"
             own = _own_labels(labels or []) if task == "own" else ()
-            *_, last = self._runs(documents, task, own)
+            *_, last = self._runs(documents, task, own, model)
         except REFUSALS as error:
             raise api_error(error) from error
         [result] = last.results
@@ -195,14 +202,19 @@ class Labeller:
 def classify_tab(
     texts: LazyModel[TextClassifier],
     sentences: LazyModel[TextClassifier],
-    own: LazyModel[TextGenerator],
+    shelf: Shelf,
+    model: gr.State,
 ) -> dict[str, gr.components.Component]:
-    """Lay the tab out in the Blocks at hand and connect it; arguments are those of ``Labeller``.
+    """Lay the tab out in the Blocks at hand and connect it.
+
+    Args:
+        texts, sentences, shelf: as in ``Labeller``.
+        model: the name of the visitor's language model.
 
     Returns:
         The controls that a link holds, by the names of ``biogpt.ui.links``.
     """
-    labeller = Labeller(texts, sentences, own)
+    labeller = Labeller(texts, sentences, shelf)
     with gr.Row(elem_classes="columns halves"):
         with gr.Column():
             choices = [("Labels of your own", "own")]
@@ -219,7 +231,7 @@ def classify_tab(
             )
             own_labels = gr.Textbox(
                 label="Labels of your own",
-                info=f"Phrases that {own.name} compares, untrained: one a line, or with commas between.",
+                info="Phrases that your language model compares, untrained: one a line, or with commas between.",
                 value="heart disease, cancer, infection, diabetes",
                 lines=2,
                 visible=choices[0][1] == "own",
@@ -263,7 +275,7 @@ def classify_tab(
     connect(
         form,
         labeller.label,
-        [task, own_labels],
+        [task, own_labels, model],
         [(labeller.reset, [form.found], [results, threshold, document]), (labeller.show, chosen, shown)],
     )
     for control in (threshold, document):

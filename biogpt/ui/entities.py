@@ -118,7 +118,11 @@ class Tagger:
             for e in each
         ]
         columns = [*(["Id"] if several else []), "Text", "Type", "Start", "End", "Score"]
-        nothing = "" if rows else "No entity is left: lower the score, or choose more types."
+        nothing = ""
+        if not found.counts():
+            nothing = f"Nothing was found. The model knows these types: {', '.join(found.types)}."
+        elif not rows:
+            nothing = "No entity is left: lower the score, or choose more types."
         return (
             gr.CheckboxGroup(choices=[(f"{kind} {counts[kind]:,}", kind) for kind in found.types]),
             marked(text, [Span(e.label, e.start, e.end, e.score) for e in entities], found.types, "entity"),

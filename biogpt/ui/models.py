@@ -59,6 +59,19 @@ class LazyModel(Generic[Model]):
             yield self._model
 
 
+class OnShelf(LazyModel[TextGenerator]):
+    """A language model of the shelf, for a run that reads texts with it; one such run at a time."""
+
+    def __init__(self, shelf: "Shelf", name: str | None = None) -> None:
+        super().__init__(shelf.check(shelf.default if name is None else name), lambda: shelf.take(name))
+        self._shelf = shelf
+        self._lock = shelf.reading
+
+    @property
+    def loaded(self) -> TextGenerator | None:
+        return self._shelf.glance(self.name)
+
+
 class Cancelled(Exception):
     """Raised inside a download that nobody waits for any more."""
 
@@ -85,6 +98,7 @@ class Shelf:
         self.default = default
         self.allowed = None if allowed is None else tuple(dict.fromkeys([default, *allowed]))
         self.failure = ""  # why the default could not be loaded
+        self.reading = Lock()  # of runs that read texts with a model, beside the requests that write
         self._load = load
         self._keep = keep
         self._loaded: dict[str, TextGenerator] = {}  # the one used last comes last
@@ -94,6 +108,10 @@ class Shelf:
     @property
     def ready(self) -> bool:
         return self.default in self._loaded
+
+    def glance(self, name: str) -> TextGenerator | None:
+        """The model if it is in memory; does not wait."""
+        return self._loaded.get(name)
 
     def has(self, name: str) -> bool:
         """Whether the model is in memory."""
@@ -241,7 +259,7 @@ def models_tab(shelf: Shelf, model: gr.State, header: gr.HTML, describe: Callabl
             elem_classes="run-status",
         )
         gr.HTML(
-            '<p class="remark">The model writes in the Write tab. Other visitors '
+            '<p class="remark">The model writes in the Write tab, and compares labels of your own. Other visitors '
             "keep theirs; text that is being written is finished by the model that began it.</p>"
         )
 

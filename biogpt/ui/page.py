@@ -55,7 +55,7 @@ def build_page(
     """Lay out the page; no model needs to be loaded yet.
 
     Args:
-        shelf: of language models; its default one also compares labels of the visitor's own.
+        shelf: of language models; the visitor's one also compares labels of their own.
         name: what to call the default model: an embedded name, a folder's, or a Hub id.
         recognizer: finds entities.
         classifier, sentence_classifier: label whole texts, and the sentences of abstracts.
@@ -83,8 +83,7 @@ def build_page(
                 with gr.Tab("Entities", id="entities"):
                     controls["passage"] = entities_tab(recognizer)
             with gr.Tab("Classify", id="classify"):
-                own = LazyModel(name, shelf.take)
-                controls |= classify_tab(classifier, sentence_classifier, own)
+                controls |= classify_tab(classifier, sentence_classifier, shelf, model)
             with gr.Tab("Models", id="models"):
                 models_tab(shelf, model, header, describe_model)
             with gr.Tab("Use it elsewhere", id="elsewhere"):

@@ -284,7 +284,7 @@ def lay_out_form(
 def connect(
     form: Form,
     work: Callable[..., Iterator[tuple[str, Any]]],
-    settings: Sequence[gr.components.Component],
+    settings: Sequence[gr.components.Component | gr.State],
     refresh: Sequence[tuple[Callable[..., Any], list[Any], list[Any]]],
 ) -> None:
     """Run on a click with the text, on an upload with the file; Stop ends either and keeps what is there.

@@ -294,6 +294,7 @@ class Writer:
         length_penalty: float = 1.0,
         stop: list[str] | None = None,
         seed: int | None = None,
+        model: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Continue a biomedical text with BioGPT, one update a token. It completes; it does not follow instructions.
 
@@ -311,6 +312,7 @@ class Writer:
             length_penalty: Above 0 beam search favours long texts.
             stop: The text ends before the first of these strings.
             seed: The same seed gives the same text; null draws one.
+            model: The language model that writes; null is the page's own.
 
         Returns:
             text: all of the completion so far, the prompt left out; tokens: its length; seed: gives the same text again;
@@ -331,7 +333,7 @@ class Writer:
                 stop=() if stop is None else stop,
                 seed=seed,
             ).with_seed()
-            with closing(_steps(self.shelf.take(), prompt, options)) as steps:
+            with closing(_steps(self.shelf.take(model), prompt, options)) as steps:
                 made = (step for step in steps if not isinstance(step, int))
                 for tokens, step in enumerate(made, start=1):
                     yield {
