@@ -1,0 +1,111 @@
+"""What the README tells people to type works as it stands."""
+
+import lzma
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from biogpt.cli import _parser
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Run elsewhere: the page by tests/test_app.py, the tests by whoever reads this, an archive's conversion by
+# tests/test_convert.py.
+_ELSEWHERE = ("pip install", "python -m biogpt convert")
+_SMALLER = {  # of what takes minutes or hours, a part
+    "bench": "--model mini --prompts 16 --streams 1 --positions 16 --precisions float32 --rounds 1 --steps 4",
+    "train ner": "--epochs 1",
+    "train classify": "--epochs 1",
+    "evaluate ner": "--precision float32",
+}
+_TAGGED = "Aspirin\tB-{kind}\nhelps\tO\n.\tO\n\n" * 4
+_FILES = {
+    "abstracts.csv": "id,text\n1,Insulin lowered glucose.\n2,The tumour shrank.\n",
+    "abstracts.jsonl": '{"id": "1", "text": "Aspirin lowers the risk of stroke."}\n',
+    "test.tsv": _TAGGED.format(kind="Chemical"),
+    "genes.tsv": _TAGGED.format(kind="Gene"),
+    "diseases.tsv": _TAGGED.format(kind="Disease"),
+    "dev.tsv": _TAGGED.format(kind="Gene"),
+}
+_LABELLED = {"train.tsv": "a|b\tOne text.\nnone\tAnother.\n", "dev.tsv": "a\tOne text.\nb\tAnother.\n"}
+_ROLES = "###1\nMETHODS\tWe looked.\nRESULTS\tWe found it.\n"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_the_python_runs(number: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", blocks("python")[number]],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def commands() -> list[str]:
+    lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(_ELSEWHERE)]
+
+
+@pytest.mark.slow
+def test_the_commands_run(tmp_path: Path) -> None:
+    """One after another in one folder; those that train come first, for others use what they make."""
+    (tmp_path / "heldout.txt.xz").write_bytes(lzma.compress(b"Insulin lowered glucose.\n"))
+    lines = sorted(commands(), key=lambda line: " train " not in line)
+    assert len(lines) >= 9
+    for line in lines:
+        files = _FILES | (_LABELLED if "classify" in line else {})
+        files |= {"train.txt": _ROLES, "dev.txt": _ROLES} if "--sentences" in line else {}
+        for name, content in files.items():
+            (tmp_path / name).write_text(content, encoding="utf-8")
+        python, *arguments = shlex.split(line)
+        assert python == "python"
+        smaller = next((more for name, more in _SMALLER.items() if f"biogpt {name}" in line), "")
+        done = subprocess.run(
+            [sys.executable, *arguments, *smaller.split()],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    for made in ("labels.csv", "entities.zip", "my-tagger/best/metrics.json", "my-roles/best/config.json"):
+        assert (tmp_path / made).stat().st_size > 0, made
+
+
+def test_the_conversion_is_called_as_the_readme_says() -> None:
+    (line,) = re.findall(r"^python -m biogpt (convert .*?)  #", README, re.M)
+    assert _parser().parse_args(shlex.split(line)).archive == Path("ARCHIVE")
+
+
+def test_every_flag_of_the_table_is_one_of_the_page() -> None:
+    from app import build_parser as flags_of_the_page
+
+    known = flags_of_the_page({}).format_help()
+    named = re.findall(r"^\| `(--[a-z-]+)`.*?`(BIOGPT_[A-Z_]+)`", README, re.M)
+    assert len(named) >= 6
+    for flag, variable in named:
+        assert flag in known
+        assert variable in known
+
+
+def test_pictures_and_cards_are_where_the_readme_looks_for_them() -> None:
+    linked = [path for path in re.findall(r"\]\(([^)#:]+)\)", README) if not path.startswith("http")]
+    assert len(linked) >= 6
+    assert [path for path in linked if not (ROOT / path).is_file()] == []
