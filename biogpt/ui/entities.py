@@ -127,7 +127,7 @@ class Tagger:
             gr.CheckboxGroup(choices=[(f"{kind} {counts[kind]:,}", kind) for kind in found.types]),
             marked(text, [Span(e.label, e.start, e.end, e.score) for e in entities], found.types, "entity"),
             remarks(nothing, cut_note(text), rows_note(len(rows))),
-            table(columns, rows, [14, 34, 19, 11, 11, 11] if several else [41, 23, 12, 12, 12]),
+            table(columns, rows, [14, 27, 17, 14, 13, 15] if several else [32, 21, 16, 14, 17]),
             _plot(kept),
         )
 
