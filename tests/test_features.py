@@ -124,6 +124,8 @@ def test_another_model_is_chosen_for_this_visitor(page) -> None:
     page.locator("#model-state", has_text="mini").wait_for()
     page.get_by_role("tab", name="Write").click()
     generate(page, 3)
+    type_text(page, "The gene")
+    page.locator("#count", has_text="of").wait_for()
 
 
 def test_a_model_comes_from_the_hub_with_its_size_progress_and_cancel(browser, tmp_path) -> None:

@@ -218,6 +218,7 @@ def page(server: Server, browser: Any) -> Iterator[Any]:
     opened.add_init_script(RECORD_UPDATES)
     opened.goto(server.url)
     opened.locator("#generate").wait_for()
+    opened.locator("#model-state", has_text="ready").wait_for()  # and the controls have its bounds
     set_length(opened, STREAMED)
     yield opened
     opened.close()

@@ -263,9 +263,9 @@ class Writer:
 
     def count(self, model: str, text: str) -> str:
         """How much of the model's positions a text takes."""
-        if model != self.shelf.default or not self.shelf.ready:
+        generator = self.shelf.glance(model)
+        if generator is None:  # it is loaded when it first writes
             return ""
-        generator = self.shelf.take(model)
         limit = generator.config.max_position_embeddings
         try:
             return _count(generator.count(text), limit)
