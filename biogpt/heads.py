@@ -179,9 +179,15 @@ class BioGptForTokenClassification(PretrainedModel):
 
         Returns:
             [W, N].
+
+        Raises:
+            ValueError: the model has a word encoder, and no forms were given.
         """
         if self.words is not None:
-            assert forms is not None, "a word encoder reads the forms of the words"
+            if forms is None:
+                raise ValueError(
+                    "a word encoder reads the forms of the words; give those of entities.forms_of"
+                )
             hidden = self.words(hidden, forms, counts)
         return self.classifier(self.dropout(hidden))
 
