@@ -18,6 +18,7 @@ _OWN = (  # unknown to other software
     "bidirectional_layers",
     "label_piece",
     "word_encoder_size",
+    "word_encoder_groups",
     "word_form_rows",
     "word_form_size",
 )
@@ -51,9 +52,10 @@ class BioGptConfig:
       causal model has seen all of it. For token classification.
     - ``bidirectional_layers``: so many of the last layers look both ways. Not for a language model.
     - ``label_piece``: the piece of a word, ``"first"`` or ``"last"``, at which its label is read.
-    - ``word_encoder_size``: width, each way, of the recurrent layer that reads the words of a passage both ways,
+    - ``word_encoder_size``: width, each way, of the recurrent layers that read the words of a passage both ways,
       above the decoder. For token classification; 0 has none.
-    - ``word_form_rows``, ``word_form_size``: of the table of spellings that this layer reads beside the decoder.
+    - ``word_encoder_groups``: the types of entities, by the layer that finds them; one layer for all when empty.
+    - ``word_form_rows``, ``word_form_size``: of the table of spellings that these layers read beside the decoder.
 
     ``layer_norm_eps`` is kept because checkpoints carry it, but every LayerNorm runs at 1e-5, as in
     the reference (``transformers`` ``models/biogpt/modeling_biogpt.py`` never reads it).
@@ -86,6 +88,7 @@ class BioGptConfig:
     bidirectional_layers: int = 0
     label_piece: str = "first"
     word_encoder_size: int = 0
+    word_encoder_groups: tuple[tuple[str, ...], ...] = ()
     word_form_rows: int = 8192
     word_form_size: int = 32
     problem_type: str | None = None
@@ -136,6 +139,13 @@ class BioGptConfig:
             raise ValueError(
                 f"config: id2label has the keys {sorted(self.id2label)}; expected 0, 1, 2 … without gaps"
             )
+        kinds = {label.partition("-")[2] for label in self.labels} - {""}
+        grouped = [kind for group in self.word_encoder_groups for kind in group]
+        if grouped and (not self.word_encoder_size or sorted(grouped) != sorted(kinds)):
+            raise ValueError(
+                f"config: word_encoder_groups has the types {grouped}; expected each of {sorted(kinds)} once, "
+                f"and a word_encoder_size (it is {self.word_encoder_size})"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -147,6 +157,12 @@ class BioGptConfig:
         if self.id2label is None:
             return ("LABEL_0", "LABEL_1")
         return tuple(self.id2label[index] for index in range(len(self.id2label)))
+
+    @property
+    def types_by_reader(self) -> tuple[frozenset[str], ...]:
+        """The types that each layer of a word encoder finds."""
+        kinds = frozenset(label.partition("-")[2] for label in self.labels) - {""}
+        return tuple(frozenset(group) for group in self.word_encoder_groups) or (kinds,)
 
     @property
     def num_labels(self) -> int:
@@ -179,6 +195,10 @@ class BioGptConfig:
         elif "num_labels" in values:
             _check_type("num_labels", int, values["num_labels"])
             chosen["id2label"] = {i: f"LABEL_{i}" for i in range(values["num_labels"])}
+        if isinstance(groups := chosen.get("word_encoder_groups"), list):
+            chosen["word_encoder_groups"] = tuple(
+                tuple(group) if isinstance(group, list) else group for group in groups
+            )
         return cls(**chosen)
 
     @classmethod
@@ -226,8 +246,14 @@ def _check_type(name: str, expected: Any, value: Any) -> None:
     right = isinstance(value, allowed)
     if isinstance(value, bool):  # to Python a kind of int
         right = bool in allowed
+    elif isinstance(value, tuple):
+        right = right and all(isinstance(group, tuple) and all(map(_is_text, group)) for group in value)
     elif isinstance(value, dict):
-        right = right and all(isinstance(label, str) for label in value.values())
+        right = right and all(map(_is_text, value.values()))
     if not right:
         wanted = getattr(expected, "__name__", str(expected))
         raise ValueError(f"config: {name} is {value!r}; expected {wanted}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

@@ -3,6 +3,8 @@
 Letters as in ``biogpt.model``: B batch, T positions, D width, V vocabulary; N labels, W words of all rows.
 """
 
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -106,47 +108,20 @@ class BioGptForCausalLM(PretrainedModel):
         return HeadOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
 
 
-class WordEncoder(nn.Module):
-    """Reads the words of a passage both ways, above a decoder that only looks back.
-
-    A bidirectional LSTM over each word's hidden state and the look of it (its letters, beginning, end and shape,
-    hashed into one table), as in the taggers of Lample et al. 2016 (arXiv:1603.01360) and the language models below
-    them of Peters et al. 2017 (arXiv:1705.00108); hashed forms are those of spaCy's ``MultiHashEmbed``.
-
-    Args:
-        config: with ``word_encoder_size`` H, ``word_form_rows``, ``word_form_size``.
-    """
-
-    FORMS = 5  # hashed looks of a word, see ``biogpt.entities.word_forms``
+class WordReader(nn.Module):
+    """A bidirectional LSTM over the words of several rows; see ``WordEncoder``."""
 
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__()
         size = config.word_encoder_size
-        dropout = (
-            config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        )
-        self.forms = nn.Embedding(config.word_form_rows, config.word_form_size)
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.dropout = nn.Dropout(dropout)
-        self.inner = nn.Linear(config.hidden_size + self.FORMS * config.word_form_size, 2 * size)
+        self.dropout = nn.Dropout(_dropout(config))
+        self.inner = nn.Linear(config.hidden_size + WordEncoder.FORMS * config.word_form_size, 2 * size)
         self.ahead = nn.LSTM(2 * size, size, batch_first=True)
         self.back = nn.LSTM(2 * size, size, batch_first=True)
-        nn.init.normal_(self.forms.weight, std=0.1)
 
-    def forward(self, hidden: Tensor, forms: Tensor, counts: list[int]) -> Tensor:
-        """Words of several rows, row after row.
-
-        Args:
-            hidden: [W, D] where each word is read.
-            forms: [W, FORMS] rows of the table.
-            counts: words of each row; they sum to W.
-
-        Returns:
-            [W, 2H]. A row does not depend on the others.
-        """
-        looks = self.forms(forms).flatten(1)
-        words = F.gelu(self.inner(self.dropout(torch.cat([self.norm(hidden), looks], dim=-1))))
-        rows = self.dropout(words).split(counts)
+    def forward(self, words: Tensor, counts: list[int]) -> Tensor:
+        """[W, D + forms] and the words of each row, to [W, 2H]."""
+        rows = self.dropout(F.gelu(self.inner(self.dropout(words)))).split(counts)
         # Both ways start at a row's own end, so padding never comes before a word.
         ahead, _ = self.ahead(nn.utils.rnn.pad_sequence(rows, batch_first=True))
         back, _ = self.back(nn.utils.rnn.pad_sequence([row.flip(0) for row in rows], batch_first=True))
@@ -154,7 +129,78 @@ class WordEncoder(nn.Module):
             torch.cat([ahead[row, :count], back[row, :count].flip(0)], dim=-1)
             for row, count in enumerate(counts)
         ]
-        return torch.cat(joined)
+        return self.dropout(torch.cat(joined))
+
+
+class WordEncoder(nn.Module):
+    """Reads the words of a passage both ways, above a decoder that only looks back.
+
+    Bidirectional LSTMs over each word's hidden state and the look of it (its letters, beginning, end and shape,
+    hashed into one table), as in the taggers of Lample et al. 2016 (arXiv:1603.01360) and the language models below
+    them of Peters et al. 2017 (arXiv:1705.00108); hashed forms are those of spaCy's ``MultiHashEmbed``. Each group
+    of types has a reader of its own: corpora that annotate other types, by other rules, do not disturb it.
+
+    Args:
+        config: with ``word_encoder_size`` H, ``word_encoder_groups``, ``word_form_rows``, ``word_form_size``.
+
+    Raises:
+        ValueError: the labels are not ``O`` and others with a prefix.
+    """
+
+    FORMS = 5  # hashed looks of a word, see ``biogpt.entities.word_forms``
+
+    def __init__(self, config: BioGptConfig) -> None:
+        super().__init__()
+        self.groups = config.types_by_reader
+        self.forms = nn.Embedding(config.word_form_rows, config.word_form_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.readers = nn.ModuleList(WordReader(config) for _ in self.groups)
+        nn.init.normal_(self.forms.weight, std=0.1)
+        kinds = [label.partition("-")[2] for label in config.labels]
+        if [label for label, kind in zip(config.labels, kinds, strict=True) if not kind] != ["O"]:
+            raise ValueError(f"a word encoder scores O and labels such as B-Gene; got {config.labels}")
+        self.outside = config.labels.index("O")
+        self.labels = [[i for i, kind in enumerate(kinds) if kind in group] for group in self.groups]
+
+    def forward(
+        self,
+        hidden: Tensor,
+        forms: Tensor,
+        counts: list[int],
+        classifier: nn.Linear,
+        types: Sequence[Collection[str]] | None = None,
+    ) -> Tensor:
+        """Score the labels of the words of several rows, row after row.
+
+        Args:
+            hidden: [W, D] where each word is read.
+            forms: [W, FORMS] rows of the table.
+            counts: words of each row; they sum to W.
+            classifier: from 2H to N; a label is scored on what the reader of its type gives.
+            types: of each row, what is asked for; a reader of none of them leaves the row out. None asks for all.
+
+        Returns:
+            [W, N] log-odds against ``O``, which is 0 itself; -inf for labels left out. A row does not depend on
+            the others.
+        """
+        words = torch.cat([self.norm(hidden), self.forms(forms).flatten(1)], dim=-1)
+        logits = words.new_full((len(words), classifier.out_features), -math.inf)
+        logits[:, self.outside] = 0
+        first = torch.tensor([0, *counts]).cumsum(0).tolist()
+        for group, reader, labels in zip(self.groups, self.readers, self.labels, strict=True):
+            rows = [row for row in range(len(counts)) if types is None or not group.isdisjoint(types[row])]
+            if not rows:
+                continue
+            index = torch.cat([torch.arange(first[row], first[row + 1]) for row in rows]).to(words.device)
+            read = reader(words[index], [counts[row] for row in rows])
+            scores = F.linear(read, classifier.weight[labels], classifier.bias[labels])
+            logits[index[:, None], torch.tensor(labels, device=words.device)] = scores
+        return logits
+
+
+def _dropout(config: BioGptConfig) -> float:
+    dropout = config.classifier_dropout
+    return config.hidden_dropout_prob if dropout is None else dropout
 
 
 class BioGptForTokenClassification(PretrainedModel):
@@ -163,22 +209,28 @@ class BioGptForTokenClassification(PretrainedModel):
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__(config)
         self.biogpt = BioGptModel(config)
-        dropout = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.dropout = nn.Dropout(_dropout(config))
         self.words = WordEncoder(config) if config.word_encoder_size else None
         self.classifier = nn.Linear(2 * config.word_encoder_size or config.hidden_size, config.num_labels)
         initialize(self.classifier, config)
 
-    def read(self, hidden: Tensor, forms: Tensor | None, counts: list[int]) -> Tensor:
+    def read(
+        self,
+        hidden: Tensor,
+        forms: Tensor | None,
+        counts: list[int],
+        types: Sequence[Collection[str]] | None = None,
+    ) -> Tensor:
         """Score the labels of words, row after row.
 
         Args:
             hidden: [W, D] of the decoder where each word is read.
-            forms: [W, 5] from ``biogpt.entities.word_forms``; read with a word encoder only.
+            forms: [W, 5] from ``biogpt.entities.word_forms``.
             counts: words of each row; they sum to W.
+            types: of each row, the types to score, None for all. Like ``forms``, for a word encoder only.
 
         Returns:
-            [W, N].
+            [W, N]; with a word encoder, log-odds as in ``WordEncoder.forward``.
 
         Raises:
             ValueError: the model has a word encoder, and no forms were given.
@@ -188,7 +240,7 @@ class BioGptForTokenClassification(PretrainedModel):
                 raise ValueError(
                     "a word encoder reads the forms of the words; give those of entities.forms_of"
                 )
-            hidden = self.words(hidden, forms, counts)
+            return self.words(hidden, forms, counts, self.classifier, types)
         return self.classifier(self.dropout(hidden))
 
     def forward(

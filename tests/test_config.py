@@ -65,14 +65,20 @@ def test_every_value_of_the_file_is_taken():
         "bidirectional_layers": 3,
         "label_piece": "last",
         "word_encoder_size": 12,
+        "word_encoder_groups": [["Gene"], ["Species", "Disease"]],
         "word_form_rows": 100,
         "word_form_size": 4,
         "problem_type": "regression",
-        "id2label": {"0": "no", "1": "yes"},
+        "id2label": {"0": "O", "1": "B-Gene", "2": "B-Disease", "3": "B-Species"},
     }
     assert set(values) == {field.name for field in fields(BioGptConfig)}
     config = BioGptConfig.from_dict(values | {"model_type": "biogpt"})
-    assert {name: getattr(config, name) for name in values} == values | {"id2label": {0: "no", 1: "yes"}}
+    read = {
+        "word_encoder_groups": (("Gene",), ("Species", "Disease")),
+        "id2label": {0: "O", 1: "B-Gene", 2: "B-Disease", 3: "B-Species"},
+    }
+    assert {name: getattr(config, name) for name in values} == values | read
+    assert BioGptConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert config.head_dim == 64
 
 
@@ -169,7 +175,7 @@ def test_transformers_reads_to_dict():
     reference = transformers.BioGptConfig.from_dict(config.to_dict())
     # The first is None, and absent from the reference's class; the others are ours, and unset.
     unset = {"classifier_dropout", "passage_copies", "bidirectional_layers", "label_piece"}
-    unset |= {"word_encoder_size", "word_form_rows", "word_form_size"}
+    unset |= {"word_encoder_size", "word_encoder_groups", "word_form_rows", "word_form_size"}
     assert not unset & config.to_dict().keys()
     for field in fields(config):
         if field.name not in unset:
@@ -182,6 +188,21 @@ def test_the_shape_of_a_word_encoder_is_written_whole():
     """Its table's rows are addresses: a default that changed later would read other words' rows."""
     written = BioGptConfig(word_encoder_size=8).to_dict()
     assert (written["word_form_rows"], written["word_form_size"]) == (8192, 32)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [(("Gene",),), (("Gene", "Drug"), ("Gene",)), (("Gene", "Drug", "Cell"),), (("Gene", "Drug"), ("",))],
+)
+def test_every_type_has_one_layer_that_finds_it(groups):
+    labels = {"id2label": {0: "O", 1: "B-Gene", 2: "I-Gene", 3: "B-Drug"}, "word_encoder_size": 4}
+    with pytest.raises(ValueError, match=r"expected each of \['Drug', 'Gene'\] once"):
+        BioGptConfig(**labels, word_encoder_groups=groups)
+    assert BioGptConfig(**labels).types_by_reader == ({"Gene", "Drug"},)
+    apart = BioGptConfig(**labels, word_encoder_groups=(("Drug",), ("Gene",)))
+    assert apart.types_by_reader == ({"Drug"}, {"Gene"})
+    with pytest.raises(ValueError, match=r"word_encoder_groups is \('Gene', 'Drug'\); expected tuple"):
+        BioGptConfig.from_dict({"word_encoder_groups": ["Gene", "Drug"]})
 
 
 def test_from_json_names_the_file(tmp_path):

@@ -16,6 +16,7 @@ from biogpt.entities import Entity, EntityRecognizer, TagScheme, windows_of, wor
 BIO = ("O", "B-Disease", "I-Disease", "B-Gene", "I-Gene")
 IOBES = ("O", "B-X", "I-X", "E-X", "S-X")
 BOTH_WAYS = {"word_encoder_size": 16, "word_form_rows": 64, "word_form_size": 8}
+APART = BOTH_WAYS | {"word_encoder_groups": (("Gene",), ("Disease",))}
 ABSTRACT = (
     "Naloxone reverses the antihypertensive effect of clonidine. In unanesthetized rats the decrease in blood "
     "pressure produced by clonidine (5–20 µg/kg) was reversed by α-methyldopa; “β1-blockers” were not tested. "
@@ -121,7 +122,7 @@ def test_copies_that_cannot_fit_are_refused(tokenizer):
 
 
 def test_a_batch_gives_what_each_text_gives_alone_in_its_place(tokenizer):
-    for changes in ({}, {"passage_copies": 2}, {"bidirectional_layers": 1}, BOTH_WAYS):
+    for changes in ({}, {"passage_copies": 2}, {"bidirectional_layers": 1}, BOTH_WAYS, APART):
         tagger = recognizer(tokenizer, **changes)
         texts = [ABSTRACT[i : i + 20 + 13 * i] for i in range(12)] + ["", ABSTRACT * 4, " \n"]
         alone = [tagger(text) for text in texts]
@@ -149,6 +150,30 @@ def test_a_word_encoder_sees_what_follows_and_how_a_word_is_written(tokenizer):
         ValueError, match="word_encoder_size 16 labels words, not tokens; use EntityRecognizer"
     ):
         tagger.model(torch.tensor([[2, 5]]))
+
+
+def test_each_group_of_types_has_a_reader_of_its_own(tokenizer):
+    model = recognizer(tokenizer, **APART).model
+    hidden, forms, counts = torch.randn(5, 32), torch.randint(64, (5, 5)), [2, 3]
+    with torch.inference_mode():
+        whole = model.read(hidden, forms, counts)
+        genes, diseases = [3, 4], [1, 2]
+        assert (whole[:, 0] == 0).all()
+        assert whole.isfinite().all()
+        # What a row is not asked for is left out; what it is asked for stays as it was.
+        part = model.read(hidden, forms, counts, [{"Gene"}, {"Disease"}])
+        close = {"rtol": 0, "atol": 1e-5}
+        assert part[:2, genes].allclose(whole[:2, genes], **close)
+        assert part[2:, diseases].allclose(whole[2:, diseases], **close)
+        assert (part[:2, diseases] == -np.inf).all()
+        assert (part[2:, genes] == -np.inf).all()
+        # Another reader for genes changes them alone.
+        model.words.readers[0].inner.weight.mul_(-1)
+        other = model.read(hidden, forms, counts)
+        assert other[:, diseases].equal(whole[:, diseases])
+        assert not other[:, genes].allclose(whole[:, genes])
+    with pytest.raises(ValueError, match=r"labels such as B-Gene; got \('O', 'Gene'\)"):
+        recognizer(tokenizer, ("O", "Gene"), **BOTH_WAYS)
 
 
 def test_the_forms_of_a_word_are_those_that_the_files_were_trained_with():
@@ -220,7 +245,7 @@ def test_a_text_in_place_of_a_list_is_refused(tokenizer):
 def test_a_language_model_is_refused_and_a_saved_head_comes_back(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="no token classification head"):
         EntityRecognizer.from_pretrained("mini")
-    tagger = recognizer(tokenizer, passage_copies=2, label_piece="last", **BOTH_WAYS)
+    tagger = recognizer(tokenizer, passage_copies=2, label_piece="last", **APART)
     tagger.model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     again = EntityRecognizer.from_pretrained(tmp_path, device="cpu", precision="float32")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,6 +133,18 @@ def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_pat
     after = tagger.model.biogpt.state_dict()
     for name, weight in before.items():
         assert torch.equal(after[name], weight.half().float()), name
+
+
+def test_types_that_some_corpus_annotates_together_share_a_reader(corpora):
+    types = [("Gene",), ("Chemical", "Disease"), ("Species",), ("Disease",), ("Gene", "Cell"), ("Cell",)]
+    annotated = [replace(EntityCorpus.read(corpora / "genes.tsv"), types=own) for own in types]
+    task = EntityTask(annotated, [], {"word_encoder_size": 4})
+    assert {frozenset(group) for group in task.settings["word_encoder_groups"]} == {
+        frozenset({"Chemical", "Disease"}),
+        frozenset({"Species"}),
+        frozenset({"Gene", "Cell"}),
+    }
+    assert "word_encoder_groups" not in EntityTask(annotated, [], {}).settings
 
 
 def test_renamed_types_leave_the_others_unannotated(corpora):

@@ -135,7 +135,7 @@ def test_mini_ner_finds_the_entities_of_a_test_split(shared_data):
     found = recognizer.batch([text.text for text in corpus.texts])
     diseases = [[entity for entity in entities if entity.label == "Disease"] for entities in found]
     scores = entity_scores([text.spans for text in corpus.texts], diseases)
-    assert scores["micro"].f1 == pytest.approx(0.808, abs=0.002)
+    assert scores["micro"].f1 == pytest.approx(0.802, abs=0.002)
     assert scores["micro"].support == 960
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -51,12 +51,14 @@ class Example:
         targets: [R, N] float32, 1 for a right label. One label a read: any of those with 1 counts as right;
             multi-label: all of them do.
         words: [R] the words that are read, for a word encoder.
+        types: of entities that are annotated here, the only ones that a word encoder scores.
     """
 
     ids: list[int]
     reads: list[int]
     targets: np.ndarray
     words: Sequence[str] = ()
+    types: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -274,8 +276,10 @@ class _Run:
     def _hidden(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         # Asked for its attentions, the model multiplies matrices instead of calling the fused kernel, whose
         # backward pass is slow on CPUs; nothing of them is kept after compilation.
-        with self._autocast(), torch.set_grad_enabled(not self.frozen):
-            return self.model.biogpt(ids, mask, output_attentions=self.device.type == "cpu").last_hidden_state
+        learns = not self.frozen
+        with self._autocast(), torch.set_grad_enabled(learns):
+            with_attentions = learns and self.device.type == "cpu"
+            return self.model.biogpt(ids, mask, output_attentions=with_attentions).last_hidden_state
 
     def _autocast(self) -> AbstractContextManager:
         name, kind = self.options.arithmetic, self.device.type
@@ -493,7 +497,8 @@ def head_logits(model: Head, hidden: Tensor, batch: Sequence[Example]) -> Tensor
         return model.score(hidden)
     words = [word for example in batch for word in example.words]
     forms = forms_of(words, model.config, hidden.device)
-    return model.read(hidden, forms, [len(example.reads) for example in batch])
+    counts = [len(example.reads) for example in batch]
+    return model.read(hidden, forms, counts, [example.types for example in batch])
 
 
 def label_loss(logits: Tensor, targets: Tensor, weights: Tensor | None, multi_label: bool) -> Tensor:

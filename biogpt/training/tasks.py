@@ -37,6 +37,7 @@ from biogpt.training.metrics import (
 # sentences, about half of the sentences stand alone then.
 _ALONE, _ALONE_OF_SENTENCES = 0.3, 0.85
 _WORD_ENCODER_DROPOUT = 0.4
+_ALL_TYPES = 0.15  # share of the passages on which every reader learns, so that two do not claim one word
 
 Renderings = tuple[TaggedText, ...]  # one sentence, written in one or two ways
 
@@ -117,6 +118,7 @@ class EntityTask:
         self.settings = {"label_piece": "last", **settings}
         if settings.get("word_encoder_size"):
             self.settings["classifier_dropout"] = _WORD_ENCODER_DROPOUT
+            self.settings["word_encoder_groups"] = _groups([corpus.types for corpus in train])
         self._encoded: list[list[list[list[tuple[Words, np.ndarray]]]]] = []
 
     def examples(
@@ -145,7 +147,9 @@ class EntityTask:
                     labels = np.concatenate([labels for _, labels in passage])
                     for window in windows_of(pieces, config):
                         own = labels[window.first : window.first + len(window.reads)]
-                        examples.append(Example(window.ids, window.reads, right[own], window.words(texts)))
+                        asked = self.types if random.random() < _ALL_TYPES else corpus.types
+                        said = window.words(texts)
+                        examples.append(Example(window.ids, window.reads, right[own], said, asked))
         return examples
 
     def evaluate(self, model: BioGptForTokenClassification, tokenizer: BioGptTokenizer) -> Result | None:
@@ -183,6 +187,16 @@ class EntityTask:
         right = np.eye(len(self.labels), dtype=np.float32)
         right[0] = [label.partition("-")[2] not in annotated for label in self.labels]
         return right
+
+
+def _groups(annotated: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """Types that some corpus annotates together, also by way of others, in groups; in the order given."""
+    groups: list[tuple[str, ...]] = []
+    for types in annotated:
+        apart = [group for group in groups if not set(group) & set(types)]
+        joined = [kind for group in groups if group not in apart for kind in group]
+        groups = [*apart, tuple(dict.fromkeys([*joined, *types]))]
+    return tuple(groups)
 
 
 def _renamed(text: TaggedText, renames: Mapping[str, str] | None) -> TaggedText:
