@@ -61,7 +61,8 @@ class BenchOptions:
         against: precisions of ``transformers``, which must be installed then.
         prompts: lengths in tokens, for the time to the first new token.
         streams: numbers of requests at once, for tokens a second in all.
-        positions: lengths of the text so far, for tokens a second of one stream and of the most streams.
+        positions: lengths of the text so far, for tokens a second of one stream, and of the most streams where these
+            leave room for the tokens that some make while others begin.
         tagging: measure documents a second of entities and labels as well.
         rounds: how often each figure is taken.
         steps: tokens of each stream that a figure is taken over.
@@ -73,7 +74,7 @@ class BenchOptions:
     against: Sequence[str] = ()
     prompts: Sequence[int] = (16, 128, 512, 1000)
     streams: Sequence[int] = (1, 4, 8, 16)
-    positions: Sequence[int] = (32, 256, 512, 900)
+    positions: Sequence[int] = (32, 256, 512, 900, 1000)
     tagging: bool = False
     rounds: int = 3
     steps: int = 16
@@ -82,7 +83,7 @@ class BenchOptions:
     def __post_init__(self) -> None:
         limit = self.config.max_position_embeddings
         longest = max(
-            [*self.prompts, *(at + self.steps + _spare(max(self.streams)) for at in self.positions)]
+            [*self.prompts, *(at + self.steps + _spare(min(self.streams)) for at in self.positions)]
         )
         if longest > limit:
             raise ValueError(
@@ -108,7 +109,8 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     cases += [("decode", (streams, at, options.steps)) for streams in options.streams]
     for position in options.positions:
         for streams in {min(options.streams), max(options.streams)}:
-            if ("decode", (streams, position, options.steps)) not in cases:
+            fits = position + options.steps + _spare(streams) <= options.config.max_position_embeddings
+            if fits and ("decode", (streams, position, options.steps)) not in cases:
                 cases.append(("decode", (streams, position, options.steps)))
     results: dict[str, Any] = {
         "machine": _machine(),
@@ -479,7 +481,8 @@ def _plots(results: dict[str, Any], options: BenchOptions) -> None:
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.add_subplot()
         for name, subject in results["subjects"].items():
-            axes.plot(points, [subject["figures"][key(x)] for x in points], marker="o", label=name)
+            known = [x for x in points if key(x) in subject["figures"]]
+            axes.plot(known, [subject["figures"][key(x)] for x in known], marker="o", label=name)
         axes.set_xlabel(label)
         axes.set_ylabel("tokens/s in all")
         axes.set_ylim(bottom=0)

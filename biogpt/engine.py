@@ -26,6 +26,7 @@ from biogpt.cache import KVCache
 from biogpt.generate import Hypothesis, Search, Token
 from biogpt.heads import BioGptForCausalLM
 from biogpt.model import DecoderLayer
+from biogpt.program import Step, step_program
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Engine:
     """The slots of one model, and their steps.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; its weights stay as they are from the first step on.
         cache_bytes: most memory for keys and values, those kept for reuse included; a quarter of the machine's when
             None.
         max_running, max_waiting: most slots that run at once, and that then wait for one to leave.
@@ -101,6 +102,7 @@ class Engine:
         self.prompts = PromptStore()
         self.device, self.dtype = model.device, model.dtype
         self._sizes: tuple[int, ...] = ()
+        self._program: Step | None = None
 
     def submit(self, slot: Slot) -> None:
         """Let a slot wait for its turn.
@@ -268,7 +270,9 @@ class Engine:
         padded = next((size for size in self._sizes if size >= len(ids)), len(ids))
         input_ids = torch.tensor(ids + [0] * (padded - len(ids)), device=self.device)
         caches = [slot.cache for slot in slots if slot.cache is not None]
-        hidden = self.model.biogpt.step(input_ids, caches)
+        if self._program is None:
+            self._program = step_program(self.model.biogpt)
+        hidden = self._program(input_ids, caches)
         return self.model.output_projection(hidden)[: len(ids)].float().cpu()
 
     def _advance(self, slot: Slot, logits: Tensor) -> None:

@@ -8,7 +8,7 @@ caches together.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from biogpt.cache import KVCache
+from biogpt.cache import KVCache, Place
 from biogpt.config import BioGptConfig
 
 POSITION_OFFSET = 2  # fairseq keeps the first two rows of the position table for padding
@@ -116,25 +116,33 @@ class Attention(nn.Module):
             return self.qkv_proj(hidden).chunk(3, dim=-1)
         return self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
 
-    def step(self, hidden: Tensor, caches: Sequence[KVCache]) -> Tensor:
-        """Attend from one new position of each row of several caches; arguments as in ``BioGptModel.step``.
+    def step(self, hidden: Tensor, places: Sequence[Place]) -> Tensor:
+        """Attend from one new position of each row of several caches.
 
         Each cache is attended to by itself, in shapes that depend on nothing else: a row's bits do not tell who
-        else is there. For one query, two matrix products are quicker than the fused kernel.
+        else is there. For one query, two matrix products are quicker than the fused kernel; and as little as
+        possible is done for each cache, since a call costs more than the arithmetic in it.
+
+        Args:
+            hidden: [R, D].
+            places: this layer's, of each cache; they are written to. Their rows are the first of the R.
+
+        Returns:
+            [R, D].
         """
-        query, key, value = (
-            part.view(len(hidden), self.heads, 1, -1) for part in self.query_key_value(hidden)
-        )  # [R, H, 1, D/H]
-        scale = 1 / math.sqrt(query.shape[-1])
-        mixed = torch.zeros_like(hidden)
-        first = 0
-        for cache in caches:
-            rows = slice(first, first + cache.batch_size)
-            keys, values = cache.write(self.layer, key[rows], value[rows])  # [B, H, S, D/H]
-            weights = (query[rows] @ keys.transpose(2, 3) * scale).softmax(dim=-1)
-            mixed[rows] = (weights @ values).flatten(1)
-            first = rows.stop
-        return self.out_proj(mixed)
+        query, key, value = (part.view(len(hidden), self.heads, -1) for part in self.query_key_value(hidden))
+        query = query / math.sqrt(query.shape[-1])  # [R, H, D/H]
+        mixed = torch.zeros_like(query)
+        counts = [len(place.key) for place in places]
+        counts.append(len(hidden) - sum(counts))  # padding
+        for place, new_key, new_value in zip(places, key.split(counts), value.split(counts), strict=False):
+            place.key.copy_(new_key)
+            place.value.copy_(new_value)
+        heads = [count * self.heads for count in counts]
+        queries, results = (part.view(-1, 1, part.shape[-1]).split(heads) for part in (query, mixed))
+        for place, own, result in zip(places, queries, results, strict=False):  # [B H, 1, D/H]
+            torch.bmm(torch.bmm(own, place.keys).softmax(dim=-1), place.values, out=result)
+        return self.out_proj(mixed.view_as(hidden))
 
 
 class DecoderLayer(nn.Module):
@@ -147,6 +155,7 @@ class DecoderLayer(nn.Module):
         self.fc1: nn.Module = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2: nn.Module = nn.Linear(config.intermediate_size, config.hidden_size)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.activation_name = config.hidden_act
         self.activation = _ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
@@ -170,9 +179,9 @@ class DecoderLayer(nn.Module):
         """The two-layer perceptron on each position by itself, [..., D] to [..., D]."""
         return self.fc2(self.activation_dropout(self.activation(self.fc1(hidden))))
 
-    def step(self, hidden: Tensor, caches: Sequence[KVCache]) -> Tensor:
+    def step(self, hidden: Tensor, places: Sequence[Place]) -> Tensor:
         """Arguments and result are those of ``Attention.step``; for inference only."""
-        hidden = hidden + self.self_attn.step(self.self_attn_layer_norm(hidden), caches)
+        hidden = hidden + self.self_attn.step(self.self_attn_layer_norm(hidden), places)
         return hidden + self.feed_forward(self.final_layer_norm(hidden))
 
 
@@ -285,13 +294,19 @@ class BioGptModel(nn.Module):
         )
 
     @torch.inference_mode()
-    def step(self, input_ids: Tensor, caches: Sequence[KVCache]) -> Tensor:
+    def step(
+        self,
+        input_ids: Tensor,
+        caches: Sequence[KVCache],
+        program: Callable[[Tensor, list[list[Place]]], Tensor] | None = None,
+    ) -> Tensor:
         """One more position for each row of several caches, which may hold different numbers of positions.
 
         Args:
             input_ids: [R] ids, one a row of each cache in turn; what is left over is padding.
             caches: R or fewer rows in all, each with room for one more position; they are written to. No row is
                 padded: position 0 is its first token.
+            program: the layers' steps, compiled (``biogpt.program``); None calls them one by one.
 
         Returns:
             [R, D], after the last LayerNorm.
@@ -299,18 +314,21 @@ class BioGptModel(nn.Module):
         Raises:
             ValueError: a cache is full, or the rows are more than the ids.
         """
-        places = [cache.length for cache in caches for _ in range(cache.batch_size)]
-        for cache in caches:
-            cache.require(cache.batch_size, 1)
-        if len(places) > len(input_ids):
-            raise ValueError(f"{len(input_ids)} ids for {len(places)} rows; give one a row")
-        places += [0] * (len(input_ids) - len(places))
-        position_ids = torch.tensor(places, device=input_ids.device)
+        lengths = [cache.length for cache in caches for _ in range(cache.batch_size)]
+        if len(lengths) > len(input_ids):
+            raise ValueError(f"{len(input_ids)} ids for {len(lengths)} rows; give one a row")
+        lengths += [0] * (len(input_ids) - len(lengths))
+        by_cache = [cache.next_position() for cache in caches]
+        places = [[place[layer] for place in by_cache] for layer in range(len(self.layers))]
+        position_ids = torch.tensor(lengths, device=input_ids.device)
         hidden = self.embed_tokens(input_ids) * self.embed_scale
         hidden = hidden + self.embed_positions(position_ids + POSITION_OFFSET)
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
-            hidden = layer.step(hidden, caches)
+        if program is not None:
+            hidden = program(hidden, places)
+        else:
+            for layer, of_layer in zip(self.layers, places, strict=True):
+                assert isinstance(layer, DecoderLayer)
+                hidden = layer.step(hidden, of_layer)
         for cache in caches:
             cache.advance(1)
         return self.layer_norm(hidden)

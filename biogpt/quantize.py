@@ -1,8 +1,9 @@
 """Linear layers for serving: packed float32 and bfloat16, and int8 weights with int8 rows.
 
 An int8 layer keeps each output channel's weights as 127ths of the greatest, and quantises each row of its input to
-steps between that row's own least and greatest number. The products are summed in integers, which is exact, so a
-row's result is the same in any company. LayerNorm gains and biases are folded into the weights that follow: a gain that lifts one channel would
+steps between that row's own least and greatest number, 0 among them. The products are summed in integers, which is
+exact, so a row's result is the same in any company. One row goes through one call of torch that does all of this;
+several rows go through a kernel for many, in the very arithmetic of that call. LayerNorm gains and biases are folded into the weights that follow: a gain that lifts one channel would
 take the others' share of the 8 bits (data-free; cf. SmoothQuant, arXiv 2211.10438).
 
 CPUs differ in what their 8-bit instructions can do. With VNNI, rows use 8 bits. Without, the products of two
@@ -30,7 +31,7 @@ from biogpt.model import Attention, BioGptModel, DecoderLayer
 SCALE_BYTES = 4  # of a float32; columns that an int8 matrix [N, K] has more in a file, see ``join``
 SMALL = 30_000_000  # parameters; below, a CPU spends its time on other things than reading weights
 _ROWS = 16  # that weights are packed for; the kernel takes any number
-_LEAST_STEP = 1e-30  # a row of equal numbers has no range to divide
+_EXACT = 2**24  # whole numbers up to here are exact in float32
 _BLOCK = 512  # rows that are converted at a time
 
 
@@ -46,30 +47,40 @@ class Int8Kernel:
     name: str
     levels: int
 
-    def pack(self, weight: Tensor, scale: Tensor) -> tuple[Any, ...]:
-        """What ``multiply`` takes, of int8 weights [N, K] and their float32 scales [N]."""
+    def pack(self, weight: Tensor) -> tuple[Any, ...]:
+        """What ``multiply`` and ``multiply_row`` take, of int8 weights [N, K]."""
+        ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int64)
         if self.name == "fbgemm":
-            zeros = torch.zeros(len(weight), dtype=torch.int64)
             with _fbgemm(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # quantised tensors are deprecated, this kernel is not
-                quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
-                return (torch.ops.quantized.linear_prepack(quantized, None),)
+                quantized = torch._make_per_channel_quantized_tensor(weight, ones.double(), zeros, 0)
+                packed = torch.ops.quantized.linear_prepack(quantized, None)
+            # The packed weights hold on to this tensor for unpacking, which nobody asks for: as much memory again.
+            quantized.untyped_storage().resize_(0)
+            return (packed,)
         if self.name == "onednn":
-            zeros = torch.zeros(len(weight), dtype=torch.int64)
             packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), [_ROWS, weight.shape[1]])
-            return packed, scale.clone(), zeros
-        return weight, scale
+            return packed, ones, zeros
+        return (weight,)
 
     def multiply(self, rows: Tensor, packed: tuple[Any, ...]) -> Tensor:
-        """Rows [R, K] of float32 numbers from 0 to ``levels``, rounded, times the weights: [R, N] float32."""
+        """Float32 rows [R, K] of whole numbers from 0 to ``levels`` times the weights: [R, N] float32 sums."""
         if self.name == "fbgemm":
             return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, 1.0, 0, packed[0])
         if self.name == "onednn":
             return torch.ops.onednn.qlinear_pointwise(
-                rows.round().to(torch.uint8), 1.0, 0, *packed, None, 1.0, 0, torch.float32, "none", [], ""
+                rows.to(torch.uint8), 1.0, 0, *packed, None, 1.0, 0, torch.float32, "none", [], ""
             )
-        weight, scale = packed
-        return (rows.round().double() @ weight.double().T).float() * scale
+        return (rows.double() @ packed[0].double().T).float()
+
+    def multiply_row(self, row: Tensor, packed: tuple[Any, ...]) -> Tensor:
+        """A row [1, K] of any numbers, quantised as by ``whole_steps``, times the weights: [1, N]."""
+        return torch.ops.quantized.linear_dynamic(row, packed[0], self.levels < 255)
+
+    @property
+    def has_one_call(self) -> bool:
+        """Whether ``multiply_row`` is there, and quantises as ``whole_steps`` does, also halfway between two steps."""
+        return self.name == "fbgemm" and _one_call_agrees(self)
 
     def __str__(self) -> str:
         return f"{self.name}, {self.levels.bit_length()} bits a row"
@@ -83,7 +94,7 @@ class Int8Kernel:
         rows = torch.randint(0, self.levels + 1, (9, width), generator=random)
         rows[:2] = self.levels
         try:
-            packed = self.pack(weight.to(torch.int8), torch.ones(64))
+            packed = self.pack(weight.to(torch.int8))
             found = [self.multiply(rows[:count].float(), packed) for count in (1, 9)]
         except (AttributeError, RuntimeError):
             return False
@@ -127,9 +138,27 @@ def int8_kernel() -> Int8Kernel:
 
 @cache
 @torch.inference_mode()
+def _one_call_agrees(kernel: Int8Kernel) -> bool:
+    random = torch.Generator().manual_seed(0)
+    sizes = torch.rand(64, 1, generator=random) + 0.01
+    zeros = torch.randint(0, kernel.levels + 1, (64, 1), generator=random)
+    halves = torch.arange(256).remainder(kernel.levels).add(0.5).expand(64, -1).clone()
+    halves[:, 0], halves[:, 1] = 0, kernel.levels  # the ends of the range
+    halves = (halves - zeros) * sizes
+    packed = kernel.pack(torch.eye(256).to(torch.int8))
+    for row in (halves, torch.randn(64, 256, generator=random)):
+        whole, zero, step = whole_steps(row, kernel.levels)
+        wanted = kernel.multiply(whole, packed).sub_(zero).mul_(step)
+        if not torch.equal(torch.cat([kernel.multiply_row(one, packed) for one in row.split(1)]), wanted):
+            return False
+    return True
+
+
+@cache
+@torch.inference_mode()
 def int8_speeds(kernel: Int8Kernel) -> Speeds:
     weight = torch.ones(4096, 1024, dtype=torch.int8)
-    packs = [kernel.pack(weight, torch.ones(4096)) for _ in range(4)]
+    packs = [kernel.pack(weight) for _ in range(4)]
     return _speeds([partial(kernel.multiply, packed=packed) for packed in packs])
 
 
@@ -185,6 +214,33 @@ def dequantize(joined: Tensor) -> Tensor:
     return weight * scale[:, None]
 
 
+def whole_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise each of some rows as ``torch.ops.quantized.linear_dynamic`` quantises one. Also compiled, so plain.
+
+    Reference: ``ChooseQuantizationParams`` in torch, ``aten/src/ATen/native/quantized/cpu/QuantUtils.h``.
+
+    Args:
+        rows: [R, K] float32.
+        levels: 255 or 127.
+        least: a step below this, torch chooses in another way.
+
+    Returns:
+        [R, K] whole numbers of steps, in float32; then [R, 1] each: which step is 0, and the size of a step.
+    """
+    # aminmax would be one call, but takes a hundred times as long for many rows (torch 2.13).
+    low = rows.amin(dim=1, keepdim=True).clamp_max_(0).double()
+    high = rows.amax(dim=1, keepdim=True).clamp_min_(0).double()
+    exact = (high - low).div_(levels)
+    step, zero = exact.float(), low.div_(exact).round_().neg_().float()
+    if float(exact.min()) < least:
+        for row in range(rows.shape[0]):
+            size, place = torch._choose_qparams_per_tensor(rows[row], levels < 255)
+            step[row], zero[row] = size, place
+    # Multiplied and added with one rounding, as by the CPU's own instruction; a double holds the product whole.
+    whole = (rows.double() * step.reciprocal().double()).add_(zero).float().round_().clamp_(0, 255)
+    return whole, zero, step
+
+
 class Int8Linear(nn.Module):
     """A linear layer with int8 weights, for float32 inputs [..., K] on a CPU.
 
@@ -199,32 +255,36 @@ class Int8Linear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.names = tuple(names)
         self.kernel = int8_kernel()
-        self.packed = self.kernel.pack(weight, scale)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer(
-            "sums", weight.sum(dim=1, dtype=torch.int64) * scale, persistent=False
-        )  # of each channel
-        self.register_buffer("bias", bias, persistent=False)
-        self.bias: Tensor | None
-        self.scale: Tensor
-        self.sums: Tensor
+        self.packed = self.kernel.pack(weight)
+        # Of each channel's weights; torch would widen them all at once to sum them.
+        sums = self.kernel.multiply(torch.ones(1, self.in_features), self.packed)[0]
+        # Where float32 might round a sum, the kernels for one row and for many could differ.
+        self.one_call = (
+            self.kernel.has_one_call and _greatest_sum(weight, sums) * (self.kernel.levels + 1) < _EXACT
+        )
+        # No buffers: these are looked up for every row, which costs a module as much as a small operation.
+        self.scale, self.sums, self.bias = scale, sums, bias
 
     def forward(self, hidden: Tensor) -> Tensor:
-        rows = hidden.reshape(-1, self.in_features)
-        # aminmax would be one call, but takes a hundred times as long for many rows (torch 2.13).
-        least, greatest = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)  # [R, 1]
-        step = ((greatest - least) / self.kernel.levels).clamp_min_(_LEAST_STEP)
-        products = self.kernel.multiply((rows - least).div_(step), self.packed)
-        products = products.mul_(step) if self.bias is None else torch.addcmul(self.bias, products, step)
-        products.addcmul_(least, self.sums)
-        return products.view(*hidden.shape[:-1], self.out_features)
+        rows = hidden if hidden.ndim == 2 else hidden.reshape(-1, self.in_features)
+        if rows.shape[0] == 1 and self.one_call:
+            products = self.kernel.multiply_row(rows, self.packed)
+        else:
+            whole, zero, step = whole_steps(rows, self.kernel.levels)
+            products = self.kernel.multiply(whole, self.packed)
+            products.addcmul_(zero, self.sums, value=-1).mul_(step)
+        if self.bias is None:
+            products.mul_(self.scale)
+        else:
+            products = torch.addcmul(self.bias, products, self.scale)
+        return products if hidden.ndim == 2 else products.view(*hidden.shape[:-1], self.out_features)
 
     @property
     def weight(self) -> Tensor:
         """The int8 weights [N, K], read back from the kernel's own layout."""
         ones = torch.eye(self.in_features)
         columns = [self.kernel.multiply(rows, self.packed) for rows in ones.split(_BLOCK)]
-        return (torch.cat(columns) / self.scale).round().to(torch.int8).T.contiguous()
+        return torch.cat(columns).to(torch.int8).T.contiguous()
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         parts = len(self.names)
@@ -235,6 +295,12 @@ class Int8Linear(nn.Module):
             destination[f"{key}.weight"] = join(weight, scale)
             if bias is not None:
                 destination[f"{key}.bias"] = bias
+
+
+def _greatest_sum(weight: Tensor, sums: Tensor) -> float:
+    """Of the positive or the negative weights of a channel; ``sums``: of all of its weights."""
+    sizes = [torch.linalg.vector_norm(part.float(), 1, dim=1) for part in weight.split(_BLOCK)]
+    return float((torch.cat(sizes) + sums.abs()).max()) / 2
 
 
 class Int8Embedding(nn.Embedding):

@@ -13,7 +13,9 @@ import math
 import re
 import time
 import weakref
-from collections.abc import Hashable, Iterable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,7 +23,7 @@ from pathlib import Path
 from queue import Empty
 from threading import Condition, Lock, Thread, main_thread
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from biogpt.config import BioGptConfig
 from biogpt.engine import Engine, Result, Slot
@@ -32,6 +34,7 @@ from biogpt.tokenizer import BioGptTokenizer
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 State = Literal["loading", "serving", "failed", "stopping"]
 FinishReason = Literal["stop", "length", "eos"]
 
@@ -112,19 +115,40 @@ class Worker:
         self.is_abandoned = False
         self._threaded = threaded
         self._thread: Thread | None = None
-        self._changed = Condition()  # a slot came, was cancelled or was read; or the end was asked for
+        self._tasks: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._changed = (
+            Condition()
+        )  # a slot or task came, a slot was cancelled or read; or the end was asked for
         self._turn = Lock()  # of those who run steps themselves
 
     def submit(self, slot: Slot) -> None:
         """Let a slot wait for its turn; errors are those of ``Engine.submit``, and RuntimeError after ``stop``."""
         with self._changed:
-            if self.health.state == "stopping":
-                raise RuntimeError("the service is stopping and takes no more requests")
+            self._refuse_at_the_end()
             self.engine.submit(slot)
-            if self._threaded and (self._thread is None or not self._thread.is_alive()):
-                self._thread = Thread(target=self._serve, name="biogpt")
-                self._thread.start()
-            self._changed.notify()
+            self._start()
+
+    def run(self, task: Callable[[], T]) -> T:
+        """What a task returns or raises, run between two steps by the thread that owns the model."""
+        if not self._threaded:
+            with self._turn:
+                return task()
+        future: Future[T] = Future()
+        with self._changed:
+            self._refuse_at_the_end()
+            self._tasks.append((future, task))
+            self._start()
+        return future.result()
+
+    def _refuse_at_the_end(self) -> None:
+        if self.health.state == "stopping":
+            raise RuntimeError("the service is stopping and takes no more requests")
+
+    def _start(self) -> None:
+        if self._threaded and (self._thread is None or not self._thread.is_alive()):
+            self._thread = Thread(target=self._serve, name="biogpt")
+            self._thread.start()
+        self._changed.notify()
 
     def take(self, slot: Slot, timeout: float | None = None) -> Result | Exception | None:
         """The next result of a slot; the reader says with ``taken`` when it has made use of it.
@@ -179,12 +203,18 @@ class Worker:
     def _serve(self) -> None:
         while not self.is_abandoned and main_thread().is_alive():
             with self._changed:
-                if not self.engine.has_work:
+                task = self._tasks.popleft() if self._tasks else None
+                if task is None and not self.engine.has_work:
                     # What is dropped by the garbage collector sets a flag and notifies nobody, so look at times.
                     self._changed.wait(_GLANCE)
                     continue
-            self._step()
+            if task is not None:
+                _fulfil(*task)
+            if self.engine.has_work:
+                self._step()
         self.engine.drop(everyone=True)
+        while self._tasks:
+            self._tasks.popleft()[0].set_exception(RuntimeError("the service has stopped"))
 
     def _step(self) -> None:
         try:
@@ -195,6 +225,13 @@ class Worker:
             health = Health("failed", f"{type(error).__name__}: {error}")
         if self.health.state != "stopping":
             self.health = health
+
+
+def _fulfil(future: "Future[T]", task: Callable[[], T]) -> None:
+    try:
+        future.set_result(task())
+    except Exception as error:  # of whatever kind: it is raised where the task came from
+        future.set_exception(error)
 
 
 class Stream:
@@ -406,6 +443,16 @@ class TextGenerator:
         finally:
             self._worker.cancel(slot)
         return [_completion(found.tokens, *text.read(found.ids)) for found in hypotheses]
+
+    def run(self, task: Callable[[], T]) -> T:
+        """What a task returns or raises that computes with ``model``, run between two steps of the requests.
+
+        One thread owns the model: two that compute at once would wait for each other at every operation.
+
+        Raises:
+            RuntimeError: the service is stopping.
+        """
+        return self._worker.run(task)
 
     def _submit(self, prompt_ids: list[int], options: GenerationOptions, session: Hashable) -> Slot:
         # A reader that looks for a stop string must see each token before the next one is made.

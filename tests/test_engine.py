@@ -290,7 +290,7 @@ def test_an_error_of_the_model_ends_its_requests_and_not_the_engine(model, monke
     slot = submit(engine, prompt(2), LONG)
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(model.biogpt, "step", lambda *_: 1 / 0)
+        patch.setattr(engine, "_program", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
     assert engine.running == []

@@ -4,6 +4,7 @@ import re
 import string
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -283,6 +284,31 @@ def test_closing_lets_requests_end_in_time_and_drops_the_rest(generator) -> None
     assert not served._worker._thread.is_alive()
 
 
+@pytest.mark.parametrize("threaded", [True, False])
+def test_what_computes_with_the_model_waits_for_the_step_of_others(generator, threaded) -> None:
+    """Two threads that compute at once would slow each other down many times."""
+    own = TextGenerator(generator.model, generator.tokenizer, threaded=threaded)
+    within = []
+    step = own._worker.engine.step
+
+    def watched() -> None:
+        within.append(True)
+        step()
+        within.pop()
+
+    own._worker.engine.step = watched
+    with own.stream("Aspirin", GenerationOptions(max_new_tokens=40, min_new_tokens=40)) as stream:
+        next(stream)
+        seen = [own.run(lambda: (threading.current_thread().name, list(within))) for _ in range(5)]
+        assert seen == [("biogpt" if threaded else threading.current_thread().name, [])] * 5
+        with pytest.raises(ZeroDivisionError):
+            own.run(lambda: 1 / 0)
+        assert len(list(stream)) == 39, "the request goes on"
+    own.close()
+    with pytest.raises(RuntimeError, match="stopping"):
+        own.run(lambda: None) if threaded else own.stream("Aspirin", GenerationOptions(max_new_tokens=4))
+
+
 def test_the_thread_ends_with_its_generator(generator) -> None:
     served = TextGenerator(generator.model, generator.tokenizer)
     texts(served.stream(PROMPT, DRAW))
@@ -325,7 +351,7 @@ def test_without_a_thread_the_text_is_the_same(generator, change) -> None:
 def test_a_failure_is_told_to_its_reader_and_to_the_health(generator, monkeypatch) -> None:
     served = TextGenerator(generator.model, generator.tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr(generator.model.biogpt, "step", lambda *_: 1 / 0)
+        patch.setattr(served._worker.engine, "_program", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             list(served.stream(PROMPT, DRAW))
         wait_for(lambda: served.health() == Health("failed", "ZeroDivisionError: division by zero"))

@@ -291,7 +291,12 @@ def _classified(classifier: TextClassifier, texts: list[str], progress: Progress
 def _compared(
     labels: tuple[str, ...], generator: TextGenerator, texts: list[str], progress: Progress
 ) -> list[Classification]:
-    return TextClassifier(generator.model, generator.tokenizer, labels).batch(texts, progress)
+    classifier = TextClassifier(generator.model, generator.tokenizer, labels)
+    found: list[Classification] = []
+    for text in texts:
+        progress(len(found), len(texts))
+        found.append(generator.run(partial(classifier.classify, text)))
+    return found
 
 
 def _by_sentence(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -181,7 +182,7 @@ class Writer:
                     if options.num_beams > 1:
                         sample.replace(step)
                         if step.finish_reason:
-                            samples[0] = sample = scored(generator, text, step.text)
+                            samples[0] = sample = generator.run(partial(scored, generator, text, step.text))
                             sample.finish_reason = step.finish_reason
                     else:
                         sample.add(step)
@@ -228,7 +229,8 @@ class Writer:
                 raise ValueError("That text is gone: generate again")
             sample = draft.samples[event.sample]
             other = sample.alternatives[event.token][event.rank][0]
-            prompt = draft.prompt + branched(self.shelf.take(draft.model), sample, event.token, other)
+            generator = self.shelf.take(draft.model)
+            prompt = draft.prompt + generator.run(partial(branched, generator, sample, event.token, other))
         except REFUSALS as error:
             yield _only_status(_refusal(error))
             return
@@ -275,7 +277,8 @@ class Writer:
     def attention(self, model: str, text: str, layer: int, head: int) -> dict[str, Any]:
         """The value of the attention view."""
         try:
-            return attention(self.shelf.take(model), text, layer, head)
+            generator = self.shelf.take(model)
+            return generator.run(partial(attention, generator, text, layer, head))
         except REFUSALS as error:
             return {"tokens": [], "rows": [], "note": _refusal(error, "Not shown")}
 

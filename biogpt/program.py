@@ -1,0 +1,187 @@
+"""The decoder's step as one TorchScript program, for CPUs.
+
+A step of few rows is hundreds of operations of some microseconds each; called from Python, each costs as much again.
+The program is ``BioGptModel.step`` operation for operation, and gives its bits: one row of a 24-layer model spends
+2.4 ms beside the matrix products in place of 10 (two cores, AVX2).
+
+Letters as in ``biogpt.model``: R rows, H heads, D width, B rows and S positions of one cache.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from biogpt.cache import KVCache
+from biogpt.model import Attention, BioGptModel, DecoderLayer
+from biogpt.quantize import Int8Linear, PackedLinear, whole_steps
+
+logger = logging.getLogger(__name__)
+
+Step = Callable[[Tensor, Sequence[KVCache]], Tensor]
+
+
+def step_program(model: BioGptModel) -> Step:
+    """What computes as ``model.step`` does, as fast as this machine can; the layers must not change afterwards."""
+    if model.embed_positions.weight.device.type != "cpu":
+        return model.step
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # TorchScript is deprecated, and has no successor that compiles in a second
+            layers = torch.jit.script(_Layers(model).eval())
+    except (RuntimeError, TypeError):
+        logger.warning("the layers do not compile here; each operation is called by itself", exc_info=True)
+        return model.step
+    return lambda input_ids, caches: model.step(input_ids, caches, layers)
+
+
+class _Layers(nn.Module):
+    """All layers: [R, D] to [R, D]."""
+
+    def __init__(self, model: BioGptModel) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Layer(layer) for layer in model.layers)
+
+    def forward(self, hidden: Tensor, places: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]]) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, places[index])
+        return hidden
+
+
+class _Layer(nn.Module):
+    """``DecoderLayer.step`` and ``Attention.step``."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(layer, DecoderLayer)
+        attention = layer.self_attn
+        self.heads = attention.heads
+        self.act = layer.activation_name
+        self.attention_norm, self.norm = layer.self_attn_layer_norm, layer.final_layer_norm
+        self.qkv = _Apart(attention) if attention.qkv_proj is None else _Fused(attention.qkv_proj)
+        self.out = _scriptable(attention.out_proj)
+        self.fc1, self.fc2 = _scriptable(layer.fc1), _scriptable(layer.fc2)
+
+    def forward(self, hidden: Tensor, places: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Tensor:
+        rows = hidden.size(0)
+        parts = self.qkv(self.attention_norm(hidden))
+        query = parts[0].view(rows, self.heads, -1)
+        query = query / math.sqrt(query.size(2))
+        mixed = torch.zeros_like(query)
+        counts = [place[0].size(0) for place in places]
+        counts.append(rows - sum(counts))
+        keys = parts[1].view(rows, self.heads, -1).split_with_sizes(counts)
+        values = parts[2].view(rows, self.heads, -1).split_with_sizes(counts)
+        by_head = [count * self.heads for count in counts]
+        queries = query.view(rows * self.heads, 1, -1).split_with_sizes(by_head)
+        results = mixed.view(rows * self.heads, 1, -1).split_with_sizes(by_head)
+        for index, place in enumerate(places):
+            place[0].copy_(keys[index])
+            place[1].copy_(values[index])
+            weights = torch.bmm(queries[index], place[2]).softmax(dim=-1)
+            torch.bmm(weights, place[3], out=results[index])
+        hidden = hidden + self.out(mixed.view(rows, -1))
+        inner = self.fc1(self.norm(hidden))
+        if self.act == "relu":
+            inner = F.relu(inner)
+        else:
+            inner = F.gelu(inner, approximate="tanh" if self.act == "gelu_new" else "none")
+        return hidden + self.fc2(inner)
+
+
+class _Fused(nn.Module):
+    def __init__(self, projection: nn.Module) -> None:
+        super().__init__()
+        self.projection = _scriptable(projection)
+
+    def forward(self, hidden: Tensor) -> list[Tensor]:
+        return self.projection(hidden).chunk(3, dim=-1)
+
+
+class _Apart(nn.Module):
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.q, self.k, self.v = attention.q_proj, attention.k_proj, attention.v_proj
+
+    def forward(self, hidden: Tensor) -> list[Tensor]:
+        return [self.q(hidden), self.k(hidden), self.v(hidden)]
+
+
+class _Int8(nn.Module):
+    """``Int8Linear.forward`` by fbgemm."""
+
+    def __init__(self, layer: Int8Linear) -> None:
+        super().__init__()
+        self.packed = layer.packed[0]
+        assert layer.bias is not None, "every layer of a decoder has one"
+        self.scale, self.sums, self.bias = layer.scale, layer.sums, layer.bias
+        self.levels, self.one_call = layer.kernel.levels, layer.one_call
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if rows.size(0) == 1 and self.one_call:
+            products = torch.ops.quantized.linear_dynamic(rows, self.packed, self.levels < 255)
+        else:
+            whole, zero, step = whole_steps(rows, self.levels)
+            products = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+                whole, 1.0, 0, self.packed
+            )
+            products.addcmul_(zero, self.sums, value=-1).mul_(step)
+        return torch.addcmul(self.bias, products, self.scale)
+
+
+class _Int8OneDnn(nn.Module):
+    """``Int8Linear.forward`` by oneDNN."""
+
+    def __init__(self, layer: Int8Linear) -> None:
+        super().__init__()
+        self.packed, self.ones, self.zeros = layer.packed
+        assert layer.bias is not None, "every layer of a decoder has one"
+        self.scale, self.sums, self.bias = layer.scale, layer.sums, layer.bias
+        self.levels = layer.kernel.levels
+
+    def forward(self, rows: Tensor) -> Tensor:
+        whole, zero, step = whole_steps(rows, self.levels)
+        products = torch.ops.onednn.qlinear_pointwise(
+            whole.to(torch.uint8),
+            1.0,
+            0,
+            self.packed,
+            self.ones,
+            self.zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+        products.addcmul_(zero, self.sums, value=-1).mul_(step)
+        return torch.addcmul(self.bias, products, self.scale)
+
+
+class _Packed(nn.Module):
+    """``PackedLinear.forward``."""
+
+    def __init__(self, layer: PackedLinear) -> None:
+        super().__init__()
+        self.packed, self.bias = layer.packed, layer.bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
+
+
+def _scriptable(layer: nn.Module) -> nn.Module:
+    if isinstance(layer, PackedLinear):
+        return _Packed(layer)
+    if isinstance(layer, Int8Linear) and layer.kernel.name == "fbgemm":
+        return _Int8(layer)
+    if isinstance(layer, Int8Linear) and layer.kernel.name == "onednn":
+        return _Int8OneDnn(layer)
+    return layer  # a plain one compiles as it is
