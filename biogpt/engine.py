@@ -104,6 +104,12 @@ class Engine:
         self._sizes: tuple[int, ...] = ()
         self._program: Step | None = None
 
+    def prepare(self) -> None:
+        """Compile the step and find how many rows it may take: about a second for a large model, before or in the first step."""
+        if self._program is None:
+            self._sizes = steady_sizes(self.model)
+            self._program = step_program(self.model.biogpt)
+
     def submit(self, slot: Slot) -> None:
         """Let a slot wait for its turn.
 
@@ -252,8 +258,8 @@ class Engine:
 
     def _groups(self, slots: Sequence[Slot]) -> list[list[Slot]]:
         """Slots that a step computes together: as many rows as are steady, or one slot that has more."""
-        if not self._sizes:
-            self._sizes = steady_sizes(self.model)
+        if slots:
+            self.prepare()
         groups: list[list[Slot]] = []
         rows = 0
         for slot in slots:
@@ -270,8 +276,8 @@ class Engine:
         padded = next((size for size in self._sizes if size >= len(ids)), len(ids))
         input_ids = torch.tensor(ids + [0] * (padded - len(ids)), device=self.device)
         caches = [slot.cache for slot in slots if slot.cache is not None]
-        if self._program is None:
-            self._program = step_program(self.model.biogpt)
+        self.prepare()
+        assert self._program is not None
         hidden = self._program(input_ids, caches)
         return self.model.output_projection(hidden)[: len(ids)].float().cpu()
 

@@ -196,7 +196,9 @@ class BioGptModel(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.embed_scale = math.sqrt(config.hidden_size) if config.scale_embedding else 1.0
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Given to the constructor, it would write to the table: on the meta device that imports a second of software.
+        self.embed_tokens.padding_idx = config.pad_token_id
         self.embed_positions = nn.Embedding(
             config.max_position_embeddings + POSITION_OFFSET, config.hidden_size
         )
@@ -417,5 +419,5 @@ def initialize(module: nn.Module, config: BioGptConfig) -> None:
             nn.init.normal_(part.weight, std=config.initializer_range)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
-        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None and not part.weight.is_meta:
             nn.init.zeros_(part.weight[part.padding_idx])

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biogpt.cache import KVCache
+from biogpt.cache import KVCache, Place
 from biogpt.model import Attention, BioGptModel, DecoderLayer
 from biogpt.quantize import Int8Linear, PackedLinear, whole_steps
 
@@ -38,7 +38,14 @@ def step_program(model: BioGptModel) -> Step:
     except (RuntimeError, TypeError):
         logger.warning("the layers do not compile here; each operation is called by itself", exc_info=True)
         return model.step
-    return lambda input_ids, caches: model.step(input_ids, caches, layers)
+
+    def run(hidden: Tensor, places: list[list[Place]]) -> Tensor:
+        with torch.jit.optimized_execution(
+            False
+        ):  # what it gains is little, and costs the first steps two seconds
+            return layers(hidden, places)
+
+    return lambda input_ids, caches: model.step(input_ids, caches, run)
 
 
 class _Layers(nn.Module):

@@ -13,7 +13,6 @@ are exact, and which is fastest, is tried once (``int8_kernel``).
 Letters: R rows, K input and N output channels.
 """
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -185,9 +184,8 @@ def _speeds(layers: Sequence[Callable[[Tensor], Any]], dtype: torch.dtype = torc
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Weights [N, K] as int8 and their scales [N]: the greatest of each output channel becomes 127."""
-    scale = (torch.linalg.vector_norm(weight, math.inf, dim=1).float() / 127).clamp_min(
-        torch.finfo(torch.float32).tiny
-    )
+    greatest = torch.maximum(weight.amax(dim=1), weight.amin(dim=1).neg()).float()
+    scale = (greatest / 127).clamp_min(torch.finfo(torch.float32).tiny)
     small = torch.empty(weight.shape, dtype=torch.int8)
     for part, own, out in zip(*(t.split(_BLOCK) for t in (weight, scale, small)), strict=True):
         out.copy_((part.float() / own[:, None]).round_())
@@ -299,7 +297,7 @@ class Int8Linear(nn.Module):
 
 def _greatest_sum(weight: Tensor, sums: Tensor) -> float:
     """Of the positive or the negative weights of a channel; ``sums``: of all of its weights."""
-    sizes = [torch.linalg.vector_norm(part.float(), 1, dim=1) for part in weight.split(_BLOCK)]
+    sizes = [part.float().abs_().sum(dim=1) for part in weight.split(_BLOCK)]
     return float((torch.cat(sizes) + sums.abs()).max()) / 2
 
 

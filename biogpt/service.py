@@ -356,7 +356,10 @@ class TextGenerator:
         """
         model = BioGptForCausalLM.from_pretrained(source, revision, device, precision, trainable=False)
         pack(model)
-        return cls(model, BioGptTokenizer.from_pretrained(source, revision), threaded=threaded)
+        generator = cls(model, BioGptTokenizer.from_pretrained(source, revision), threaded=threaded)
+        if model.device.type == "cpu":  # a GPU may be there only during a call
+            generator._worker.engine.prepare()
+        return generator
 
     @property
     def config(self) -> BioGptConfig:
