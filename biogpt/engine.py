@@ -105,7 +105,7 @@ class Engine:
         self._program: Step | None = None
 
     def prepare(self) -> None:
-        """Compile the step and find how many rows it may take: about a second for a large model, before or in the first step."""
+        """Compile the step, and find how many rows it may take: a second for a large model, here or at its first token."""
         if self._program is None:
             self._sizes = steady_sizes(self.model)
             self._program = step_program(self.model.biogpt)
@@ -276,7 +276,6 @@ class Engine:
         padded = next((size for size in self._sizes if size >= len(ids)), len(ids))
         input_ids = torch.tensor(ids + [0] * (padded - len(ids)), device=self.device)
         caches = [slot.cache for slot in slots if slot.cache is not None]
-        self.prepare()
         assert self._program is not None
         hidden = self._program(input_ids, caches)
         return self.model.output_projection(hidden)[: len(ids)].float().cpu()

@@ -29,14 +29,8 @@ def step_program(model: BioGptModel) -> Step:
     """What computes as ``model.step`` does, as fast as this machine can; the layers must not change afterwards."""
     if model.embed_positions.weight.device.type != "cpu":
         return model.step
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # TorchScript is deprecated, and has no successor that compiles in a second
-            layers = torch.jit.script(_Layers(model).eval())
-    except (RuntimeError, TypeError):
-        logger.warning("the layers do not compile here; each operation is called by itself", exc_info=True)
+    layers = _compiled(model)
+    if layers is None:
         return model.step
 
     def run(hidden: Tensor, places: list[list[Place]]) -> Tensor:
@@ -46,6 +40,23 @@ def step_program(model: BioGptModel) -> Step:
             return layers(hidden, places)
 
     return lambda input_ids, caches: model.step(input_ids, caches, run)
+
+
+def _compiled(model: BioGptModel) -> nn.Module | None:
+    """The layers as a program, kept for the next who asks; None where they do not compile."""
+    parts = [*model.modules(), *model.parameters()]
+    kept, program = model.__dict__.get("_program", ([], None))
+    if len(kept) == len(parts) and all(one is other for one, other in zip(kept, parts, strict=True)):
+        return program
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated; no successor compiles in a second
+            program = torch.jit.script(_Layers(model).eval())
+    except (RuntimeError, TypeError):
+        logger.warning("the layers do not compile here; each operation is called by itself", exc_info=True)
+        program = None
+    model.__dict__["_program"] = parts, program
+    return program
 
 
 class _Layers(nn.Module):

@@ -287,6 +287,7 @@ def test_what_is_kept_for_reuse_stays_within_the_budget_and_goes_first(model, sm
 
 def test_an_error_of_the_model_ends_its_requests_and_not_the_engine(model, monkeypatch) -> None:
     engine = Engine(model)
+    engine.prepare()
     slot = submit(engine, prompt(2), LONG)
     engine.step()
     with monkeypatch.context() as patch:

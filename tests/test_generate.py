@@ -63,9 +63,9 @@ def forward_calls(model, monkeypatch) -> list[int]:
         calls.append(input_ids.shape[1])
         return forward(input_ids, **arguments)
 
-    def spied_step(input_ids, caches):
+    def spied_step(input_ids, caches, *program):
         calls.append(sum(cache.batch_size for cache in caches))
-        return step(input_ids, caches)
+        return step(input_ids, caches, *program)
 
     monkeypatch.setattr(model.biogpt, "forward", spied_forward)
     monkeypatch.setattr(model.biogpt, "step", spied_step)

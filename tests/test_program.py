@@ -87,3 +87,19 @@ def test_what_does_not_compile_is_stepped_as_it_is(config, lively, monkeypatch, 
     body = lively(BioGptForCausalLM, config).biogpt.eval()
     assert step_program(body) == body.step
     assert "do not compile" in caplog.text
+
+
+def test_a_program_is_kept_until_a_layer_changes(config, lively) -> None:
+    model = lively(BioGptForCausalLM, config)
+    steps_equal(model, (1,))
+    first = model.biogpt.__dict__["_program"][1]
+    steps_equal(model, (1,))
+    assert model.biogpt.__dict__["_program"][1] is first
+    with torch.no_grad():
+        model.biogpt.layers[0].fc1.weight.mul_(-2)
+    steps_equal(model, (1,))
+    model.biogpt.layers[1].fc2 = lively(BioGptForCausalLM, config).biogpt.layers[0].fc2
+    steps_equal(model, (1,))
+    assert model.biogpt.__dict__["_program"][1] is not first
+    model.half().float()
+    steps_equal(model, (1,))

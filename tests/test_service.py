@@ -350,6 +350,7 @@ def test_without_a_thread_the_text_is_the_same(generator, change) -> None:
 
 def test_a_failure_is_told_to_its_reader_and_to_the_health(generator, monkeypatch) -> None:
     served = TextGenerator(generator.model, generator.tokenizer)
+    served._worker.engine.prepare()
     with monkeypatch.context() as patch:
         patch.setattr(served._worker.engine, "_program", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
