@@ -1,8 +1,8 @@
 """The decoder's step as one TorchScript program, for CPUs.
 
 A step of few rows is hundreds of operations of some microseconds each; called from Python, each costs as much again.
-The program is ``BioGptModel.step`` operation for operation, and gives its bits: one row of a 24-layer model spends
-2.4 ms beside the matrix products in place of 10 (two cores, AVX2).
+The program is ``BioGptModel.step`` operation for operation, and gives its bits: one row of a model of 24 layers,
+64 wide, takes 2.7 ms in place of 10 (two cores, AVX2).
 
 Letters as in ``biogpt.model``: R rows, H heads, D width, B rows and S positions of one cache.
 """

@@ -116,9 +116,8 @@ class Worker:
         self._threaded = threaded
         self._thread: Thread | None = None
         self._tasks: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._changed = (
-            Condition()
-        )  # a slot or task came, a slot was cancelled or read; or the end was asked for
+        # Notified when a slot or task came, a slot was cancelled or read, or the end was asked for.
+        self._changed = Condition()
         self._turn = Lock()  # of those who run steps themselves
 
     def submit(self, slot: Slot) -> None:
