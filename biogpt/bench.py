@@ -289,14 +289,19 @@ class _Ours(_Measured):
     def decode(self, streams: int, position: int, steps: int) -> float:
         """Tokens a second in all."""
         self.engine.prepare()  # once for a process, so it is no part of any figure
-        # One session: the prompt is computed once, the others take it from there.
-        slots = [self._submit(position, steps + _spare(streams), session="bench") for _ in range(streams)]
-        while not all(slot.made for slot in slots):
-            self.engine.step()
+        slots: list[Slot] = []
+        for _ in range(streams):  # of one session: the first reads the prompt, the others take it from there
+            slots.append(self._submit(position, steps + _spare(streams), session="bench"))
+            while not slots[-1].made:
+                self.engine.step()
+        made = sum(slot.made for slot in slots)
         start = time.perf_counter()
         for _ in range(steps):
             self.engine.step()
         seconds = time.perf_counter() - start
+        assert sum(slot.made for slot in slots) == made + streams * steps, (
+            "a stream ended before the others began"
+        )
         self.engine.drop(everyone=True)
         return streams * steps / seconds
 
