@@ -3,26 +3,38 @@
 Letters: L layers, B batch, H heads, S key positions, T new positions, D head width.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from biogpt.config import BioGptConfig
 
+Places = list[list[Tensor]]  # of one layer: what ``attend`` takes for each cache, or each group of caches
 
-class Place(NamedTuple):
-    """Views of one layer of a cache, for one new position.
 
-    Attributes:
-        key, value: [B, H, D] of the new position, to be written.
-        keys, values: [B H, D, S] and [B H, S, D] of all positions, the new one included.
+def encode(keys: Tensor, values: Tensor) -> list[Tensor]:
+    """New keys and values [R, H, D] as they are stored: here, as they are."""
+    return [keys, values]
+
+
+def attend(query: Tensor, new: list[Tensor], place: list[Tensor], out: Tensor) -> None:
+    """Store one new position of each row of a cache, and attend from it to all positions. Also compiled, so plain.
+
+    As little as possible is done here, since a call costs more than the arithmetic in it. For one query, two matrix
+    products are quicker than the fused kernel.
+
+    Args:
+        query: [B H, 1, D], divided by the square root of D.
+        new: of ``encode``.
+        place: of ``KVCache.places``.
+        out: [B H, 1, D], written to.
     """
-
-    key: Tensor
-    value: Tensor
-    keys: Tensor
-    values: Tensor
+    key, value, keys, values = place
+    key.copy_(new[0])
+    value.copy_(new[1])
+    torch.bmm(torch.bmm(query, keys).softmax(dim=-1), values, out=out)
 
 
 class KVCache:
@@ -40,6 +52,9 @@ class KVCache:
         ValueError: ``batch_size`` or ``max_length`` is not positive, or the latter is beyond the model's limit.
     """
 
+    encode = staticmethod(encode)
+    attend = staticmethod(attend)
+
     def __init__(
         self,
         config: BioGptConfig,
@@ -56,13 +71,13 @@ class KVCache:
             raise ValueError(f"KVCache: max_length is {max_length}; expected 1 to {limit}, the model's limit")
         self.length = 0
         self.max_length = max_length
-        shape = (
-            config.num_hidden_layers,
-            batch_size,
-            config.num_attention_heads,
-            max_length,
-            config.head_dim,
-        )
+        self._allocate(config, batch_size, device, dtype)
+
+    def _allocate(
+        self, config: BioGptConfig, batch_size: int, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        shape = (layers, batch_size, heads, self.max_length, config.head_dim)
         # Left as found: no position is read before it is written, and memory is taken only as that happens.
         self.keys = torch.empty(shape, device=device, dtype=dtype)  # [L, B, H, S, D]
         self.values = torch.empty(shape, device=device, dtype=dtype)  # [L, B, H, S, D]
@@ -75,6 +90,14 @@ class KVCache:
     @property
     def batch_size(self) -> int:
         return self.keys.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
 
     def require(self, batch_size: int, count: int) -> None:
         """Check that ``count`` more positions of ``batch_size`` rows fit, before anything is written.
@@ -100,7 +123,7 @@ class KVCache:
             keys, values: [B, H, T, D].
 
         Returns:
-            Views of all keys and values of the layer, the new ones included: [B, H, length + T, D].
+            All keys and values of the layer as they are now stored, the new ones included: [B, H, length + T, D].
 
         Raises:
             ValueError: as ``require``; nothing is written then.
@@ -112,29 +135,50 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-    def next_position(self) -> list[Place]:
-        """Where each layer stores one new position, and what it then attends to.
+    @classmethod
+    def places(cls, caches: Sequence[Self]) -> list[Places]:
+        """For each layer and cache, what ``attend`` takes: where a new position goes, and all that it attends to.
 
         Slicing costs as much as the arithmetic on one position does; here it is done for all layers at once.
 
         Raises:
-            ValueError: the cache is full.
+            ValueError: a cache is full.
         """
+        by_cache = [cache._next_position() for cache in caches]
+        return [list(of_layer) for of_layer in zip(*by_cache, strict=True)]
+
+    def _next_position(self) -> Places:
         self.require(self.batch_size, 1)
         rows = self.batch_size * self.keys.shape[2]
         new = (part[:, :, :, self.length].unbind() for part in (self.keys, self.values))
-        seen = (
+        keys, values = (
             part.view(len(part), rows, self.max_length, -1)[:, :, : self.length + 1]
             for part in (self.keys, self.values)
         )
-        keys, values = seen
         return [
-            Place(*views) for views in zip(*new, keys.transpose(2, 3).unbind(), values.unbind(), strict=True)
+            list(views) for views in zip(*new, keys.transpose(2, 3).unbind(), values.unbind(), strict=True)
         ]
 
     def advance(self, count: int) -> None:
         """Count the positions that every layer has just written."""
         self.length += count
+
+    def copy(self, first: int, last: int) -> list[Tensor]:
+        """What is stored of some positions of the first row, in all layers; for ``append``."""
+        return [part[:, :1, :, first:last].clone() for part in (self.keys, self.values)]
+
+    def append(self, copied: Sequence[Tensor]) -> None:
+        """Add the positions that ``copy`` took to this cache of one row.
+
+        Raises:
+            ValueError: as ``require``.
+        """
+        keys, values = copied
+        self.require(1, keys.shape[3])
+        end = self.length + keys.shape[3]
+        self.keys[:, :, :, self.length : end] = keys
+        self.values[:, :, :, self.length : end] = values
+        self.length = end
 
     def truncate(self, length: int) -> None:
         """Forget all positions from ``length`` on.

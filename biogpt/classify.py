@@ -373,7 +373,7 @@ class _Phrases:
         longest = max(map(len, self._labels))
         cache = KVCache(model.config, 1, len(ids) + longest, device, model.dtype)
         first = model(torch.tensor([ids], device=device), past_key_values=cache, logits_to_keep=1).logits
-        turn = max(1, _CACHE_BYTES // (cache.keys.nbytes + cache.values.nbytes))  # labels at once
+        turn = max(1, _CACHE_BYTES // cache.nbytes)  # labels at once
         means: list[float] = []
         for begin in range(0, len(self._labels), turn):
             labels = self._labels[begin : begin + turn]

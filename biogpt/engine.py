@@ -4,7 +4,7 @@ A step gives every running slot its next token, all in one pass through the line
 prompt, so that a long prompt holds up nobody for long. What a slot gets depends on nothing but itself, to the bit:
 
 - A prompt is read alone, in chunks of a fixed size from position 0 on: the shapes follow from the prompt.
-- Attention is computed slot by slot, over the slot's own keys and values.
+- Attention is computed row by row, over the row's own keys and values.
 - The rest of the network works on rows, and only in numbers of rows for which the kernels of this machine give each
   row the very same bits (``steady_sizes``, found by trying); a step is padded to the next such number.
 - Each slot draws from its own random numbers.
@@ -26,7 +26,9 @@ from biogpt.cache import KVCache
 from biogpt.generate import Hypothesis, Search, Token
 from biogpt.heads import BioGptForCausalLM
 from biogpt.model import DecoderLayer
+from biogpt.pages import Int8KVCache, Pages
 from biogpt.program import Step, step_program
+from biogpt.quantize import Int8Linear
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,9 @@ class Engine:
         self.running: list[Slot] = []
         self.prompts = PromptStore()
         self.device, self.dtype = model.device, model.dtype
+        int8 = isinstance(model.output_projection, Int8Linear) and Int8KVCache.fits(model.config)
+        self._pages = Pages.within(model.config, self.cache_bytes) if int8 else None
+        self._kind = Int8KVCache if int8 else KVCache
         self._sizes: tuple[int, ...] = ()
         self._program: Step | None = None
 
@@ -108,7 +113,7 @@ class Engine:
         """Compile the step, and find how many rows it may take: a second for a large model, here or at its first token."""
         if self._program is None:
             self._sizes = steady_sizes(self.model)
-            self._program = step_program(self.model.biogpt)
+            self._program = step_program(self.model.biogpt, self._kind)
 
     def submit(self, slot: Slot) -> None:
         """Let a slot wait for its turn.
@@ -139,7 +144,7 @@ class Engine:
 
     def need(self, slot: Slot) -> int:
         """Bytes of cache that a slot takes while it runs."""
-        return KVCache.size(self.model.config, slot.search.rows, self._length(slot), self.dtype)
+        return self._kind.size(self.model.config, slot.search.rows, self._length(slot), self.dtype)
 
     @property
     def has_work(self) -> bool:
@@ -238,12 +243,18 @@ class Engine:
                 return
             self.prompts.shrink(free - self.need(slot))
             self.running.append(self.waiting.popleft())
-            slot.cache = KVCache(self.model.config, 1, self._length(slot), self.device, self.dtype)
+            slot.cache = self._cache(self._length(slot))
             self.prompts.recall(slot.session, slot.search.prompt_ids, slot.cache)
 
     def _length(self, slot: Slot) -> int:
         # The last token made is never fed back, so one position more than needed at most.
         return len(slot.search.prompt_ids) + slot.search.options.max_new_tokens
+
+    def _cache(self, length: int) -> KVCache:
+        config = self.model.config
+        if self._pages is not None:
+            return Int8KVCache(config, 1, length, self._pages)
+        return KVCache(config, 1, length, self.device, self.dtype)
 
     def _read_chunk(self, slot: Slot) -> None:
         ids, cache = slot.search.prompt_ids, slot.cache
@@ -302,7 +313,7 @@ class PromptStore:
     """
 
     def __init__(self) -> None:
-        self._chunks: OrderedDict[tuple[Hashable, tuple[int, ...]], tuple[Tensor, Tensor]] = OrderedDict()
+        self._chunks: OrderedDict[tuple[Hashable, tuple[int, ...]], list[Tensor]] = OrderedDict()
         self.bytes = 0
 
     def keep(self, session: Hashable, ids: Sequence[int], cache: KVCache, room: int) -> None:
@@ -310,12 +321,12 @@ class PromptStore:
         key = (session, tuple(ids))
         if key in self._chunks:
             return self._chunks.move_to_end(key)
-        last = slice(len(ids) - CHUNK, len(ids))
-        size = (cache.keys[:, 0, :, last].numel() + cache.values[:, 0, :, last].numel()) * cache.keys.itemsize
+        chunk = cache.copy(len(ids) - CHUNK, len(ids))
+        size = sum(part.nbytes for part in chunk)
         if size > room:
             return None
         self.shrink(room - size)
-        self._chunks[key] = cache.keys[:, 0, :, last].clone(), cache.values[:, 0, :, last].clone()
+        self._chunks[key] = chunk
         self.bytes += size
 
     def recall(self, session: Hashable, ids: Sequence[int], cache: KVCache) -> None:
@@ -325,16 +336,13 @@ class PromptStore:
             if key not in self._chunks:
                 return
             self._chunks.move_to_end(key)
-            keys, values = self._chunks[key]
-            cache.keys[:, 0, :, cache.length : cache.length + CHUNK] = keys
-            cache.values[:, 0, :, cache.length : cache.length + CHUNK] = values
-            cache.advance(CHUNK)
+            cache.append(self._chunks[key])
 
     def shrink(self, limit: int) -> None:
         """Forget the chunks that were not used for longest, until no more than ``limit`` bytes are held."""
         while self._chunks and self.bytes > limit:
-            _, (keys, values) = self._chunks.popitem(last=False)
-            self.bytes -= keys.nbytes + values.nbytes
+            _, chunk = self._chunks.popitem(last=False)
+            self.bytes -= sum(part.nbytes for part in chunk)
 
 
 @torch.inference_mode()

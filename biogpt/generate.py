@@ -272,7 +272,7 @@ class Beams:
         options, beams = self.options, self.rows
         if not self._length:
             logits = logits.expand(beams, -1)
-            cache.reorder(torch.zeros(beams, dtype=torch.int64, device=cache.keys.device))
+            cache.reorder(torch.zeros(beams, dtype=torch.int64, device=cache.device))
         self._length += 1
         ids = [self.prompt_ids + [token.id for token in tokens] for tokens in self._running]
         scores = _apply_rules(logits.log_softmax(dim=-1), ids, self._length - 1, options, self._eos)
@@ -295,7 +295,7 @@ class Beams:
         ):
             self.feed, self.done = [], True
             return finished[: options.num_return_sequences]
-        cache.reorder(rows[alive].to(cache.keys.device))
+        cache.reorder(rows[alive].to(cache.device))
         self.feed = [[tokens[-1].id] for tokens in self._running]
         return [Hypothesis(self._running[0], ranked[int(alive[0])], finished=False)]
 

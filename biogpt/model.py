@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from biogpt.cache import KVCache, Place
+from biogpt.cache import KVCache, Places
 from biogpt.config import BioGptConfig
 
 POSITION_OFFSET = 2  # fairseq keeps the first two rows of the position table for padding
@@ -116,16 +116,16 @@ class Attention(nn.Module):
             return self.qkv_proj(hidden).chunk(3, dim=-1)
         return self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
 
-    def step(self, hidden: Tensor, places: Sequence[Place]) -> Tensor:
+    def step(self, hidden: Tensor, places: Places, kind: type[KVCache]) -> Tensor:
         """Attend from one new position of each row of several caches.
 
         Each cache is attended to by itself, in shapes that depend on nothing else: a row's bits do not tell who
-        else is there. For one query, two matrix products are quicker than the fused kernel; and as little as
-        possible is done for each cache, since a call costs more than the arithmetic in it.
+        else is there.
 
         Args:
             hidden: [R, D].
-            places: this layer's, of each cache; they are written to. Their rows are the first of the R.
+            places: of ``KVCache.places``, for this layer. Their rows are the first of the R.
+            kind: of the caches.
 
         Returns:
             [R, D].
@@ -133,15 +133,13 @@ class Attention(nn.Module):
         query, key, value = (part.view(len(hidden), self.heads, -1) for part in self.query_key_value(hidden))
         query = query / math.sqrt(query.shape[-1])  # [R, H, D/H]
         mixed = torch.zeros_like(query)
-        counts = [len(place.key) for place in places]
+        counts = [len(place[0]) for place in places]
         counts.append(len(hidden) - sum(counts))  # padding
-        for place, new_key, new_value in zip(places, key.split(counts), value.split(counts), strict=False):
-            place.key.copy_(new_key)
-            place.value.copy_(new_value)
+        new = zip(*(part.split(counts) for part in kind.encode(key, value)), strict=True)
         heads = [count * self.heads for count in counts]
         queries, results = (part.view(-1, 1, part.shape[-1]).split(heads) for part in (query, mixed))
-        for place, own, result in zip(places, queries, results, strict=False):  # [B H, 1, D/H]
-            torch.bmm(torch.bmm(own, place.keys).softmax(dim=-1), place.values, out=result)
+        for place, own_query, own_new, result in zip(places, queries, new, results, strict=False):
+            kind.attend(own_query, list(own_new), place, result)
         return self.out_proj(mixed.view_as(hidden))
 
 
@@ -179,9 +177,9 @@ class DecoderLayer(nn.Module):
         """The two-layer perceptron on each position by itself, [..., D] to [..., D]."""
         return self.fc2(self.activation_dropout(self.activation(self.fc1(hidden))))
 
-    def step(self, hidden: Tensor, places: Sequence[Place]) -> Tensor:
+    def step(self, hidden: Tensor, places: Places, kind: type[KVCache]) -> Tensor:
         """Arguments and result are those of ``Attention.step``; for inference only."""
-        hidden = hidden + self.self_attn.step(self.self_attn_layer_norm(hidden), places)
+        hidden = hidden + self.self_attn.step(self.self_attn_layer_norm(hidden), places, kind)
         return hidden + self.feed_forward(self.final_layer_norm(hidden))
 
 
@@ -300,15 +298,15 @@ class BioGptModel(nn.Module):
         self,
         input_ids: Tensor,
         caches: Sequence[KVCache],
-        program: Callable[[Tensor, list[list[Place]]], Tensor] | None = None,
+        program: Callable[[Tensor, list[Places]], Tensor] | None = None,
     ) -> Tensor:
         """One more position for each row of several caches, which may hold different numbers of positions.
 
         Args:
             input_ids: [R] ids, one a row of each cache in turn; what is left over is padding.
-            caches: R or fewer rows in all, each with room for one more position; they are written to. No row is
-                padded: position 0 is its first token.
-            program: the layers' steps, compiled (``biogpt.program``); None calls them one by one.
+            caches: of one kind, R or fewer rows in all, each with room for one more position; they are written to.
+                No row is padded: position 0 is its first token.
+            program: the layers' steps for that kind, compiled (``biogpt.program``); None calls them one by one.
 
         Returns:
             [R, D], after the last LayerNorm.
@@ -320,8 +318,8 @@ class BioGptModel(nn.Module):
         if len(lengths) > len(input_ids):
             raise ValueError(f"{len(input_ids)} ids for {len(lengths)} rows; give one a row")
         lengths += [0] * (len(input_ids) - len(lengths))
-        by_cache = [cache.next_position() for cache in caches]
-        places = [[place[layer] for place in by_cache] for layer in range(len(self.layers))]
+        kind = type(caches[0])
+        places = kind.places(caches)
         position_ids = torch.tensor(lengths, device=input_ids.device)
         hidden = self.embed_tokens(input_ids) * self.embed_scale
         hidden = hidden + self.embed_positions(position_ids + POSITION_OFFSET)
@@ -330,7 +328,7 @@ class BioGptModel(nn.Module):
         else:
             for layer, of_layer in zip(self.layers, places, strict=True):
                 assert isinstance(layer, DecoderLayer)
-                hidden = layer.step(hidden, of_layer)
+                hidden = layer.step(hidden, of_layer, kind)
         for cache in caches:
             cache.advance(1)
         return self.layer_norm(hidden)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biogpt.cache import KVCache, Place
+from biogpt.cache import KVCache, Places
 from biogpt.model import Attention, BioGptModel, DecoderLayer
 from biogpt.quantize import Int8Linear, PackedLinear, whole_steps
 
@@ -25,15 +25,19 @@ logger = logging.getLogger(__name__)
 Step = Callable[[Tensor, Sequence[KVCache]], Tensor]
 
 
-def step_program(model: BioGptModel) -> Step:
-    """What computes as ``model.step`` does, as fast as this machine can; the layers must not change afterwards."""
+def step_program(model: BioGptModel, kind: type[KVCache] = KVCache) -> Step:
+    """What computes as ``model.step`` does, as fast as this machine can; the layers must not change afterwards.
+
+    Args:
+        kind: of the caches it will be given.
+    """
     if model.embed_positions.weight.device.type != "cpu":
         return model.step
-    layers = _compiled(model)
+    layers = _compiled(model, kind)
     if layers is None:
         return model.step
 
-    def run(hidden: Tensor, places: list[list[Place]]) -> Tensor:
+    def run(hidden: Tensor, places: list[Places]) -> Tensor:
         with torch.jit.optimized_execution(
             False
         ):  # what it gains is little, and costs the first steps two seconds
@@ -42,16 +46,16 @@ def step_program(model: BioGptModel) -> Step:
     return lambda input_ids, caches: model.step(input_ids, caches, run)
 
 
-def _compiled(model: BioGptModel) -> nn.Module | None:
+def _compiled(model: BioGptModel, kind: type[KVCache]) -> nn.Module | None:
     """The layers as a program, kept for the next who asks; None where they do not compile."""
-    parts = [*model.modules(), *model.parameters()]
+    parts = [kind, *model.modules(), *model.parameters()]
     kept, program = model.__dict__.get("_program", ([], None))
     if len(kept) == len(parts) and all(one is other for one, other in zip(kept, parts, strict=True)):
         return program
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated; no successor compiles in a second
-            program = torch.jit.script(_Layers(model).eval())
+            program = torch.jit.script(_Layers(model, kind).eval())
     except (RuntimeError, TypeError):
         logger.warning("the layers do not compile here; each operation is called by itself", exc_info=True)
         program = None
@@ -62,11 +66,11 @@ def _compiled(model: BioGptModel) -> nn.Module | None:
 class _Layers(nn.Module):
     """All layers: [R, D] to [R, D]."""
 
-    def __init__(self, model: BioGptModel) -> None:
+    def __init__(self, model: BioGptModel, kind: type[KVCache]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_Layer(layer) for layer in model.layers)
+        self.layers = nn.ModuleList(_Layer(layer, kind) for layer in model.layers)
 
-    def forward(self, hidden: Tensor, places: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]]) -> Tensor:
+    def forward(self, hidden: Tensor, places: list[list[list[Tensor]]]) -> Tensor:
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, places[index])
         return hidden
@@ -75,9 +79,10 @@ class _Layers(nn.Module):
 class _Layer(nn.Module):
     """``DecoderLayer.step`` and ``Attention.step``."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, kind: type[KVCache]) -> None:
         super().__init__()
         assert isinstance(layer, DecoderLayer)
+        self.encode, self.attend = kind.encode, kind.attend
         attention = layer.self_attn
         self.heads = attention.heads
         self.act = layer.activation_name
@@ -86,7 +91,7 @@ class _Layer(nn.Module):
         self.out = _scriptable(attention.out_proj)
         self.fc1, self.fc2 = _scriptable(layer.fc1), _scriptable(layer.fc2)
 
-    def forward(self, hidden: Tensor, places: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Tensor:
+    def forward(self, hidden: Tensor, places: list[list[Tensor]]) -> Tensor:
         rows = hidden.size(0)
         parts = self.qkv(self.attention_norm(hidden))
         query = parts[0].view(rows, self.heads, -1)
@@ -94,16 +99,13 @@ class _Layer(nn.Module):
         mixed = torch.zeros_like(query)
         counts = [place[0].size(0) for place in places]
         counts.append(rows - sum(counts))
-        keys = parts[1].view(rows, self.heads, -1).split_with_sizes(counts)
-        values = parts[2].view(rows, self.heads, -1).split_with_sizes(counts)
+        new = self.encode(parts[1].view(rows, self.heads, -1), parts[2].view(rows, self.heads, -1))
+        by_place = [part.split_with_sizes(counts) for part in new]
         by_head = [count * self.heads for count in counts]
         queries = query.view(rows * self.heads, 1, -1).split_with_sizes(by_head)
         results = mixed.view(rows * self.heads, 1, -1).split_with_sizes(by_head)
         for index, place in enumerate(places):
-            place[0].copy_(keys[index])
-            place[1].copy_(values[index])
-            weights = torch.bmm(queries[index], place[2]).softmax(dim=-1)
-            torch.bmm(weights, place[3], out=results[index])
+            self.attend(queries[index], [part[index] for part in by_place], place, results[index])
         hidden = hidden + self.out(mixed.view(rows, -1))
         inner = self.fc1(self.norm(hidden))
         if self.act == "relu":

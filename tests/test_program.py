@@ -7,6 +7,7 @@ from biogpt import quantize
 from biogpt.cache import KVCache
 from biogpt.config import BioGptConfig
 from biogpt.heads import BioGptForCausalLM
+from biogpt.pages import Int8KVCache
 from biogpt.program import step_program
 from biogpt.quantize import Int8Kernel, pack
 
@@ -21,12 +22,14 @@ def config(tiny_config) -> BioGptConfig:
     return tiny_config(hidden_size=64, num_attention_heads=4, intermediate_size=160)
 
 
-def steps_equal(model: BioGptForCausalLM, numbers: tuple[int, ...] = (1, 2, 5)) -> None:
+def steps_equal(
+    model: BioGptForCausalLM, numbers: tuple[int, ...] = (1, 2, 5), kind: type[KVCache] = KVCache
+) -> None:
     body = model.biogpt.eval()
-    program = step_program(body)
+    program = step_program(body, kind)
     assert program != body.step, "it compiled"
     for rows in numbers:
-        pairs = [[KVCache(model.config, 1, 20) for _ in range(rows)] for _ in range(2)]
+        pairs = [[kind(model.config, 1, 20) for _ in range(rows)] for _ in range(2)]
         for position in range(12):
             ids = torch.arange(4, 4 + rows) + position
             if position < 3:  # the rows do not all begin at once
@@ -38,7 +41,8 @@ def steps_equal(model: BioGptForCausalLM, numbers: tuple[int, ...] = (1, 2, 5)) 
         assert wanted.std() > 0.1
         for one, other in zip(*pairs, strict=True):
             assert one.length == other.length
-            assert torch.equal(one.keys[:, :, :, : one.length], other.keys[:, :, :, : one.length])
+            for mine, yours in zip(one.copy(0, one.length), other.copy(0, one.length), strict=True):
+                assert torch.equal(mine, yours)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
@@ -51,7 +55,9 @@ def test_plain_layers(activation, config, lively) -> None:
 def test_int8_layers(kernel, config, lively, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(quantize, "int8_kernel", lambda: kernel)
     lively(BioGptForCausalLM, config).save_pretrained(tmp_path)
-    steps_equal(BioGptForCausalLM.from_pretrained(tmp_path, device="cpu", precision="int8"))
+    model = BioGptForCausalLM.from_pretrained(tmp_path, device="cpu", precision="int8")
+    for kind in (KVCache, Int8KVCache):
+        steps_equal(model, kind=kind)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -225,7 +225,7 @@ def made(engine: Engine, requests: list) -> list[list]:
 
 @pytest.mark.parametrize("precision", ["int8", "float32", "packed"])
 def test_mini_gives_a_request_the_same_bits_in_any_company(precision, request) -> None:
-    """Twelve requests that join one after another, against each alone; equal logprobs mean equal logits."""
+    """Eighteen requests that join one after another, against each alone; equal logprobs mean equal logits."""
     name = "float32" if precision == "packed" else precision
     generator = TextGenerator.from_pretrained("mini", device="cpu", precision=name)
     if precision == "packed":
@@ -234,10 +234,10 @@ def test_mini_gives_a_request_the_same_bits_in_any_company(precision, request) -
     requests = [
         (
             generator.tokenizer.encode(prompt).ids,
-            GenerationOptions(max_new_tokens=24, temperature=temperature, seed=7, top_logprobs=5),
+            GenerationOptions(max_new_tokens=24, seed=7, **kind),
         )
         for prompt in prompts
-        for temperature in (0.0, 0.9)
+        for kind in ({"top_logprobs": 5}, {"temperature": 0.9}, {"num_beams": 3})
     ]
     together = made(Engine(generator.model), requests)
     assert together == [made(Engine(generator.model), [one])[0] for one in requests]

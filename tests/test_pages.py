@@ -1,0 +1,221 @@
+"""The cache of bytes: what it holds and computes, against plain attention, in any company and after any history."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from biogpt import pages as pages_module
+from biogpt.config import BioGptConfig
+from biogpt.engine import Engine, Slot
+from biogpt.generate import GenerationOptions, start_search
+from biogpt.heads import BioGptForCausalLM
+from biogpt.pages import PAGE, Int8KVCache, Pages, encode
+
+CONFIG = BioGptConfig(
+    vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=520
+)
+
+pytestmark = pytest.mark.skipif(not Int8KVCache.fits(CONFIG), reason="no fbgemm, or no madvise, here")
+
+
+def write(cache: Int8KVCache, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random positions in both layers; returns keys and values [L, B, H, T, D], one head far larger than another."""
+    random = torch.Generator().manual_seed(seed)
+    size = torch.tensor([0.01, 1.0, 5.0, 100.0])[:, None, None]
+    new = size * torch.randn(2, 2, cache.batch_size, 4, count, 8, generator=random)
+    for layer in range(2):
+        cache.write(layer, *new[layer])
+    cache.advance(count)
+    return new[:, 0], new[:, 1]
+
+
+def held(cache: Int8KVCache, layer: int) -> tuple[Tensor, Tensor]:
+    return cache._floats(layer, cache.length)
+
+
+def step(caches: Sequence[Int8KVCache], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Attend from a new position of every row, in layer 1: the queries [R, H, D] and what they found."""
+    rows = sum(cache.batch_size for cache in caches)
+    random = torch.Generator().manual_seed(seed)
+    # Each row draws its own, so that a row gets the same numbers in any company.
+    query, key, value = torch.stack([torch.randn(3, 4, 8, generator=random) for _ in range(rows)], dim=1)
+    return query, attended(caches, query, key, value)
+
+
+def attended(caches: Sequence[Int8KVCache], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    out = torch.zeros(len(query) * 4, 1, 8)
+    places = Int8KVCache.places(caches)[1]
+    counts = [len(place[0]) for place in places]
+    new = zip(*(part.split(counts) for part in encode(key, value)), strict=True)
+    queries, results = (part.view(-1, 1, 8).split([4 * count for count in counts]) for part in (query, out))
+    for place, own, own_new, result in zip(places, queries, new, results, strict=True):
+        Int8KVCache.attend(own, list(own_new), place, result)
+    return out.view(-1, 4, 8)
+
+
+@given(data=st.data(), rows=st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_any_history_is_held_to_half_a_step(data, rows) -> None:
+    pages = Pages(CONFIG, 40)
+    cache = Int8KVCache(CONFIG, rows, pages=pages)
+    keys = values = torch.zeros(2, rows, 4, 0, 8)
+    for number in range(data.draw(st.integers(1, 6))):
+        match data.draw(st.sampled_from(["write", "cut", "reorder"])):
+            case "write":
+                count = data.draw(st.integers(1, 200))
+                if cache.length + count > 520:
+                    with pytest.raises(ValueError, match="do not fit in 520"):
+                        write(cache, count)
+                else:
+                    new = write(cache, count, number)
+                    keys, values = torch.cat([keys, new[0]], dim=3), torch.cat([values, new[1]], dim=3)
+            case "cut":
+                length = data.draw(st.integers(0, cache.length))
+                cache.truncate(length)
+                keys, values = keys[..., :length, :], values[..., :length, :]
+            case "reorder":
+                order = data.draw(st.lists(st.integers(0, cache.batch_size - 1), min_size=1, max_size=4))
+                cache.reorder(torch.tensor(order))
+                keys, values = keys[:, order], values[:, order]
+        for layer in range(2):
+            for found, wanted in zip(held(cache, layer), (keys[layer], values[layer]), strict=True):
+                assert found.shape == wanted.shape
+                # 254 steps from -greatest to greatest, and 255 from least to greatest: never more than this.
+                most = wanted.abs().amax(dim=-1, keepdim=True) / 254
+                assert ((found - wanted).abs() <= 1.02 * most).all()
+    cache.release()
+    assert sorted(pages._free) == list(range(40))
+
+
+@pytest.mark.parametrize("length", [0, 1, 77, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE - 1])
+def test_attention_is_that_over_the_numbers_it_holds(length) -> None:
+    cache = Int8KVCache(CONFIG, 2, 400)
+    if length:
+        write(cache, length)
+    query, found = step([cache])
+    cache.advance(1)
+    keys, values = held(cache, 1)
+    wanted = (query[:, :, None] @ keys.transpose(2, 3)).softmax(dim=-1) @ values
+    torch.testing.assert_close(found, wanted[:, :, 0], rtol=1e-5, atol=1e-5)
+    assert keys.shape[2] == length + 1
+
+
+def test_a_row_gets_the_same_bits_in_any_company() -> None:
+    """Of different lengths, with one page or four, one row or more, in pages of their own or shared."""
+    lengths = [3, 130, 127, 500, 128, 1, 256]
+
+    def company(shared: bool) -> list[Int8KVCache]:
+        pages = Pages(CONFIG, 40) if shared else None
+        caches = [Int8KVCache(CONFIG, 1 + (length == 130), pages=pages) for length in lengths]
+        for number, (cache, length) in enumerate(zip(caches, lengths, strict=True)):
+            write(cache, length, number)
+        return caches
+
+    query, key, value = torch.randn(3, 8, 4, 8, generator=torch.Generator().manual_seed(1))
+    together = attended(company(shared=True), query, key, value)
+    assert torch.equal(attended(company(shared=False), query, key, value), together)
+    first = 0
+    for cache in company(shared=True):
+        rows = slice(first, first + cache.batch_size)
+        assert torch.equal(attended([cache], query[rows], key[rows], value[rows]), together[rows])
+        first = rows.stop
+    assert first == 8
+
+
+def test_a_page_carries_nothing_over_from_whoever_had_it() -> None:
+    pages = Pages(CONFIG, 3)
+    broken = Int8KVCache(CONFIG, 1, pages=pages)
+    for layer in range(2):
+        broken.write(layer, *torch.full((2, 1, 4, 200, 8), math.nan))
+    broken.advance(200)
+    broken.release()
+    cache = Int8KVCache(CONFIG, 1, pages=pages)
+    write(cache, 130)
+    assert step([cache])[1].isfinite().all()
+
+
+def test_pages_that_are_given_back_leave_the_memory() -> None:
+    config = BioGptConfig(num_hidden_layers=2, vocab_size=40)  # pages of BioGPT's size
+    pages = Pages(config, 2)
+    cache = Int8KVCache(config, 1, 200, pages)
+    for layer in range(2):
+        cache.write(layer, *torch.ones(2, 1, 16, 200, 64))
+    assert cache.nbytes == Int8KVCache.size(config, 1, 200)
+    assert all(part.view(torch.uint8).any() for part in (pages.keys, pages.steps, pages.values))
+    cache.release()
+    assert not any(part.view(torch.uint8).any() for part in (pages.keys, pages.steps, pages.values))
+
+
+def test_no_page_is_taken_twice() -> None:
+    pages = Pages(CONFIG, 2)
+    one, other = (Int8KVCache(CONFIG, 1, pages=pages) for _ in range(2))
+    write(one, 100)
+    write(other, 100)
+    before = held(other, 0)
+    with pytest.raises(MemoryError, match="all 2 pages"):
+        write(one, 100)
+    assert all(map(torch.equal, before, held(other, 0)))
+    other.release()
+    write(one, 100)
+    assert one.length == 200
+
+
+def test_pages_are_as_many_as_memory_allows() -> None:
+    assert Pages.within(CONFIG, 10 * Pages.size(CONFIG) + 1).count == 10
+    assert Pages.within(CONFIG, 0).count == 1
+    count = Pages.within(BioGptConfig(), 2**62).count
+    assert 0 < count * Pages.size(BioGptConfig()) < 2**50
+
+
+@pytest.fixture(scope="module")
+def int8_model() -> BioGptForCausalLM:
+    return BioGptForCausalLM.from_pretrained("mini", device="cpu", precision="int8")
+
+
+def results(engine: Engine, ids: Sequence[int], options: GenerationOptions, session: str | None) -> list:
+    slot = Slot(start_search(engine.model, ids, options), session)
+    engine.submit(slot)
+    while engine.has_work:
+        engine.step()
+    return list(iter(slot.results.get, None))
+
+
+@pytest.mark.parametrize("kind", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "temperature": 1.0}])
+def test_a_reused_prompt_gives_the_same_bits(kind, int8_model, monkeypatch) -> None:
+    options = GenerationOptions(max_new_tokens=12, seed=3, **kind)
+    ids = [2, *torch.randint(4, 8000, (300,), generator=torch.Generator().manual_seed(0)).tolist()]
+    engine = Engine(int8_model)
+    first = results(engine, ids, options, "one")
+    read = []
+    forward = int8_model.biogpt.forward
+    monkeypatch.setattr(
+        int8_model.biogpt, "forward", lambda ids, **rest: read.append(ids.shape[1]) or forward(ids, **rest)
+    )
+    assert results(engine, ids, options, "one") == first
+    assert sum(read) == 301 - 2 * PAGE
+    assert results(engine, ids, options, "another") == first
+    assert sum(read) == 2 * 301 - 2 * PAGE
+    assert len(engine._pages._free) == engine._pages.count
+
+
+def test_the_engine_pages_what_it_promised(int8_model, monkeypatch) -> None:
+    """As many requests run as the limit has room for, and the pages suffice for each of them."""
+    most = Int8KVCache.size(int8_model.config, 1, 140)
+    engine = Engine(int8_model, cache_bytes=3 * most)
+    taken = []
+    take = pages_module.Pages.take
+    monkeypatch.setattr(pages_module.Pages, "take", lambda self: taken.append(len(self._free)) or take(self))
+    options = GenerationOptions(max_new_tokens=20, min_new_tokens=20)
+    slots = [Slot(start_search(int8_model, list(range(4, 124)), options)) for _ in range(5)]
+    for slot in slots:
+        engine.submit(slot)
+    while engine.has_work:
+        engine.step()
+        assert len(engine.running) <= 3
+    assert [len(list(iter(slot.results.get, None))) for slot in slots] == [20] * 5
+    assert min(taken) == 1, "the last of six pages was taken, too"
