@@ -19,7 +19,7 @@ def encode(keys: Tensor, values: Tensor) -> list[Tensor]:
     return [keys, values]
 
 
-def attend(query: Tensor, new: list[Tensor], place: list[Tensor], out: Tensor) -> None:
+def attend(query: Tensor, new: list[Tensor], place: list[Tensor]) -> Tensor:
     """Store one new position of each row of a cache, and attend from it to all positions. Also compiled, so plain.
 
     As little as possible is done here, since a call costs more than the arithmetic in it. For one query, two matrix
@@ -29,12 +29,14 @@ def attend(query: Tensor, new: list[Tensor], place: list[Tensor], out: Tensor) -
         query: [B H, 1, D], divided by the square root of D.
         new: of ``encode``.
         place: of ``KVCache.places``.
-        out: [B H, 1, D], written to.
+
+    Returns:
+        [B H, 1, D].
     """
     key, value, keys, values = place
     key.copy_(new[0])
     value.copy_(new[1])
-    torch.bmm(torch.bmm(query, keys).softmax(dim=-1), values, out=out)
+    return torch.bmm(torch.bmm(query, keys).softmax(dim=-1), values)
 
 
 class KVCache:

@@ -13,6 +13,7 @@ Nothing here locks or waits, but for the short ``lock`` around the lists; one th
 """
 
 import logging
+import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Sequence
@@ -293,7 +294,7 @@ class Engine:
 
     def _advance(self, slot: Slot, logits: Tensor) -> None:
         assert slot.cache is not None
-        if not logits.isfinite().all():
+        if not math.isfinite(float(logits.sum())):
             slot.results.put(
                 FloatingPointError(
                     f"the model's logits are not finite in {str(self.dtype).removeprefix('torch.')}; "

@@ -132,15 +132,17 @@ class Attention(nn.Module):
         """
         query, key, value = (part.view(len(hidden), self.heads, -1) for part in self.query_key_value(hidden))
         query = query / math.sqrt(query.shape[-1])  # [R, H, D/H]
-        mixed = torch.zeros_like(query)
         counts = [len(place[0]) for place in places]
         counts.append(len(hidden) - sum(counts))  # padding
         new = zip(*(part.split(counts) for part in kind.encode(key, value)), strict=True)
-        heads = [count * self.heads for count in counts]
-        queries, results = (part.view(-1, 1, part.shape[-1]).split(heads) for part in (query, mixed))
-        for place, own_query, own_new, result in zip(places, queries, new, results, strict=False):
-            kind.attend(own_query, list(own_new), place, result)
-        return self.out_proj(mixed.view_as(hidden))
+        queries = query.view(-1, 1, query.shape[-1]).split([count * self.heads for count in counts])
+        mixed = [
+            kind.attend(own_query, list(own_new), place)
+            for place, own_query, own_new in zip(places, queries, new, strict=False)
+        ]
+        if counts[-1]:
+            mixed.append(torch.zeros_like(queries[-1]))
+        return self.out_proj(torch.cat(mixed).view_as(hidden))
 
 
 class DecoderLayer(nn.Module):

@@ -19,7 +19,8 @@ import math
 import mmap
 import os
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from functools import lru_cache
+from itertools import accumulate, groupby
 from typing import Self
 
 import torch
@@ -30,30 +31,28 @@ from biogpt.config import BioGptConfig
 
 PAGE = 128  # positions
 _RANGE = 8  # bytes at the end of a row of a bag: two float32 numbers, the size of a step and what step 0 stands for
-_ZERO = 128  # the step of a key that stands for 0
+_ZERO = 127.5  # the step of a key that stands for 0: none does exactly
+_SPILL = 64  # bytes at the end of a layer for what is written and not used
 
 
 def encode(keys: Tensor, values: Tensor) -> list[Tensor]:
-    """New keys and values [..., D] as they are stored.
+    """New keys and values [..., D] in bytes, each row of D in 255 steps of its own; one tensor [..., 2, D + 8].
 
-    Returns:
-        [..., D] bytes of the keys, in steps of a 127th of the greatest; [...] the size of these steps; and [..., D + 8]
-        of the values, 255 steps from the least to the greatest, then step and least. Each row of D by itself.
+    Behind the bytes stand the size of a step and what step 0 is, two float32 numbers. Keys are encoded together with
+    their opposites, so that their steps lie evenly around 0 and the size is enough.
     """
-    steps = keys.abs().amax(dim=-1, keepdim=True).div_(127).clamp_min_(1e-30)
-    whole = (keys / steps).round_().add_(128).to(torch.uint8)
-    return [whole, steps.squeeze(-1), torch.ops.quantized.embedding_bag_byte_prepack(values)]
+    width = keys.size(-1)
+    both = torch.cat([-keys, keys, values, values], dim=-1).unflatten(-1, (2, 2 * width))
+    return [torch.ops.quantized.embedding_bag_byte_prepack(both).narrow(-1, width, width + 8)]
 
 
-def attend(query: Tensor, new: list[Tensor], place: list[Tensor], out: Tensor) -> None:
+def attend(query: Tensor, new: list[Tensor], place: list[Tensor]) -> Tensor:
     """As ``biogpt.cache.attend``, for all rows of all caches. Also compiled, so plain."""
-    key_at, row_at, key_bytes, key_steps, keys, steps, values = place[:7]
-    heads, owners, key_rows, key_bags, closed, slots, empty, open_, value_rows, value_bags = place[7:]
-    key_bytes.put_(key_at, new[0].reshape(-1))
-    key_steps.put_(row_at, new[1].reshape(-1))
-    values[row_at] = new[2].reshape(-1, values.size(1))
+    at, stored, keys, steps, values = place[:5]
+    heads, owners, key_rows, key_bags, closed, slots, empty, open_, value_rows, value_bags = place[5:]
+    stored.put_(at, new[0])
     rows = query.size(0)
-    shares = query.squeeze(1).index_select(0, owners).view(-1)
+    shares = query.index_select(0, owners).view(-1) if owners.size(0) > rows else query.view(-1)
     sums = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
         keys, key_rows, key_bags, False, 0, False, shares
     )
@@ -64,30 +63,60 @@ def attend(query: Tensor, new: list[Tensor], place: list[Tensor], out: Tensor) -
     mixed = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
         values, value_rows, value_bags, False, 0, False, shares
     )
-    out.copy_(mixed.unsqueeze(1))
+    return mixed.unsqueeze(1)
 
 
 class Pages:
     """Address space for so many pages of all layers, and which of them are free.
 
     Memory is taken as pages are written to, and given back with them.
+
+    Attributes:
+        keys: [L, P, H, D, PAGE + 8] bytes, of which the last 8 of each row are a step of 1 and what step 0 is.
+        steps: [L, P, H, PAGE] float32, the size of a step of each key.
+        values: [L, P, H, PAGE, D + 8] bytes.
     """
 
     def __init__(self, config: BioGptConfig, count: int) -> None:
         layers, heads, width = config.num_hidden_layers, config.num_attention_heads, config.head_dim
-        self._reserved: list[tuple[mmap.mmap, int]] = []  # with the bytes of one page of one layer
         self.count = count
-        self.keys = self._reserve(torch.uint8, layers, heads, width, PAGE + _RANGE)
-        self.steps = self._reserve(torch.float32, layers, heads, PAGE)
-        self.values = self._reserve(torch.uint8, layers, heads, PAGE, width + _RANGE)
+        shapes = ((heads, width, PAGE + _RANGE), (heads, PAGE, 4), (heads, PAGE, width + _RANGE))
+        # One after the other in a layer: where each of the three begins, the last number being that of a layer.
+        self._sizes = [math.prod(shape) for shape in shapes]
+        self._starts = [0, *accumulate(count * size for size in self._sizes)]
+        self.stride = -(-(self._starts[-1] + _SPILL) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._memory = mmap.mmap(-1, layers * self.stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        every = torch.frombuffer(self._memory, dtype=torch.uint8).view(layers, self.stride)
+        self.keys, steps, self.values = (
+            every[:, start : start + count * size].unflatten(1, (count, *shape))
+            for start, size, shape in zip(self._starts, self._sizes, shapes, strict=False)
+        )
+        self.steps = steps.view(torch.float32)[..., 0]
         self._free = list(range(count - 1, -1, -1))
-        # By layer, what ``attend`` takes of them: all bytes, all steps, and the rows of each.
+        # By layer, what ``attend`` takes of them: every byte, and the rows of each.
         self.views = [
-            [keys.view(-1), steps.view(-1), keys.view(-1, PAGE + _RANGE), steps.view(-1, PAGE), values]
-            for keys, steps, values in zip(
-                self.keys, self.steps, self.values.view(layers, -1, width + _RANGE), strict=True
-            )
+            [layer, keys.view(-1, PAGE + _RANGE), steps.view(-1, PAGE), values.view(-1, width + _RANGE)]
+            for layer, keys, steps, values in zip(every, self.keys, self.steps, self.values, strict=True)
         ]
+
+    def addresses(self, heads: Tensor, columns: Tensor) -> Tensor:
+        """Where in a layer's bytes the parts of ``encode`` go, [..., 2, D + 8] numbers.
+
+        Args:
+            heads: of pages, as rows of ``steps``; [...].
+            columns: positions in the pages; [...].
+        """
+        width = self.keys.shape[3]
+        _, of_steps, of_values, end = self._starts
+        whole, row, step = torch.arange(width), torch.arange(width + _RANGE), torch.arange(4)
+        heads, columns = heads[..., None], columns[..., None]
+        position = heads * PAGE + columns
+        unused = (end + step).expand(*position.shape[:-1], -1)  # what step 0 of a key is
+        keys = torch.cat(
+            [(heads * width + whole) * (PAGE + _RANGE) + columns, of_steps + 4 * position + step, unused],
+            dim=-1,
+        )
+        return torch.stack([keys, of_values + (width + _RANGE) * position + row], dim=-2)
 
     @staticmethod
     def size(config: BioGptConfig) -> int:
@@ -102,12 +131,6 @@ class Pages:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         most = (2**31 - 1) // (config.num_attention_heads * max(config.head_dim, PAGE))
         return cls(config, max(1, min(most, min(limit, memory) // cls.size(config))))
-
-    def _reserve(self, dtype: torch.dtype, layers: int, *shape: int) -> Tensor:
-        size = math.prod(shape) * dtype.itemsize
-        memory = mmap.mmap(-1, layers * self.count * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._reserved.append((memory, size))
-        return torch.frombuffer(memory, dtype=dtype).view(layers, self.count, *shape)
 
     def take(self) -> int:
         """A page that is ready to be written to.
@@ -126,11 +149,12 @@ class Pages:
         """Take pages back, and give their memory to the system."""
         for page in pages:
             self._free.append(page)
-            for memory, size in self._reserved:
-                for start in range(page * size, len(memory), self.count * size):
-                    first, last = -(-start // mmap.PAGESIZE), (start + size) // mmap.PAGESIZE
+            for layer in range(0, len(self._memory), self.stride):
+                for start, size in zip(self._starts, self._sizes, strict=False):
+                    first = -(-(layer + start + page * size) // mmap.PAGESIZE)
+                    last = (layer + start + (page + 1) * size) // mmap.PAGESIZE
                     if last > first:
-                        memory.madvise(
+                        self._memory.madvise(
                             mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
                         )
 
@@ -182,13 +206,14 @@ class Int8KVCache(KVCache):
 
     @property
     def nbytes(self) -> int:
-        layer = self.pages.views[0]
-        page = (layer[0].nbytes + layer[1].nbytes + layer[4].nbytes) // self.pages.count
-        return sum(map(len, self.tables)) * page * len(self.pages.views)
+        parts = (self.pages.keys, self.pages.steps, self.pages.values)
+        return sum(map(len, self.tables)) * sum(part.nbytes for part in parts) // self.pages.count
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self.require(keys.shape[0], keys.shape[2])
-        self._store(layer, encode(keys, values))
+        whole, rows = encode(keys, values)[0].unbind(-2)
+        steps = whole[..., -_RANGE:-4].contiguous().view(torch.float32)[..., 0]
+        self._store(layer, whole[..., :-_RANGE], steps, rows)
         return self._floats(layer, self.length + keys.shape[2])
 
     def _grow(self, count: int) -> None:
@@ -197,9 +222,8 @@ class Int8KVCache(KVCache):
             while len(table) < _pages(self.length + count):
                 table.append(self.pages.take())
 
-    def _store(self, layer: int | slice, new: Sequence[Tensor]) -> None:
-        """Put what ``encode`` gave, [..., B, H, T, ...], after the positions that are held."""
-        whole, steps, rows = new
+    def _store(self, layer: int | slice, whole: Tensor, steps: Tensor, rows: Tensor) -> None:
+        """Put new positions, [..., B, H, T] each, after those that are held, in one layer or all."""
         first, end = self.length, self.length + steps.shape[-1]
         self._grow(steps.shape[-1])
         for number in range(first // PAGE, _pages(end)):
@@ -211,7 +235,7 @@ class Int8KVCache(KVCache):
             self.pages.values[layer][..., own, :, to, :] = rows[..., of, :]
 
     def _stored(self, layer: int | slice, rows: slice, first: int, last: int) -> list[Tensor]:
-        """What was stored of some positions of some rows, in the shapes of ``_store``."""
+        """Some positions of some rows, as ``_store`` takes them."""
         start = first // PAGE
         own = torch.tensor([table[start : _pages(last)] for table in self.tables[rows]], dtype=torch.int64)
         whole = self.pages.keys[layer][..., own, :, :, :PAGE].transpose(-1, -2)  # [..., B, pages, H, PAGE, D]
@@ -236,7 +260,7 @@ class Int8KVCache(KVCache):
         groups = [list(group) for _, group in groupby(caches, lambda cache: id(cache.pages))]
         by_group = [(group[0].pages.views, _plan(group)) for group in groups]
         return [
-            [[*plan[:2], *views[layer], *plan[2:]] for views, plan in by_group]
+            [[plan[0], *views[layer], *plan[1:]] for views, plan in by_group]
             for layer in range(len(by_group[0][0]))
         ]
 
@@ -245,7 +269,7 @@ class Int8KVCache(KVCache):
 
     def append(self, copied: Sequence[Tensor]) -> None:
         self.require(1, copied[1].shape[-1])
-        self._store(slice(None), copied)
+        self._store(slice(None), *copied)
         self.length += copied[1].shape[-1]
 
     def reorder(self, rows: Tensor) -> None:
@@ -272,47 +296,64 @@ def _pages(length: int) -> int:
 
 
 def _plan(caches: Sequence[Int8KVCache]) -> list[Tensor]:
-    """Where the new position of each row goes, and which rows of bytes make up its bags, for any layer.
+    """What ``attend`` takes beside a layer's bytes: where new positions go, and which rows of bytes make up its bags.
 
-    A row is [P H D] of bytes of keys, or [P H PAGE] of values; a head of a page is [P H]. What a row of a cache holds is
-    [R, H, pages], or [R, H, S] with whole pages; those that it does not have, or has not filled, are left out.
+    A row of bytes is one of [P H D] of the keys, or of [P H PAGE] of the values; a head of a page is one of [P H]. What
+    a row of a cache holds is [R, H, pages], or [R, H, S] with whole pages; those that it does not have, or has not
+    filled, are left out.
     """
     for cache in caches:
         cache._grow(1)
-    _, _, heads, width, _ = caches[0].pages.keys.shape
-    held = [(table, cache.length + 1) for cache in caches for table in cache.tables]
+    pages = caches[0].pages
+    held = [
+        (tuple(table[: _pages(cache.length + 1)]), cache.length + 1)
+        for cache in caches
+        for table in cache.tables
+    ]
+    fixed = _of_pages(tuple(table for table, _ in held), *pages.keys.shape[2:4])
+    last_head, value_heads, slots, head, owners, *key_bags = fixed
     lengths = torch.tensor([length for _, length in held])
-    most = _pages(int(lengths.max()))
-    # [R, pages], page 0 in place of those that a row has not
-    own = torch.tensor([(table[: _pages(length)] + [0] * most)[:most] for table, length in held])
-    every_head = torch.arange(heads)
-    of_page = own[:, None] * heads + every_head[:, None]  # [R, H, pages] heads of pages
+    heads = last_head.shape[1]
+    at = pages.addresses(last_head, ((lengths - 1) % PAGE)[:, None].expand_as(last_head))
 
-    last = lengths - 1
-    new = own.gather(1, (last // PAGE)[:, None]) * heads + every_head  # [R, H]
-    row_at = (new * PAGE + (last % PAGE)[:, None]).view(-1)
-    key_at = (new[..., None] * width + torch.arange(width)) * (PAGE + _RANGE) + (last % PAGE)[:, None, None]
-
-    ragged = bool((lengths.min() + PAGE - 1) // PAGE < most)
-    position = torch.arange(most * PAGE)
+    position = torch.arange(value_heads.shape[2] * PAGE)
     is_open = (position < lengths[:, None])[:, None].expand(-1, heads, -1)  # [R, H, S]
-    slots = is_open[..., ::PAGE].reshape(-1).nonzero()[:, 0]  # of the pages that a row has
-    head = of_page.view(-1)[slots]
     closed = torch.zeros(is_open.shape).masked_fill_(~is_open, -torch.inf).view(-1, PAGE)
     open_ = is_open.reshape(-1).nonzero()[:, 0]
-    value_rows = (of_page[..., None] * PAGE + torch.arange(PAGE)).view(-1)[open_]
-    ends = lengths.repeat_interleave(heads).cumsum(0)
+    value_rows = (value_heads[..., None] * PAGE + torch.arange(PAGE)).view(-1)[open_]
+    by_bag = lengths.repeat_interleave(heads)
+    if ragged := len(slots) < len(closed):
+        closed, empty = closed[slots], torch.full_like(closed, -torch.inf)
     return [
-        key_at.view(len(held), -1),
-        row_at,
+        at,
+        head,
+        owners,
+        *key_bags,
+        closed,
+        slots if ragged else slots[:0],
+        empty if ragged else closed[:0],
+        open_,
+        value_rows.int(),
+        (by_bag.cumsum(0) - by_bag).int(),
+    ]
+
+
+@lru_cache(maxsize=4)
+def _of_pages(tables: tuple[tuple[int, ...], ...], heads: int, width: int) -> tuple[Tensor, ...]:
+    """The part of a plan that changes only as rows take pages, join or leave."""
+    most = max(map(len, tables))
+    counts = torch.tensor([len(table) for table in tables])
+    own = torch.tensor([table + (0,) * (most - len(table)) for table in tables])  # [R, pages]
+    every = own[:, None] * heads + torch.arange(heads)[:, None]  # [R, H, pages] heads of pages
+    is_held = (torch.arange(most) < counts[:, None])[:, None].expand(-1, heads, -1)
+    slots = is_held.reshape(-1).nonzero()[:, 0]
+    head = every.view(-1)[slots]
+    return (
+        every.gather(2, (counts - 1)[:, None, None].expand(-1, heads, 1))[..., 0],
+        every,
+        slots,
         head,
         slots // most,
         (head[:, None] * width + torch.arange(width)).view(-1).int(),
         torch.arange(0, len(head) * width, width, dtype=torch.int32),
-        closed[slots],
-        slots if ragged else slots[:0],
-        torch.full_like(closed, -torch.inf) if ragged else closed[:0],
-        open_,
-        value_rows.int(),
-        (ends - lengths.repeat_interleave(heads)).int(),
-    ]
+    )

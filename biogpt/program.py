@@ -85,6 +85,9 @@ class _Layer(nn.Module):
         self.encode, self.attend = kind.encode, kind.attend
         attention = layer.self_attn
         self.heads = attention.heads
+        weight = layer.self_attn_layer_norm.weight
+        # A number would be made a tensor at every step.
+        self.root = torch.tensor(math.sqrt(len(weight) // self.heads), dtype=weight.dtype)
         self.act = layer.activation_name
         self.attention_norm, self.norm = layer.self_attn_layer_norm, layer.final_layer_norm
         self.qkv = _Apart(attention) if attention.qkv_proj is None else _Fused(attention.qkv_proj)
@@ -95,18 +98,20 @@ class _Layer(nn.Module):
         rows = hidden.size(0)
         parts = self.qkv(self.attention_norm(hidden))
         query = parts[0].view(rows, self.heads, -1)
-        query = query / math.sqrt(query.size(2))
-        mixed = torch.zeros_like(query)
+        query = query / self.root
         counts = [place[0].size(0) for place in places]
         counts.append(rows - sum(counts))
         new = self.encode(parts[1].view(rows, self.heads, -1), parts[2].view(rows, self.heads, -1))
         by_place = [part.split_with_sizes(counts) for part in new]
-        by_head = [count * self.heads for count in counts]
-        queries = query.view(rows * self.heads, 1, -1).split_with_sizes(by_head)
-        results = mixed.view(rows * self.heads, 1, -1).split_with_sizes(by_head)
+        queries = query.view(rows * self.heads, 1, -1).split_with_sizes(
+            [count * self.heads for count in counts]
+        )
+        mixed: list[Tensor] = []
         for index, place in enumerate(places):
-            self.attend(queries[index], [part[index] for part in by_place], place, results[index])
-        hidden = hidden + self.out(mixed.view(rows, -1))
+            mixed.append(self.attend(queries[index], [part[index] for part in by_place], place))
+        if counts[-1] > 0:
+            mixed.append(torch.zeros_like(queries[-1]))
+        hidden = hidden + self.out(torch.cat(mixed).view(rows, -1))
         inner = self.fc1(self.norm(hidden))
         if self.act == "relu":
             inner = F.relu(inner)

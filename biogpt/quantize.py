@@ -234,8 +234,8 @@ def whole_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tenso
         for row in range(rows.shape[0]):
             size, place = torch._choose_qparams_per_tensor(rows[row], levels < 255)
             step[row], zero[row] = size, place
-    # Multiplied and added with one rounding, as by the CPU's own instruction; a double holds the product whole.
-    whole = (rows.double() * step.reciprocal().double()).add_(zero).float().round_().clamp_(0, 255)
+    # addcmul rounds once, as the CPU's own instruction does; where it does not, ``has_one_call`` finds out.
+    whole = torch.addcmul(zero, rows, step.reciprocal()).round_().clamp_(0, 255)
     return whole, zero, step
 
 

@@ -48,14 +48,12 @@ def step(caches: Sequence[Int8KVCache], seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def attended(caches: Sequence[Int8KVCache], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    out = torch.zeros(len(query) * 4, 1, 8)
     places = Int8KVCache.places(caches)[1]
     counts = [len(place[0]) for place in places]
-    new = zip(*(part.split(counts) for part in encode(key, value)), strict=True)
-    queries, results = (part.view(-1, 1, 8).split([4 * count for count in counts]) for part in (query, out))
-    for place, own, own_new, result in zip(places, queries, new, results, strict=True):
-        Int8KVCache.attend(own, list(own_new), place, result)
-    return out.view(-1, 4, 8)
+    parts = zip(query.split(counts), key.split(counts), value.split(counts), places, strict=True)
+    return torch.cat(
+        [Int8KVCache.attend(q.view(-1, 1, 8), encode(k, v), place).view(-1, 4, 8) for q, k, v, place in parts]
+    )
 
 
 @given(data=st.data(), rows=st.integers(1, 3))
