@@ -196,12 +196,12 @@ class BioGptModel(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.embed_scale = math.sqrt(config.hidden_size) if config.scale_embedding else 1.0
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        # Given to the constructor, it would write to the table: on the meta device that imports a second of software.
-        self.embed_tokens.padding_idx = config.pad_token_id
-        self.embed_positions = nn.Embedding(
-            config.max_position_embeddings + POSITION_OFFSET, config.hidden_size
+        # Drawn below, by ``initialize``; on the meta device, drawing them here would import a second of software.
+        self.embed_tokens, self.embed_positions = (
+            nn.Embedding.from_pretrained(torch.empty(rows, config.hidden_size), freeze=False)
+            for rows in (config.vocab_size, config.max_position_embeddings + POSITION_OFFSET)
         )
+        self.embed_tokens.padding_idx = config.pad_token_id
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -415,9 +415,10 @@ def causal_mask(length: int, total: int, like: Tensor) -> Tensor:
 def initialize(module: nn.Module, config: BioGptConfig) -> None:
     """Draw every weight as the reference does: N(0, initializer_range), biases 0, norms 1, padding 0."""
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=config.initializer_range)
+        if not isinstance(part, nn.Linear | nn.Embedding) or part.weight.is_meta:
+            continue
+        nn.init.normal_(part.weight, std=config.initializer_range)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
-        if isinstance(part, nn.Embedding) and part.padding_idx is not None and not part.weight.is_meta:
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
             nn.init.zeros_(part.weight[part.padding_idx])

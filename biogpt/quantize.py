@@ -16,7 +16,8 @@ Letters: R rows, K input and N output channels.
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -32,6 +33,8 @@ SMALL = 30_000_000  # parameters; below, a CPU spends its time on other things t
 _ROWS = 16  # that weights are packed for; the kernel takes any number
 _EXACT = 2**24  # whole numbers up to here are exact in float32
 _BLOCK = 512  # rows that are converted at a time
+_PROBE = (2048, 1024)  # outputs and inputs of the layers that kernels are compared with
+_PACKERS = 2  # threads that convert layers; a third is no faster, and each keeps memory of its own
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,15 @@ class Int8Kernel:
         return torch.equal(found[0], wanted[:1]) and torch.equal(found[1], wanted)
 
 
+def _has_fbgemm() -> bool:
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
 @contextmanager
 def _fbgemm() -> Iterator[None]:
     """Packing goes by a global setting, which picks another library on some CPUs."""
     engine = torch.backends.quantized.engine
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
+    if not _has_fbgemm():
         raise RuntimeError("this build of torch has no fbgemm")
     torch.backends.quantized.engine = "fbgemm"
     try:
@@ -116,7 +123,7 @@ def _fbgemm() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds of one 4096 x 1024 layer on this CPU, for one row and for 16."""
+    """Seconds of one layer of the size ``_PROBE`` on this CPU, for one row and for 16."""
 
     one: float
     many: float
@@ -156,16 +163,16 @@ def _one_call_agrees(kernel: Int8Kernel) -> bool:
 @cache
 @torch.inference_mode()
 def int8_speeds(kernel: Int8Kernel) -> Speeds:
-    weight = torch.ones(4096, 1024, dtype=torch.int8)
-    packs = [kernel.pack(weight) for _ in range(4)]
-    return _speeds([partial(kernel.multiply, packed=packed) for packed in packs])
+    """Of whole layers: what quantising a row costs beside the kernel differs, too."""
+    weight, ones = torch.ones(*_PROBE, dtype=torch.int8), torch.ones(_PROBE[0])
+    return _speeds([Int8Linear(weight, ones, ones, ("layer",), kernel) for _ in range(4)])
 
 
 @cache
 @torch.inference_mode()
 def float_speeds(dtype: torch.dtype) -> Speeds:
     """Of the float layers that serving uses, packed where that can be."""
-    return _speeds([packed_or_plain(torch.ones(4096, 1024, dtype=dtype)) for _ in range(4)], dtype)
+    return _speeds([packed_or_plain(torch.ones(*_PROBE, dtype=dtype)) for _ in range(4)], dtype)
 
 
 def _speeds(layers: Sequence[Callable[[Tensor], Any]], dtype: torch.dtype = torch.float32) -> Speeds:
@@ -179,16 +186,20 @@ def _speeds(layers: Sequence[Callable[[Tensor], Any]], dtype: torch.dtype = torc
             times.append(time.perf_counter() - start)
         return sorted(times[len(layers) :])[len(layers) // 2]
 
-    return Speeds(*(seconds(torch.ones(rows, 1024, dtype=dtype)) for rows in (1, 16)))
+    return Speeds(*(seconds(torch.ones(rows, _PROBE[1], dtype=dtype)) for rows in (1, 16)))
 
 
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [N, K] as int8 and their scales [N]: the greatest of each output channel becomes 127."""
-    greatest = torch.maximum(weight.amax(dim=1), weight.amin(dim=1).neg()).float()
-    scale = (greatest / 127).clamp_min(torch.finfo(torch.float32).tiny)
-    small = torch.empty(weight.shape, dtype=torch.int8)
+def quantize(weight: Tensor, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weights [N, K] as int8 and their scales [N]: the greatest of each output channel becomes 127.
+
+    ``gain``: [K], multiplies each input channel's weights first.
+    """
+    scale, small = torch.empty(len(weight)), torch.empty(weight.shape, dtype=torch.int8)
     for part, own, out in zip(*(t.split(_BLOCK) for t in (weight, scale, small)), strict=True):
-        out.copy_((part.float() / own[:, None]).round_())
+        part = part.float() if gain is None else part.float() * gain
+        greatest = torch.maximum(part.amax(dim=1), part.amin(dim=1).neg_())
+        own.copy_(greatest.div_(127).clamp_min_(torch.finfo(torch.float32).tiny))
+        out.copy_((part / own[:, None]).round_())
     return small, scale
 
 
@@ -246,13 +257,21 @@ class Int8Linear(nn.Module):
         weight, scale: int8 [N, K] and float32 [N], as ``quantize`` gives them.
         bias: [N] or None.
         names: of the layers it stands for, one under the other, as a checkpoint calls them.
+        kernel: the best one here when None.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        names: Sequence[str],
+        kernel: Int8Kernel | None = None,
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.names = tuple(names)
-        self.kernel = int8_kernel()
+        self.kernel = kernel or int8_kernel()
         self.packed = self.kernel.pack(weight)
         # Of each channel's weights; torch would widen them all at once to sum them.
         sums = self.kernel.multiply(torch.ones(1, self.in_features), self.packed)[0]
@@ -305,7 +324,8 @@ class Int8Embedding(nn.Embedding):
     """A table of int8 rows [V, D], each with its scale; gives float32."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        super().__init__(weight.shape[0], weight.shape[1], device="meta")
+        nothing = torch.empty(weight.shape, device="meta")
+        super().__init__(weight.shape[0], weight.shape[1], _weight=nothing)
         del self.weight
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
@@ -419,30 +439,52 @@ def load_int8(
     """
     decoder = getattr(model, body)
     assert isinstance(decoder, BioGptModel)
-    for index, layer in enumerate(decoder.layers):
-        assert isinstance(layer, DecoderLayer)
-        key = f"{body}.layers.{index}"
-        attention = layer.self_attn
-        norm = _take_norm(layer.self_attn_layer_norm, weights, f"{key}.self_attn_layer_norm")
-        attention.fuse(_int8_linear(weights, f"{key}.self_attn", ("q_proj", "k_proj", "v_proj"), norm))
-        attention.out_proj = _int8_linear(weights, f"{key}.self_attn", ("out_proj",))
-        norm = _take_norm(layer.final_layer_norm, weights, f"{key}.final_layer_norm")
-        layer.fc1 = _int8_linear(weights, key, ("fc1",), norm)
-        layer.fc2 = _int8_linear(weights, key, ("fc2",))
-        after_layer()
-    embedding = weights[f"{body}.embed_tokens.weight"]
-    pair = _take(weights, f"{body}.embed_tokens.weight")
-    if "output_projection.weight" in weights:
-        tied = weights["output_projection.weight"] is embedding
-        head = pair if tied else _take(weights, "output_projection.weight")
-        model.output_projection = Int8Linear(*head, None, ("output_projection",))
-        weights.pop("output_projection.weight", None)
+    table = weights.pop(f"{body}.embed_tokens.weight")
+    pair = _int8(table)
     decoder.embed_tokens = Int8Embedding(*pair)
     after_layer()
+    # Packing takes most of the time, runs on one core, and lets go of Python meanwhile.
+    with (
+        _fbgemm() if _has_fbgemm() else nullcontext(),
+        _one_core_a_thread(),
+        ThreadPoolExecutor(_PACKERS) as pool,
+    ):
+        head, projection = weights.pop("output_projection.weight", None), None
+        if head is not None:
+            own = pair if head is table else _int8(head)
+            projection = pool.submit(Int8Linear, *own, None, ("output_projection",))
+        del table, head
+        for index, layer in enumerate(decoder.layers):
+            assert isinstance(layer, DecoderLayer)
+            key = f"{body}.layers.{index}"
+            attention = layer.self_attn
+            first = _take_norm(layer.self_attn_layer_norm, weights, f"{key}.self_attn_layer_norm")
+            last = _take_norm(layer.final_layer_norm, weights, f"{key}.final_layer_norm")
+            made = pool.map(
+                partial(_int8_linear, weights),
+                (key, key, f"{key}.self_attn", f"{key}.self_attn"),
+                (("fc1",), ("fc2",), ("q_proj", "k_proj", "v_proj"), ("out_proj",)),
+                (last, None, first, None),
+            )
+            layer.fc1, layer.fc2, fused, attention.out_proj = made
+            attention.fuse(fused)
+            after_layer()
+        if projection is not None:
+            model.output_projection = projection.result()
 
 
-def _take(weights: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    weight = weights.pop(name)
+@contextmanager
+def _one_core_a_thread() -> Iterator[None]:
+    """For threads that begin meanwhile; those of a large operation would wait for others at full speed."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
+def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return split(weight) if weight.dtype == torch.int8 else quantize(weight)
 
 
@@ -464,11 +506,10 @@ def _int8_linear(
         if weight.dtype == torch.int8:  # saved by us, with its norm folded in already
             pairs.append(split(weight))
         else:
-            folded = weight.float()
-            if norm is not None:
-                bias = bias + folded @ norm[1]
-                folded = folded * norm[0]
-            pairs.append(quantize(folded))
+            gain, shift = norm or (None, None)
+            if shift is not None:
+                bias = bias + torch.cat([part.float() @ shift for part in weight.split(_BLOCK)])
+            pairs.append(quantize(weight, gain))
         biases.append(bias)
     weight, scale = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return Int8Linear(weight, scale, torch.cat(biases), names)
