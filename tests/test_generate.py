@@ -44,8 +44,8 @@ def pairs() -> list[tuple[BioGptForCausalLM, reference.BioGptForCausalLM]]:
 
 @pytest.fixture(scope="module")
 def ending_pairs() -> list[tuple[BioGptForCausalLM, reference.BioGptForCausalLM]]:
-    """Over ten tokens, so that beams often end and the rules of when to stop matter."""
-    return [make_pair(seed, vocab_size=10) for seed in range(4, 8)]
+    """Over ten tokens, so that beams often end; and with weights for which the rules of when to stop matter."""
+    return [make_pair(seed, vocab_size=10) for seed in (12, 59, 70, 87)]
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from biogpt import checkpoint, quantize
+from biogpt.cache import KVCache
 from biogpt.config import BioGptConfig
 from biogpt.device import bfloat16_pays, choose_precision, describe
 from biogpt.engine import Engine, Slot, steady_sizes
 from biogpt.entities import EntityRecognizer
 from biogpt.generate import GenerationOptions, start_search
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
-from biogpt.quantize import Int8Kernel, Int8Linear, PackedLinear, int8_kernel, pack
+from biogpt.quantize import Int8Kernel, Int8Linear, PackedLinear, RowLinear, int8_kernel, pack
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.corpus import read_lines
@@ -204,6 +205,43 @@ def test_packed_layers_compute_and_save_what_plain_ones_do(head, wide, lively, p
     model.save_pretrained(tmp_path / "packed")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "packed" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(256, 768), (1024, 256), (48, 33)])
+def test_a_row_of_a_small_layer_has_the_bits_of_the_plain_layer(size, bias) -> None:
+    """Alone and among others; a kernel for many rows would give others."""
+    layer = torch.nn.Linear(*size, bias=bias)
+    rows = torch.randn(16, size[0], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = torch.cat([layer(row) for row in rows.split(1)])
+        prompt = layer(rows[None])
+        layer.__class__ = RowLinear
+        assert torch.equal(layer(rows), wanted)
+        assert torch.equal(torch.cat([layer(row) for row in rows.split(1)]), wanted)
+        assert torch.equal(layer(rows[None]), prompt)
+
+
+def test_mini_is_served_in_the_bits_of_its_plain_layers() -> None:
+    """Each step alone; so the logits are those of the reference's own steps, for which others compare the layers."""
+    plain = BioGptForCausalLM.from_pretrained("mini", device="cpu")
+    served = TextGenerator.from_pretrained("mini", device="cpu").model
+    assert isinstance(served.output_projection, RowLinear)
+    assert served.output_projection.weight is served.biogpt.embed_tokens.weight
+    caches = [KVCache(plain.config, 1, 9) for _ in range(2)]
+    ids = torch.tensor([[2, 17, 300, 9, 21, 55, 4, 8, 1000]])
+    with torch.inference_mode():
+        for one, cache in zip((plain, served), caches, strict=True):
+            one(ids[:, :4], past_key_values=cache)
+        for place in range(4, 9):
+            step = (
+                one.biogpt.step(ids[0, place : place + 1], [cache])
+                for one, cache in zip((plain, served), caches, strict=True)
+            )
+            wanted, found = (
+                one.output_projection(row) for one, row in zip((plain, served), step, strict=True)
+            )
+            assert torch.equal(found, wanted)
 
 
 def made(engine: Engine, requests: list) -> list[list]:
