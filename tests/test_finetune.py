@@ -124,7 +124,7 @@ def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_pat
     corpus = EntityCorpus.read(path)
     task = EntityTask([corpus], [corpus], {"word_encoder_size": 32})
     folder = finetune(
-        task, options(tmp_path / "run", base, epochs=15, frozen_epochs=15, lr=1e-2, batch_tokens=64)
+        task, options(tmp_path / "run", base, epochs=40, frozen_epochs=40, lr=4e-3, batch_tokens=64)
     )
     tagger = EntityRecognizer.from_pretrained(folder, precision="float32")
     assert [entity.text for entity in tagger("sample4 of tablets")] == ["sample4"]
