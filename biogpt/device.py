@@ -1,8 +1,10 @@
-"""Which device and precision a model runs in, and why."""
+"""Which device and precision a model runs in, and why; and which threads."""
 
+import ctypes
 import time
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -146,3 +148,23 @@ def bfloat16_pays(kind: str) -> bool:
         return min(times)
 
     return seconds(torch.bfloat16) <= seconds(torch.float32)
+
+
+def rest_threads() -> None:
+    """End the helpers that OpenMP keeps for the calling thread; its next large operation starts new ones.
+
+    GNU's OpenMP lets helpers stay awake between two operations only while there are no more of them than cores. A
+    thread that has computed and then waits for another one would leave that one half as fast.
+    """
+    openmp = _gnu_openmp()
+    if openmp is not None:
+        openmp.omp_pause_resource_all(1)  # omp_pause_soft
+
+
+@cache
+def _gnu_openmp() -> ctypes.CDLL | None:
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text(encoding="utf-8").splitlines() if maps.is_file() else []
+    paths = [line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line]
+    library = ctypes.CDLL(paths[0]) if paths else None
+    return library if hasattr(library, "omp_pause_resource_all") else None

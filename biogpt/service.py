@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from biogpt.config import BioGptConfig
+from biogpt.device import rest_threads
 from biogpt.engine import Engine, Result, Slot
 from biogpt.generate import GenerationOptions, Hypothesis, Token, start_search
 from biogpt.heads import BioGptForCausalLM
@@ -101,7 +102,8 @@ class Worker:
     """The thread that runs the steps of an engine, or in its place whoever asks for a result.
 
     It starts with the first request, so that a process may be forked before, and ends by itself once the generator
-    or the main thread is gone.
+    or the main thread is gone. Those who ask for something, and the thread itself while it is idle, keep no helpers
+    (``biogpt.device.rest_threads``).
 
     Args:
         engine: nobody else may call its ``step``.
@@ -147,6 +149,8 @@ class Worker:
         if self._threaded and (self._thread is None or not self._thread.is_alive()):
             self._thread = Thread(target=self._serve, name="biogpt")
             self._thread.start()
+        if self._threaded:
+            rest_threads()
         self._changed.notify()
 
     def take(self, slot: Slot, timeout: float | None = None) -> Result | Exception | None:
@@ -204,6 +208,7 @@ class Worker:
             with self._changed:
                 task = self._tasks.popleft() if self._tasks else None
                 if task is None and not self.engine.has_work:
+                    rest_threads()
                     # What is dropped by the garbage collector sets a flag and notifies nobody, so look at times.
                     self._changed.wait(_GLANCE)
                     continue

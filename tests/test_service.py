@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 import torch
 
 from biogpt.config import BioGptConfig
+from biogpt.device import _gnu_openmp, rest_threads
 from biogpt.engine import Engine, QueueFull
 from biogpt.generate import GenerationOptions, start_search
 from biogpt.heads import BioGptForCausalLM
@@ -307,6 +309,26 @@ def test_what_computes_with_the_model_waits_for_the_step_of_others(generator, th
     own.close()
     with pytest.raises(RuntimeError, match="stopping"):
         own.run(lambda: None) if threaded else own.stream("Aspirin", GenerationOptions(max_new_tokens=4))
+
+
+def test_no_thread_keeps_helpers_while_another_computes(generator) -> None:
+    if _gnu_openmp() is None or torch.get_num_threads() == 1:
+        pytest.skip("only GNU's OpenMP, with several threads, has helpers that slow each other down")
+
+    def helpers() -> int:
+        return len(list(Path("/proc/self/task").iterdir())) - threading.active_count()
+
+    def compute() -> int:
+        torch.ones(600, 600) @ torch.ones(600, 600)
+        return helpers()
+
+    rest_threads()
+    time.sleep(0.5)  # workers of other tests look around at times
+    none = helpers()
+    own = compute()
+    assert own > none
+    assert generator.run(compute) == own, "the worker has helpers, and the thread that asked it none any more"
+    wait_for(lambda: helpers() == none)
 
 
 def test_the_thread_ends_with_its_generator(generator) -> None:
