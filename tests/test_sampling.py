@@ -79,6 +79,15 @@ def test_rules_on_the_distribution(ours, theirs, value, seed: int, dimensions: i
     assert_same_and_effective(result, expected[: len(rows)], rows)
 
 
+@pytest.mark.parametrize("p", [0.01, 0.3, 0.6, 0.9, 0.99])
+def test_top_p_among_equals(p: float) -> None:
+    """Of tokens that tie at the edge, the reference keeps some."""
+    logits = random_logits(1)[0].round()
+    assert_same_and_effective(
+        sampling.keep_top_p(logits, p), reference.TopPLogitsWarper(p)(None, logits), logits
+    )
+
+
 def test_top_k_beyond_the_vocabulary_keeps_everything() -> None:
     logits, _ = random_logits(0)
     assert torch.equal(sampling.keep_top_k(logits, VOCABULARY + 1), logits)
