@@ -348,7 +348,10 @@ class EntityRecognizer:
         return results
 
     def _logits(self, windows: Sequence[Window], words: Sequence[str]) -> list[np.ndarray]:
-        """Log-probabilities [words, N] of each window, read as one padded batch; ``words`` are those of all."""
+        """Log-probabilities [words, N] of each window, read as one padded batch; ``words`` are those of all.
+
+        Padding on the right is never looked at, so it needs no mask.
+        """
         device = self.model.device
         width = max(len(window.ids) for window in windows)
         rows = torch.full((len(windows), width), self.tokenizer.pad_token_id)
@@ -356,7 +359,7 @@ class EntityRecognizer:
         for row, window in enumerate(windows):
             rows[row, : len(window.ids)] = torch.tensor(window.ids)
             mask[row, : len(window.ids)] = 1
-        padded = None if bool(mask.all()) else mask.to(device)
+        padded = mask.to(device) if self.model.config.bidirectional_layers and not bool(mask.all()) else None
         hidden = self.model.biogpt(rows.to(device), padded).last_hidden_state
         where = [(row, read) for row, window in enumerate(windows) for read in window.reads]
         index: Tensor = torch.tensor(where, device=device).T
