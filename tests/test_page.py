@@ -24,6 +24,7 @@ import torch
 from biogpt.classify import TextClassifier
 from biogpt.config import BioGptConfig
 from biogpt.entities import EntityRecognizer
+from biogpt.generate import GenerationOptions
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
@@ -31,6 +32,7 @@ from biogpt.ui.entities import Tagger
 from biogpt.ui.models import LazyModel, Shelf
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.runs import MOST_TEXTS, passage, upload
+from biogpt.ui.write import _with_places
 
 pytestmark = pytest.mark.slow
 
@@ -256,6 +258,18 @@ def test_every_token_is_an_update_of_the_page(page) -> None:
     assert updates[-1] == text_of(page)
     assert re.search(rf"\d+ of {LIMIT} positions · \d+ tokens/s · first token \d+\.\d s · seed \d+", status)
     assert page.locator("#view mark").inner_text() == text_of(page).removeprefix(PROMPT)
+
+
+def test_after_a_while_tokens_that_are_ready_come_together() -> None:
+    generator = random_generator()
+    options = GenerationOptions(max_new_tokens=60, min_new_tokens=60)
+    stream = generator.stream(PROMPT, options)
+    while generator._worker.engine.is_busy:
+        time.sleep(0.01)
+    groups = list(_with_places(stream))
+    generator.close()
+    assert [len(group) for group in groups] == [1] * 24 + [36]
+    assert groups[-1][-1].finish_reason == "length"
 
 
 def test_stop_ends_the_work_within_one_token_and_another_run_starts(page, server) -> None:

@@ -50,6 +50,9 @@ PRESETS: dict[str, tuple[float, float, int, int]] = {
 }
 DEFAULT_PRESET = "Balanced"
 DEFAULT_LENGTH = 120  # tokens
+_LOOK = 0.25  # seconds between looks at a request that waits in line, so that Stop acts meanwhile
+_SINGLY = 24  # tokens that come one by one; then
+_PACE = 1 / 15  # seconds between updates, at least
 _MEAN = ("mean of all", 0)
 MOST_SAMPLES = 4
 
@@ -154,7 +157,7 @@ class Writer:
             session: whose text it is, for the reuse of prompts.
 
         Yields:
-            Text, view, status, draft, undo list, count and alternatives, once a token. A refusal changes the status
+            Text, view, status, draft, undo list, count and alternatives, as tokens come. A refusal changes the status
             alone.
         """
         try:
@@ -171,21 +174,20 @@ class Writer:
                 # A Stop before the first token must not report the run before this one.
                 yield _only_status(_status("Reading the prompt"), draft=None)
                 tokens = 0
-                for step in steps:
-                    if isinstance(step, int):
-                        yield _only_status(_status("Waiting", f"{step} in line"))
+                for made in steps:
+                    if isinstance(made, int):
+                        yield _only_status(_status("Waiting", f"{made} in line"))
                         continue
-                    tokens += 1
                     now = time.perf_counter()
-                    first = now if tokens == 1 else first
-                    sample = samples[step.sequence]
-                    if options.num_beams > 1:
-                        sample.replace(step)
-                        if step.finish_reason:
-                            samples[0] = sample = generator.run(partial(scored, generator, text, step.text))
-                            sample.finish_reason = step.finish_reason
-                    else:
-                        sample.add(step)
+                    begins = tokens == 0
+                    first = now if begins else first
+                    tokens += len(made)
+                    for step in made:
+                        sample = samples[step.sequence]
+                        sample.add(step) if options.num_beams == 1 else sample.replace(step)
+                    if options.num_beams > 1 and step.finish_reason:
+                        samples[0] = generator.run(partial(scored, generator, text, step.text))
+                        samples[0].finish_reason = step.finish_reason
                     state = _FINISHED.get(step.finish_reason or "", "Writing")
                     if any(each.finish_reason is None for each in samples):
                         state = "Writing" if len(samples) == 1 else f"Writing sample {step.sequence + 1}"
@@ -200,7 +202,7 @@ class Writer:
                         Draft(model, text, samples, progress),
                         now_undo,
                         _count(given + longest, limit),
-                        "" if tokens == 1 else gr.skip(),
+                        "" if begins else gr.skip(),
                     )
         except REFUSALS as error:
             yield _only_status(_refusal(error))
@@ -337,7 +339,7 @@ class Writer:
                 seed=seed,
             ).with_seed()
             with closing(_steps(self.shelf.take(model), prompt, options)) as steps:
-                made = (step for step in steps if not isinstance(step, int))
+                made = (step for group in steps if not isinstance(group, int) for step in group)
                 for tokens, step in enumerate(made, start=1):
                     yield {
                         "text": step.text,
@@ -351,23 +353,34 @@ class Writer:
 
 def _steps(
     generator: TextGenerator, prompt: str, options: GenerationOptions, session: Hashable = None
-) -> Generator[Step | int, None, None]:
-    """The steps of a text, and while it waits in line its place, an int; refuses at once what it refuses."""
+) -> Generator[list[Step] | int, None, None]:
+    """The steps of a text as they come, or while it waits in line its place, an int; refuses at once what it refuses.
+
+    After the first few, steps that come faster than every ``_PACE`` seconds come together: browser and server spend
+    some tens of milliseconds on an update, more than a small model on a token.
+    """
     if isinstance(prompt, str) and not prompt.strip():
         raise ValueError("The text is empty: type the start of a sentence, or take an example")
     return _with_places(generator.stream(prompt, options, session))
 
 
-def _with_places(stream: Stream) -> Generator[Step | int, None, None]:
+def _with_places(stream: Stream) -> Generator[list[Step] | int, None, None]:
+    count, due = 0, 0.0
     with stream:
         while True:
-            while not stream.wait(0.25):  # looked at often, so that Stop acts while the request waits
+            while not stream.wait(_LOOK):
                 if stream.position:
                     yield stream.position
-            step = next(stream, None)
-            if step is None:
+            steps: list[Step] = []
+            while stream.wait(max(0.0, due - time.monotonic())) and (step := next(stream, None)) is not None:
+                steps.append(step)
+                if count + len(steps) <= _SINGLY:
+                    break
+            if not steps:
                 return
-            yield step
+            count += len(steps)
+            due = time.monotonic() + _PACE
+            yield steps
 
 
 @dataclass(frozen=True)
