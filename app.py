@@ -130,7 +130,9 @@ def main() -> None:
     def load(source: str) -> TextGenerator:
         if lent and source == options.model:
             return LentGenerator.from_pretrained(source, precision=options.precision)
-        return TextGenerator.from_pretrained(source, **chosen)
+        generator = TextGenerator.from_pretrained(source, **chosen)
+        generator.share_cores()
+        return generator
 
     def later(kind: Any, source: str) -> LazyModel[Any]:
         return LazyModel(_name(source), lambda: kind.from_pretrained(source, **chosen))

@@ -2,6 +2,7 @@
 
 import ctypes
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,14 +116,14 @@ def choose_precision(
     return Precision(torch.float32, False, "float32: nothing less is faster on this CPU")
 
 
-def describe(device: torch.device, precision: torch.dtype | Precision) -> str:
-    """A line for people: precision, device and, on a CPU, the number of threads."""
+def describe(device: torch.device, precision: torch.dtype | Precision, threads: int | None = None) -> str:
+    """A line for people: precision, device and, on a CPU, the number of threads; as many as torch takes when None."""
     name = precision.name if isinstance(precision, Precision) else str(precision).removeprefix("torch.")
     if device.type == "cuda":
         return f"{name} · {torch.cuda.get_device_name(device)}"
     if device.type == "mps":
         return f"{name} · Apple GPU"
-    threads = torch.get_num_threads()
+    threads = threads or torch.get_num_threads()
     return f"{name} · CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
@@ -148,6 +149,14 @@ def bfloat16_pays(kind: str) -> bool:
         return min(times)
 
     return seconds(torch.bfloat16) <= seconds(torch.float32)
+
+
+def use_threads(count: int) -> None:
+    """Compute with so many threads in the calling thread, and leave all other threads as they are."""
+    others = torch.get_num_threads()
+    torch.set_num_threads(count)  # speaks for this thread, and for those that begin later
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(torch.set_num_threads, others).result()
 
 
 def rest_threads() -> None:

@@ -26,11 +26,11 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from biogpt.config import BioGptConfig
-from biogpt.device import rest_threads
+from biogpt.device import rest_threads, use_threads
 from biogpt.engine import Engine, Result, Slot
 from biogpt.generate import GenerationOptions, Hypothesis, Token, start_search
 from biogpt.heads import BioGptForCausalLM
-from biogpt.quantize import pack
+from biogpt.quantize import SMALL, pack
 from biogpt.tokenizer import BioGptTokenizer
 
 logger = logging.getLogger(__name__)
@@ -109,12 +109,16 @@ class Worker:
         engine: nobody else may call its ``step``.
         threaded: False runs the steps in the threads of those who wait for results, as a process must that is forked
             for a single call.
+
+    Attributes:
+        threads: that torch computes with; as many as it likes when None. Read when the thread starts.
     """
 
     def __init__(self, engine: Engine, threaded: bool = True) -> None:
         self.engine = engine
         self.health = Health("serving")
         self.is_abandoned = False
+        self.threads: int | None = None
         self._threaded = threaded
         self._thread: Thread | None = None
         self._tasks: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
@@ -204,6 +208,8 @@ class Worker:
             self._changed.notify()
 
     def _serve(self) -> None:
+        if self.threads is not None:
+            use_threads(self.threads)
         while not self.is_abandoned and main_thread().is_alive():
             with self._changed:
                 task = self._tasks.popleft() if self._tasks else None
@@ -373,6 +379,20 @@ class TextGenerator:
     def waiting(self) -> int:
         """How many requests wait for one to end."""
         return len(self._worker.engine.waiting)
+
+    @property
+    def threads(self) -> int | None:
+        """That its worker computes with on a CPU; None is as many as torch takes."""
+        return self._worker.threads
+
+    def share_cores(self) -> None:
+        """Leave cores to what else runs on this machine, such as a page; call it before the first request.
+
+        A small model then computes in one thread. It gains little from a second one, and would wait for it at every
+        operation while something else has its core.
+        """
+        if sum(parameter.numel() for parameter in self.model.parameters()) < SMALL:
+            self._worker.threads = 1
 
     def health(self) -> Health:
         return self._worker.health

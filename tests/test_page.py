@@ -26,13 +26,14 @@ from biogpt.config import BioGptConfig
 from biogpt.entities import EntityRecognizer
 from biogpt.generate import GenerationOptions
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
-from biogpt.service import TextGenerator
+from biogpt.service import Step, TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.ui.entities import Tagger
 from biogpt.ui.models import LazyModel, Shelf
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.runs import MOST_TEXTS, passage, upload
 from biogpt.ui.write import _with_places
+from biogpt.ui.zero import _LentStream
 
 pytestmark = pytest.mark.slow
 
@@ -270,6 +271,18 @@ def test_after_a_while_tokens_that_are_ready_come_together() -> None:
     generator.close()
     assert [len(group) for group in groups] == [1] * 24 + [36]
     assert groups[-1][-1].finish_reason == "length"
+
+
+def test_what_another_process_writes_does_not_wait_for_its_end() -> None:
+    def steps() -> Iterator[Step]:
+        for number in range(48):
+            time.sleep(0.02)
+            yield Step(number, "a" * number, 0.0)
+
+    sizes = [len(group) for group in _with_places(_LentStream(steps()))]
+    assert sizes[:24] == [1] * 24
+    assert max(sizes) <= 5, "the time between two updates is over after four"
+    assert sum(sizes) == 48
 
 
 def test_stop_ends_the_work_within_one_token_and_another_run_starts(page, server) -> None:

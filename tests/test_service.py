@@ -311,6 +311,19 @@ def test_what_computes_with_the_model_waits_for_the_step_of_others(generator, th
         own.run(lambda: None) if threaded else own.stream("Aspirin", GenerationOptions(max_new_tokens=4))
 
 
+def test_a_small_model_that_shares_cores_computes_in_one_thread_and_others_as_before(generator) -> None:
+    own = TextGenerator(generator.model, generator.tokenizer)
+    own.share_cores()
+    before = torch.get_num_threads()
+    assert own.run(torch.get_num_threads) == own.threads == 1
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
+    options = GenerationOptions(max_new_tokens=8)
+    assert own.generate("Aspirin", options)[0].ids == generator.generate("Aspirin", options)[0].ids
+    own.close()
+
+
 def test_no_thread_keeps_helpers_while_another_computes(generator) -> None:
     if _gnu_openmp() is None or torch.get_num_threads() == 1:
         pytest.skip("only GNU's OpenMP, with several threads, has helpers that slow each other down")

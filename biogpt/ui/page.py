@@ -64,10 +64,12 @@ def build_page(
     def describe_model(chosen: str) -> str:
         shown = name if chosen == shelf.default else chosen
         try:
-            model = shelf.take(chosen).model
+            generator = shelf.take(chosen)
         except ValueError as error:
             return _header(f"{shown} · failed: {error}")
-        return _header(f"{shown} · {describe(model.device, model.precision or model.dtype)} · ready")
+        model = generator.model
+        kind = describe(model.device, model.precision or model.dtype, generator.threads)
+        return _header(f"{shown} · {kind} · ready")
 
     with gr.Blocks(title="BioGPT", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
         model = gr.State(shelf.default)

@@ -371,13 +371,15 @@ def _with_places(stream: Stream) -> Generator[list[Step] | int, None, None]:
             while not stream.wait(_LOOK):
                 if stream.position:
                     yield stream.position
-            steps: list[Step] = []
-            while stream.wait(max(0.0, due - time.monotonic())) and (step := next(stream, None)) is not None:
-                steps.append(step)
-                if count + len(steps) <= _SINGLY:
-                    break
-            if not steps:
+            step = next(stream, None)
+            if step is None:
                 return
+            steps = [step]
+            while count >= _SINGLY and stream.wait(max(0.0, due - time.monotonic())):
+                step = next(stream, None)
+                if step is None:
+                    break
+                steps.append(step)
             count += len(steps)
             due = time.monotonic() + _PACE
             yield steps

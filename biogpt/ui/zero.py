@@ -73,7 +73,7 @@ class _LentStream(Stream):
         return 0
 
     def wait(self, timeout: float) -> bool:
-        return True
+        return timeout > 0  # what the other process has made cannot be seen; asking for it may block
 
     def __next__(self) -> Step:
         return next(self._steps)
