@@ -25,6 +25,8 @@ from threading import Condition, Lock, Thread, main_thread
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
+from torch import nn
+
 from biogpt.config import BioGptConfig
 from biogpt.device import rest_threads, use_threads
 from biogpt.engine import Engine, Result, Slot
@@ -391,7 +393,8 @@ class TextGenerator:
         A small model then computes in one thread. It gains little from a second one, and would wait for it at every
         operation while something else has its core.
         """
-        if sum(parameter.numel() for parameter in self.model.parameters()) < SMALL:
+        plain = isinstance(self.model.output_projection, nn.Linear)  # packed and int8 layers are large ones
+        if plain and sum(parameter.numel() for parameter in self.model.parameters()) < SMALL:
             self._worker.threads = 1
 
     def health(self) -> Health:

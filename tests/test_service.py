@@ -324,6 +324,15 @@ def test_a_small_model_that_shares_cores_computes_in_one_thread_and_others_as_be
     own.close()
 
 
+def test_an_int8_model_does_not_pass_for_a_small_one(generator, tmp_path) -> None:
+    """Its weights are no parameters."""
+    generator.model.save_pretrained(tmp_path)
+    generator.tokenizer.save_pretrained(tmp_path)
+    own = TextGenerator.from_pretrained(tmp_path, precision="int8")
+    own.share_cores()
+    assert own.threads is None
+
+
 def test_no_thread_keeps_helpers_while_another_computes(generator) -> None:
     if _gnu_openmp() is None or torch.get_num_threads() == 1:
         pytest.skip("only GNU's OpenMP, with several threads, has helpers that slow each other down")
