@@ -72,8 +72,9 @@ _LEGEND = (
 )
 
 # The buttons that change the text, and Stop, switched in the browser: Stop also has to work while the run waits in line.
+# The alternatives are those of the text before.
 _WHILE_RUNNING = (
-    "() => [false, false, false, false, true].map((on) => ({__type__: 'update', interactive: on}))"
+    "() => ['', ...[false, false, false, false, true].map((on) => ({__type__: 'update', interactive: on}))]"
 )
 _WHILE_IDLE = "() => [true, true, true, true, false].map((on) => ({__type__: 'update', interactive: on}))"
 
@@ -117,14 +118,16 @@ class Progress:
         return _status(self.state, " · ".join(facts))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Draft:
     """What the last run wrote.
 
     Attributes:
         model: its name.
         prompt: what the model was given.
-        samples: as many as were asked for; they grow while the run goes on.
+        samples: as many as were asked for.
+
+    The run that makes it changes it in place.
     """
 
     model: str
@@ -157,8 +160,7 @@ class Writer:
             session: whose text it is, for the reuse of prompts.
 
         Yields:
-            Text, view, status, draft, undo list, count and alternatives, as tokens come. A refusal changes the status
-            alone.
+            Text, view, status, draft, undo list and count, as tokens come. A refusal changes the status alone.
         """
         try:
             options = replace(_options(*settings).with_seed(), top_logprobs=ALTERNATIVES)
@@ -173,14 +175,13 @@ class Writer:
                 given, limit = generator.count(text), generator.config.max_position_embeddings
                 # A Stop before the first token must not report the run before this one.
                 yield _only_status(_status("Reading the prompt"), draft=None)
-                tokens = 0
+                draft, tokens = None, 0
                 for made in steps:
                     if isinstance(made, int):
                         yield _only_status(_status("Waiting", f"{made} in line"))
                         continue
                     now = time.perf_counter()
-                    begins = tokens == 0
-                    first = now if begins else first
+                    first = now if tokens == 0 else first
                     tokens += len(made)
                     for step in made:
                         sample = samples[step.sequence]
@@ -195,14 +196,17 @@ class Writer:
                     progress = Progress(
                         state, given + longest, limit, tokens, first - start, now - first, options.seed
                     )
+                    kept: tuple[Any, Any] = gr.skip(), gr.skip()  # Gradio spends time on what it is given
+                    if draft is None:
+                        draft = Draft(model, text, samples, progress)
+                        kept = draft, now_undo
+                    draft.progress = progress
                     yield (
                         text + step.text if len(samples) == 1 else text,
                         shown(text, samples),
                         progress.line(),
-                        Draft(model, text, samples, progress),
-                        now_undo,
+                        *kept,
                         _count(given + longest, limit),
-                        "" if begins else gr.skip(),
                     )
         except REFUSALS as error:
             yield _only_status(_refusal(error))
@@ -259,7 +263,7 @@ class Writer:
         if not _completed(text, undo):
             return _only_status(_status("Nothing to undo"))
         before = undo[-1][0]
-        return before, shown(before, []), _status("Undone"), None, undo[:-1], gr.skip(), ""
+        return before, shown(before, []), _status("Undone"), None, undo[:-1], gr.skip()
 
     def stopped(self, draft: Draft | None) -> str:
         """The status after Stop."""
@@ -452,7 +456,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
             settings = _settings(draft)
 
     buttons = [generate, proceed, rewrite, undo, stop]
-    results = [text, view, status, draft, undo_list, count, alternatives]
+    results = [text, view, status, draft, undo_list, count]
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     runs: list[dict[str, Any]] = []
 
@@ -472,7 +476,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
         (rewrite.click, in_session(writer.rewrite), chosen),
         (alternatives.select, on_branch, [draft, *chosen[1:]]),
     ):
-        listen(None, None, buttons, js=_WHILE_RUNNING)
+        listen(None, None, [alternatives, *buttons], js=_WHILE_RUNNING)
         event = listen(
             run,
             inputs,
@@ -487,6 +491,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     # The status comes after the cancelling, or else a last token could write over it.
     cancelled = stop.click(None, cancels=runs)
     cancelled.then(writer.stopped, draft, status, **quick).then(None, None, buttons, js=_WHILE_IDLE)
+    undo.click(None, None, alternatives, js="() => ''")
     undo.click(writer.undo, [text, undo_list], results, **quick).then(
         writer.count, [model, text], count, **quick
     )
@@ -670,7 +675,7 @@ def _completed(text: str, undo: Undo) -> bool:
 
 def _only_status(line: str, **changes: Any) -> tuple[Any, ...]:
     """What ``write`` yields when nothing but the status changes, and the draft if it is given."""
-    return (gr.skip(), gr.skip(), line, changes.get("draft", gr.skip()), gr.skip(), gr.skip(), gr.skip())
+    return (gr.skip(), gr.skip(), line, changes.get("draft", gr.skip()), gr.skip(), gr.skip())
 
 
 def _count(taken: int, limit: int) -> str:
