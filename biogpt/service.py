@@ -265,6 +265,11 @@ class Stream:
         """The place in line: 0 is running, or ended; 1 is the next to run."""
         return self._worker.engine.position(self._slot)
 
+    @property
+    def running(self) -> int:
+        """How many requests share the steps of the model now."""
+        return len(self._worker.engine.running)
+
     def wait(self, timeout: float) -> bool:
         """Whether the next step, or the end, is there within so many seconds; asking for it will not block then."""
         if self._open and self._next is None:

@@ -51,8 +51,9 @@ PRESETS: dict[str, tuple[float, float, int, int]] = {
 DEFAULT_PRESET = "Balanced"
 DEFAULT_LENGTH = 120  # tokens
 _LOOK = 0.25  # seconds between looks at a request that waits in line, so that Stop acts meanwhile
-_SINGLY = 24  # tokens that come one by one; then
-_PACE = 1 / 15  # seconds between updates, at least
+_SINGLY = 24  # tokens that come one by one while nobody else writes
+_PACE = 1 / 15  # seconds between later updates, at least
+_UPDATES = 40  # a second, for all who write together
 _MEAN = ("mean of all", 0)
 MOST_SAMPLES = 4
 
@@ -360,8 +361,8 @@ def _steps(
 ) -> Generator[list[Step] | int, None, None]:
     """The steps of a text as they come, or while it waits in line its place, an int; refuses at once what it refuses.
 
-    After the first few, steps that come faster than every ``_PACE`` seconds come together: browser and server spend
-    some tens of milliseconds on an update, more than a small model on a token.
+    Steps that come fast come together, but for the first few: browser and server spend some tens of milliseconds on an
+    update, more than a small model on a token.
     """
     if isinstance(prompt, str) and not prompt.strip():
         raise ValueError("The text is empty: type the start of a sentence, or take an example")
@@ -379,13 +380,14 @@ def _with_places(stream: Stream) -> Generator[list[Step] | int, None, None]:
             if step is None:
                 return
             steps = [step]
-            while count >= _SINGLY and stream.wait(max(0.0, due - time.monotonic())):
+            singly = count < _SINGLY and stream.running <= 1
+            while not singly and stream.wait(max(0.0, due - time.monotonic())):
                 step = next(stream, None)
                 if step is None:
                     break
                 steps.append(step)
             count += len(steps)
-            due = time.monotonic() + _PACE
+            due = time.monotonic() + max(_PACE, stream.running / _UPDATES)
             yield steps
 
 

@@ -72,6 +72,10 @@ class _LentStream(Stream):
     def position(self) -> int:
         return 0
 
+    @property
+    def running(self) -> int:
+        return 1
+
     def wait(self, timeout: float) -> bool:
         return timeout > 0  # what the other process has made cannot be seen; asking for it may block
 
