@@ -261,15 +261,19 @@ def test_every_token_is_an_update_of_the_page(page) -> None:
     assert page.locator("#view mark").inner_text() == text_of(page).removeprefix(PROMPT)
 
 
-def test_after_a_while_tokens_that_are_ready_come_together() -> None:
+@pytest.mark.parametrize(("others", "singly"), [(0, 24), (2, 1)])
+def test_after_a_while_tokens_that_are_ready_come_together(others: int, singly: int) -> None:
     generator = random_generator()
-    options = GenerationOptions(max_new_tokens=60, min_new_tokens=60)
-    stream = generator.stream(PROMPT, options)
-    while generator._worker.engine.is_busy:
+    made, longer = GenerationOptions(max_new_tokens=40), GenerationOptions(max_new_tokens=LIMIT - 40)
+    company = [generator.stream(PROMPT, longer) for _ in range(others)]
+    stream = generator.stream(PROMPT, made)
+    while not stream._slot.search.done:
         time.sleep(0.01)
     groups = list(_with_places(stream))
+    for other in company:
+        other.close()
     generator.close()
-    assert [len(group) for group in groups] == [1] * 24 + [36]
+    assert [len(group) for group in groups] == [1] * singly + [40 - singly]
     assert groups[-1][-1].finish_reason == "length"
 
 

@@ -51,7 +51,7 @@ PRESETS: dict[str, tuple[float, float, int, int]] = {
 DEFAULT_PRESET = "Balanced"
 DEFAULT_LENGTH = 120  # tokens
 _LOOK = 0.25  # seconds between looks at a request that waits in line, so that Stop acts meanwhile
-_SINGLY = 24  # tokens that come one by one while nobody else writes
+_SINGLY = 24  # tokens that come one by one; only the first one while others write, too
 _PACE = 1 / 15  # seconds between later updates, at least
 _UPDATES = 40  # a second, for all who write together
 _MEAN = ("mean of all", 0)
@@ -380,7 +380,7 @@ def _with_places(stream: Stream) -> Generator[list[Step] | int, None, None]:
             if step is None:
                 return
             steps = [step]
-            singly = count < _SINGLY and stream.running <= 1
+            singly = count < (_SINGLY if stream.running <= 1 else 1)  # speed is counted from the first one on
             while not singly and stream.wait(max(0.0, due - time.monotonic())):
                 step = next(stream, None)
                 if step is None:
