@@ -20,14 +20,16 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 
 def write(page: Any) -> None:
-    page.locator("#text textarea").fill("Trastuzumab is a monoclonal antibody")
+    page.locator("#text textarea").fill(
+        "We conducted a randomized controlled trial of metformin in patients with"
+    )
     page.get_by_label("number input for Length, tokens").fill("60")
     page.locator(".settings button.label-wrap").click()
-    page.get_by_label("Seed").fill("3")
+    page.get_by_label("Seed").fill("5")
     page.locator(".settings button.label-wrap").click()
     page.locator("#generate").click()
     page.locator("#status", has_text="Finished").wait_for()
-    page.locator("#view .tok").nth(4).click()
+    page.locator("#view .tok").nth(5).click()
     page.locator("#choices li").first.wait_for()
 
 
