@@ -152,10 +152,13 @@ class WordEncoder(nn.Module):
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__()
         self.groups = config.types_by_reader
-        self.forms = nn.Embedding(config.word_form_rows, config.word_form_size)
+        # Drawn below, and not on the meta device: that would import seconds of software, as in ``BioGptModel``.
+        forms = torch.empty(config.word_form_rows, config.word_form_size)
+        self.forms = nn.Embedding.from_pretrained(forms, freeze=False)
         self.norm = nn.LayerNorm(config.hidden_size)
         self.readers = nn.ModuleList(WordReader(config) for _ in self.groups)
-        nn.init.normal_(self.forms.weight, std=0.1)
+        if not forms.is_meta:
+            nn.init.normal_(self.forms.weight, std=0.1)
         kinds = [label.partition("-")[2] for label in config.labels]
         if [label for label, kind in zip(config.labels, kinds, strict=True) if not kind] != ["O"]:
             raise ValueError(f"a word encoder scores O and labels such as B-Gene; got {config.labels}")

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -429,3 +431,14 @@ def test_truncated_bin(saved: Make, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ValueError, match="cannot be read: it is damaged"):
         load(folder)
+
+
+def test_loading_imports_no_compiler() -> None:
+    """torch's takes seconds to import, which drawing numbers on the meta device would do."""
+    code = (
+        "import sys; from biogpt import EntityRecognizer, TextClassifier, TextGenerator\n"
+        "for kind, name in ((TextGenerator, 'mini'), (EntityRecognizer, 'mini-ner'), (TextClassifier, 'mini-rct')):\n"
+        "    kind.from_pretrained(name)\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
