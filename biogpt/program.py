@@ -157,7 +157,7 @@ class _Int8(nn.Module):
                 whole, 1.0, 0, self.packed
             )
             products.addcmul_(zero, self.sums, value=-1).mul_(step)
-        return torch.addcmul(self.bias, products, self.scale, out=products)
+        return torch.addcmul(self.bias, products, self.scale)
 
 
 class _Int8OneDnn(nn.Module):
@@ -188,7 +188,7 @@ class _Int8OneDnn(nn.Module):
             "",
         )
         products.addcmul_(zero, self.sums, value=-1).mul_(step)
-        return torch.addcmul(self.bias, products, self.scale, out=products)
+        return torch.addcmul(self.bias, products, self.scale)
 
 
 class _Packed(nn.Module):

@@ -293,7 +293,7 @@ class Int8Linear(nn.Module):
         if self.bias is None:
             products.mul_(self.scale)
         else:
-            torch.addcmul(self.bias, products, self.scale, out=products)
+            products = torch.addcmul(self.bias, products, self.scale)
         return products if hidden.ndim == 2 else products.view(*hidden.shape[:-1], self.out_features)
 
     @property

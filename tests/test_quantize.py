@@ -319,6 +319,15 @@ def test_ten_thousand_tokens_in_float32_are_the_same_in_any_company() -> None:
     assert many[:3] == [ids_of(1, [request], guests=0)[0] for request in requests[:3]]
 
 
+def test_an_int8_model_answers_where_gradients_are_on() -> None:
+    """As callers do who forget ``torch.no_grad()``."""
+    model = BioGptForCausalLM.from_pretrained("mini", device="cpu", precision="int8")
+    row = torch.tensor([[2, 5, 9]])
+    logits = model(row).logits
+    with torch.inference_mode():
+        assert torch.equal(logits.detach(), model(row).logits)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "kl", "agreement", "bits"), [("int8", 0.012, 0.93, 0.005), ("bfloat16", 0.004, 0.96, 0.002)]
