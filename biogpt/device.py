@@ -1,4 +1,4 @@
-"""Which device and precision a model runs in, and why; and which threads."""
+"""Which device and precision a model runs in, and why; and the threads that compute on a CPU."""
 
 import ctypes
 import time

@@ -71,7 +71,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         p: 0 to 1.
     """
     # torch sorts indices as well, and takes twenty times as long.
-    ascending = torch.from_numpy(np.sort(logits.numpy(), axis=-1))
+    ascending = torch.from_numpy(np.sort(logits.float().numpy(force=True), axis=-1)).to(logits)
     tail = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
     tail[..., -1] = False
     cut = tail.sum(dim=-1, keepdim=True)

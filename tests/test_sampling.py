@@ -79,10 +79,11 @@ def test_rules_on_the_distribution(ours, theirs, value, seed: int, dimensions: i
     assert_same_and_effective(result, expected[: len(rows)], rows)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.6, 0.9, 0.99])
-def test_top_p_among_equals(p: float) -> None:
+def test_top_p_among_equals(p: float, dtype: torch.dtype) -> None:
     """Of tokens that tie at the edge, the reference keeps some."""
-    logits = random_logits(1)[0].round()
+    logits = random_logits(1)[0].round().to(dtype)
     assert_same_and_effective(
         sampling.keep_top_p(logits, p), reference.TopPLogitsWarper(p)(None, logits), logits
     )
