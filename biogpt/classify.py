@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from biogpt.cache import KVCache
+from biogpt.device import side_by_side
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification
 from biogpt.quantize import pack
 from biogpt.sentences import sentence_spans
@@ -235,8 +236,10 @@ class TextClassifier:
         waiting = np.bincount([row for row, _ in windows], minlength=len(texts))
         found: list[list[tuple[int, np.ndarray]]] = [[] for _ in texts]
         on_cpu = self.model.device.type == "cpu"
-        for batch in _batches(windows, _CPU_BATCH_TOKENS if on_cpu else _BATCH_TOKENS):
-            probabilities = self._probabilities(self._logits([ids for _, ids in batch]))
+        batches = list(_batches(windows, _CPU_BATCH_TOKENS if on_cpu else _BATCH_TOKENS))
+        each = side_by_side if on_cpu else map
+        for batch, logits in zip(batches, each(self._logits, batches), strict=True):
+            probabilities = self._probabilities(logits)
             for (row, ids), each in zip(batch, probabilities, strict=True):
                 found[row].append((len(ids), each))
                 waiting[row] -= 1
@@ -249,9 +252,9 @@ class TextClassifier:
             results.append(Classification(self._ranked(whole), windows=len(parts)))
         return results
 
-    def _logits(self, rows: Sequence[list[int]]) -> Tensor:
+    def _logits(self, batch: Sequence[tuple[int, list[int]]]) -> Tensor:
         """[B, N]; padding on the right is never looked at, so it needs no mask."""
-        model = self.model
+        model, rows = self.model, [ids for _, ids in batch]
         assert isinstance(model, BioGptForSequenceClassification)
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows])

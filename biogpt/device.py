@@ -1,15 +1,26 @@
 """Which device and precision a model runs in, and why; and the threads that compute on a CPU."""
 
 import ctypes
+import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Any, TypeVar
 
 import torch
 
 from biogpt.quantize import SMALL, float_speeds, int8_kernel, int8_speeds
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_setting_threads = Lock()
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -153,10 +164,73 @@ def bfloat16_pays(kind: str) -> bool:
 
 def use_threads(count: int) -> None:
     """Compute with so many threads in the calling thread, and leave all other threads as they are."""
-    others = torch.get_num_threads()
-    torch.set_num_threads(count)  # speaks for this thread, and for those that begin later
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(torch.set_num_threads, others).result()
+    with _setting_threads:
+        others = torch.get_num_threads()
+        torch.set_num_threads(count)  # speaks for this thread, and for those that begin later
+        other = Thread(target=torch.set_num_threads, args=(others,))
+        other.start()
+        other.join()
+
+
+def side_by_side(function: Callable[[T], R], parts: Sequence[T]) -> Iterator[R]:
+    """What a function makes of each part in inference mode, in order; where torch computes with two threads, two at once.
+
+    Two threads that go their own ways do more than two that meet at every operation, where each waits for the slower
+    one and small operations are left to one of them. An odd part is left for both together.
+    """
+    if len(parts) < 2 or not has_pair():
+        for part in parts:
+            yield function(part)
+        return
+
+    @torch.inference_mode()
+    def run(part: T) -> R:
+        return function(part)
+
+    running: deque[Future[R]] = deque()
+    try:
+        for part in parts[: len(parts) // 2 * 2]:
+            if len(running) == 2:
+                yield running.popleft().result()
+            running.append(Future())
+            _pair().put((running[-1], partial(run, part)))
+        while running:
+            yield running.popleft().result()
+    finally:
+        wait(running)
+    if len(parts) % 2:
+        yield run(parts[-1])
+
+
+def has_pair() -> bool:
+    """Whether ``side_by_side`` computes two parts at once: on more cores it was not measured."""
+    return torch.get_num_threads() == 2
+
+
+@cache
+def _pair() -> "SimpleQueue[tuple[Future[Any], Callable[[], Any]]]":
+    """Tasks for two threads that last; no executor, since that refuses work while Python ends and others finish theirs."""
+    tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+
+    def serve() -> None:
+        use_threads(1)
+        while True:
+            fulfil(*tasks.get())
+
+    for _ in range(2):
+        Thread(target=serve, name="biogpt-part", daemon=True).start()
+    return tasks
+
+
+def fulfil(future: "Future[T]", task: Callable[[], T]) -> None:
+    """Give a future what a task returns or raises."""
+    try:
+        future.set_result(task())
+    except Exception as error:  # of whatever kind: it is raised where the task came from
+        future.set_exception(error)
+
+
+os.register_at_fork(after_in_child=_pair.cache_clear)  # which has none of its parent's threads
 
 
 def rest_threads() -> None:

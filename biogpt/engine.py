@@ -9,6 +9,9 @@ prompt, so that a long prompt holds up nobody for long. What a slot gets depends
   row the very same bits (``steady_sizes``, found by trying); a step is padded to the next such number.
 - Each slot draws from its own random numbers.
 
+Where torch computes with two threads, each makes the tokens of half of the slots by itself (``side_by_side``), if the
+bits are those of both together; and a long prompt that is alone is read two chunks at a time.
+
 Nothing here locks or waits, but for the short ``lock`` around the lists; one thread at a time may call ``step``.
 """
 
@@ -16,14 +19,16 @@ import logging
 import math
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from copy import copy
 from queue import SimpleQueue
-from threading import Lock
+from threading import Event, Lock
 
 import torch
 from torch import Tensor
 
 from biogpt.cache import KVCache
+from biogpt.device import has_pair, side_by_side
 from biogpt.generate import Hypothesis, Search, Token
 from biogpt.heads import BioGptForCausalLM
 from biogpt.model import DecoderLayer
@@ -34,7 +39,7 @@ from biogpt.quantize import Int8Linear
 logger = logging.getLogger(__name__)
 
 CHUNK = 128  # positions of a prompt that are read at once
-_SIZES = (1, 2, 4, 8, 16)  # numbers of rows a step may take
+_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)  # numbers of rows that are computed together
 _SHARE_OF_MEMORY = 0.25  # of the machine's, for caches
 
 Result = Token | list[Hypothesis]
@@ -108,12 +113,14 @@ class Engine:
         self._pages = Pages.within(model.config, self.cache_bytes) if int8 else None
         self._kind = Int8KVCache if int8 else KVCache
         self._sizes: tuple[int, ...] = ()
+        self._pairs = False  # whether two threads may compute half of the rows each
         self._program: Step | None = None
 
     def prepare(self) -> None:
         """Compile the step, and find how many rows it may take: a second for a large model, here or at its first token."""
         if self._program is None:
             self._sizes = steady_sizes(self.model)
+            self._pairs = has_pair() and is_steady_alone(self.model, self._sizes)
             self._program = step_program(self.model.biogpt, self._kind)
 
     def submit(self, slot: Slot) -> None:
@@ -178,14 +185,13 @@ class Engine:
             fed = [slot for slot in active if slot.search.feed]
             kept = [(slot, slot.search.kept) for slot in active if slot.search.kept is not None]
             reading = [slot for slot in active if not slot.made]
-            for group in self._groups(fed):
-                logits = self._next_logits(group)
-                for slot, own in zip(group, logits.split([slot.search.rows for slot in group]), strict=True):
-                    self._advance(slot, own)
+            each = side_by_side if self._pairs else map
+            for _ in each(self._make_tokens, self._groups(fed)):
+                pass
             for slot, own in kept:
                 self._advance(slot, own)
             if reading:
-                self._read_chunk(reading[0])
+                self._read(reading[0], is_alone=len(active) == 1)
             with self.lock:
                 self._leave()
         except Exception as error:
@@ -257,30 +263,74 @@ class Engine:
             return Int8KVCache(config, 1, length, self._pages)
         return KVCache(config, 1, length, self.device, self.dtype)
 
-    def _read_chunk(self, slot: Slot) -> None:
+    def _read(self, slot: Slot, is_alone: bool) -> None:
+        """Read one chunk of a prompt; two, side by side, where that changes no bit and holds nobody up."""
         ids, cache = slot.search.prompt_ids, slot.cache
         assert cache is not None
-        chunk = torch.tensor([ids[cache.length : cache.length + CHUNK]], device=self.device)
-        hidden = self.model.biogpt(chunk, past_key_values=cache).last_hidden_state
-        if slot.session is not None and cache.length % CHUNK == 0:
-            room = self.cache_bytes - sum(self.need(other) for other in self.running)
-            self.prompts.keep(slot.session, ids[: cache.length], cache, room)
+        starts = range(cache.length, len(ids), CHUNK)
+        chunks = [torch.tensor([ids[start : start + CHUNK]], device=self.device) for start in starts[:2]]
+        if len(chunks) == 2 and is_alone and isinstance(cache, Int8KVCache) and has_pair():
+            hidden = self._read_two(chunks, cache)
+        else:
+            chunks = chunks[:1]
+            hidden = self.model.biogpt(chunks[0], past_key_values=cache).last_hidden_state
+        for end in (start + CHUNK for start in starts[: len(chunks)]):
+            if slot.session is not None and end <= len(ids):
+                room = self.cache_bytes - sum(self.need(other) for other in self.running)
+                self.prompts.keep(slot.session, ids[:end], cache, room)
         if cache.length == len(ids):
             self._advance(slot, self.model.output_projection(hidden[:, -1]).float().cpu())
 
+    def _read_two(self, chunks: Sequence[Tensor], cache: Int8KVCache) -> Tensor:
+        """Hidden states of the second of two chunks; it reads in each layer what the first has just written there."""
+        first, second = copy(cache), copy(cache)
+        second.length += chunks[0].shape[1]
+        cache.reserve(sum(chunk.shape[1] for chunk in chunks))
+        written = [Event() for _ in self.model.biogpt.layers]
+
+        def write_first(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            both = cache.write(layer, keys, values)
+            written[layer].set()
+            return both
+
+        def write_second(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            written[layer].wait()
+            return Int8KVCache.write(second, layer, keys, values)
+
+        def read(part: tuple[Tensor, KVCache]) -> Tensor:
+            try:
+                return self.model.biogpt(part[0], past_key_values=part[1]).last_hidden_state
+            finally:
+                for event in written:  # whatever happened, nobody waits for it
+                    event.set()
+
+        first.write, second.write = write_first, write_second  # type: ignore[method-assign]
+        *_, hidden = side_by_side(read, list(zip(chunks, (first, second), strict=True)))
+        cache.advance(sum(chunk.shape[1] for chunk in chunks))
+        return hidden
+
     def _groups(self, slots: Sequence[Slot]) -> list[list[Slot]]:
-        """Slots that a step computes together: as many rows as are steady, or one slot that has more."""
-        if slots:
-            self.prepare()
+        """Slots that a step computes together: as many rows as are steady, or half of all, or one slot that has more."""
+        if not slots:
+            return []
+        self.prepare()
+        most = self._sizes[-1]
+        if self._pairs and has_pair():
+            most = min(most, -(-sum(slot.search.rows for slot in slots) // 2))
         groups: list[list[Slot]] = []
         rows = 0
         for slot in slots:
-            if not groups or rows + slot.search.rows > self._sizes[-1]:
+            if not groups or rows + slot.search.rows > most:
                 groups.append([])
                 rows = 0
             groups[-1].append(slot)
             rows += slot.search.rows
         return groups
+
+    def _make_tokens(self, slots: Sequence[Slot]) -> None:
+        rows = [slot.search.rows for slot in slots]
+        for slot, own in zip(slots, self._next_logits(slots).split(rows), strict=True):
+            self._advance(slot, own)
 
     def _next_logits(self, slots: Sequence[Slot]) -> Tensor:
         """Run what the slots feed through the model; [R, V] float32 logits on the CPU."""
@@ -353,7 +403,34 @@ def steady_sizes(model: BioGptForCausalLM) -> tuple[int, ...]:
     Matrix kernels add up in another order for one row than for eight. What this machine's do is tried here, with
     every layer shape of the model; the most rows alone are always steady, or else one row is.
     """
-    body, most, projection = model.biogpt, _SIZES[-1], model.output_projection
+    most = _SIZES[-1]
+    steady = set(_SIZES)
+    for part, rows in _probes(model):
+        full = part(rows)
+        if not torch.equal(part(rows.flip(0)).flip(0), full):
+            return (1,)
+        for size in _SIZES[:-1]:
+            for first in (0, most - size):
+                if not torch.equal(part(rows[first : first + size]), full[first : first + size]):
+                    steady.discard(size)
+    return tuple(sorted(steady))
+
+
+@torch.inference_mode()
+def is_steady_alone(model: BioGptForCausalLM, sizes: Sequence[int]) -> bool:
+    """Whether one of two threads (``side_by_side``) gives rows the bits that both together do, for all these sizes."""
+    for part, rows in _probes(model):
+        full = part(rows[: sizes[-1]])
+        inputs = [rows[:size] for size in (*sizes, sizes[-1])]  # two at least
+        for found in side_by_side(part, inputs):
+            if not torch.equal(found, full[: len(found)]):
+                return False
+    return True
+
+
+def _probes(model: BioGptForCausalLM) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """Each kind of layer, and rows for it."""
+    body, projection = model.biogpt, model.output_projection
     layer = body.layers[0]
     assert isinstance(layer, DecoderLayer)
     attention = layer.self_attn
@@ -364,17 +441,9 @@ def steady_sizes(model: BioGptForCausalLM) -> tuple[int, ...]:
         lambda x: projection(body.layer_norm(x)),
     )
     random = torch.Generator().manual_seed(0)
-    steady = set(_SIZES)
     for part in parts:
-        rows = torch.randn(most, body.config.hidden_size, generator=random).to(model.device, model.dtype)
-        full = part(rows)
-        if not torch.equal(part(rows.flip(0)).flip(0), full):
-            return (1,)
-        for size in _SIZES[:-1]:
-            for first in (0, most - size):
-                if not torch.equal(part(rows[first : first + size]), full[first : first + size]):
-                    steady.discard(size)
-    return tuple(sorted(steady))
+        rows = torch.randn(_SIZES[-1], body.config.hidden_size, generator=random)
+        yield part, rows.to(model.device, model.dtype)
 
 
 def _quarter_of_memory() -> int:

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from biogpt.config import BioGptConfig
+from biogpt.device import side_by_side
 from biogpt.heads import BioGptForTokenClassification
 from biogpt.quantize import pack
 from biogpt.tokenizer import END_OF_WORD, BioGptTokenizer
@@ -325,11 +326,9 @@ class EntityRecognizer:
         windows.sort(key=lambda item: len(item[1].ids))
         waiting = np.bincount([row for row, _ in windows], minlength=len(texts))
         on_cpu = self.model.device.type == "cpu"
-        for batch in _batches(windows, _CPU_BATCH_TOKENS if on_cpu else _BATCH_TOKENS):
-            logits = self._logits(
-                [window for _, window in batch],
-                [word for row, window in batch for word in window.words(texts[row].texts)],
-            )
+        batches = list(_batches(windows, _CPU_BATCH_TOKENS if on_cpu else _BATCH_TOKENS))
+        each = side_by_side if on_cpu else map
+        for batch, logits in zip(batches, each(partial(self._logits, texts), batches), strict=True):
             for (row, window), scores in zip(batch, logits, strict=True):
                 count = len(window.reads)
                 stretch = slice(window.first, window.first + count)
@@ -347,11 +346,13 @@ class EntityRecognizer:
                 progress(int((waiting == 0).sum()), len(texts))
         return results
 
-    def _logits(self, windows: Sequence[Window], words: Sequence[str]) -> list[np.ndarray]:
-        """Log-probabilities [words, N] of each window, read as one padded batch; ``words`` are those of all.
+    def _logits(self, texts: Sequence[Words], batch: Sequence[tuple[int, Window]]) -> list[np.ndarray]:
+        """Log-probabilities [words, N] of each window of some texts, read as one padded batch.
 
         Padding on the right is never looked at, so it needs no mask.
         """
+        windows = [window for _, window in batch]
+        words = [word for row, window in batch for word in window.words(texts[row].texts)]
         device = self.model.device
         width = max(len(window.ids) for window in windows)
         rows = torch.full((len(windows), width), self.tokenizer.pad_token_id)

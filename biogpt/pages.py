@@ -216,7 +216,7 @@ class Int8KVCache(KVCache):
         self._store(layer, whole[..., :-_RANGE], steps, rows)
         return self._floats(layer, self.length + keys.shape[2])
 
-    def _grow(self, count: int) -> None:
+    def reserve(self, count: int) -> None:
         """Take the pages that so many more positions need."""
         for table in self.tables:
             while len(table) < _pages(self.length + count):
@@ -225,14 +225,15 @@ class Int8KVCache(KVCache):
     def _store(self, layer: int | slice, whole: Tensor, steps: Tensor, rows: Tensor) -> None:
         """Put new positions, [..., B, H, T] each, after those that are held, in one layer or all."""
         first, end = self.length, self.length + steps.shape[-1]
-        self._grow(steps.shape[-1])
-        for number in range(first // PAGE, _pages(end)):
-            low, high = max(first, number * PAGE), min(end, (number + 1) * PAGE)
-            own = torch.tensor([table[number] for table in self.tables])
-            to, of = slice(low - number * PAGE, high - number * PAGE), slice(low - first, high - first)
-            self.pages.keys[layer][..., own, :, :, to] = whole[..., of, :].transpose(-1, -2)
-            self.pages.steps[layer][..., own, :, to] = steps[..., of]
-            self.pages.values[layer][..., own, :, to, :] = rows[..., of, :]
+        self.reserve(steps.shape[-1])
+        for row, table in enumerate(self.tables):
+            for number in range(first // PAGE, _pages(end)):
+                low, high = max(first, number * PAGE), min(end, (number + 1) * PAGE)
+                page, to = table[number], slice(low - number * PAGE, high - number * PAGE)
+                of = slice(low - first, high - first)
+                self.pages.keys[layer][..., page, :, :, to] = whole[..., row, :, of, :].transpose(-1, -2)
+                self.pages.steps[layer][..., page, :, to] = steps[..., row, :, of]
+                self.pages.values[layer][..., page, :, to, :] = rows[..., row, :, of, :]
 
     def _stored(self, layer: int | slice, rows: slice, first: int, last: int) -> list[Tensor]:
         """Some positions of some rows, as ``_store`` takes them."""
@@ -249,9 +250,17 @@ class Int8KVCache(KVCache):
         ]
 
     def _floats(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
-        whole, steps, values = self._stored(layer, slice(None), 0, end)
-        keys = whole.float().sub_(_ZERO).mul_(steps[..., None])
-        return keys, torch.ops.quantized.embedding_bag_byte_unpack(values)
+        """Keys and values of one layer, [B, H, S, D] each."""
+        own = torch.tensor([table[: _pages(end)] for table in self.tables], dtype=torch.int64)  # [B, pages]
+        keys, steps, values = (
+            part[layer].index_select(0, own.view(-1)).unflatten(0, own.shape)
+            for part in (self.pages.keys, self.pages.steps, self.pages.values)
+        )
+        unpack = torch.ops.quantized.embedding_bag_byte_unpack
+        keys = unpack(keys).mul_(steps[..., None, :]).permute(0, 2, 1, 4, 3)  # [B, H, pages, PAGE, D]
+        values = unpack(values).transpose(1, 2)
+        # Contiguous first, as attention is slow with numbers that lie apart; a single page would stay as it is.
+        return tuple(part.contiguous().flatten(2, 3)[:, :, :end] for part in (keys, values))
 
     @classmethod
     def places(cls, caches: Sequence[Self]) -> list[Places]:
@@ -280,7 +289,7 @@ class Int8KVCache(KVCache):
         held = [part[:, source] for part in parts]
         self.pages.give(page for table in self.tables[len(order) :] for page in table)
         self.tables = self.tables[: len(order)] + [[] for _ in range(self.batch_size, len(order))]
-        self._grow(0)
+        self.reserve(0)
         target = torch.tensor([self.tables[row][:used] for row in moved], dtype=torch.int64).view(-1)
         for part, own in zip(parts, held, strict=True):
             part[:, target] = own
@@ -303,7 +312,7 @@ def _plan(caches: Sequence[Int8KVCache]) -> list[Tensor]:
     filled, are left out.
     """
     for cache in caches:
-        cache._grow(1)
+        cache.reserve(1)
     pages = caches[0].pages
     held = [
         (tuple(table[: _pages(cache.length + 1)]), cache.length + 1)

@@ -28,7 +28,7 @@ from typing import Any, Literal, Self, TypeVar
 from torch import nn
 
 from biogpt.config import BioGptConfig
-from biogpt.device import rest_threads, use_threads
+from biogpt.device import fulfil, rest_threads, use_threads
 from biogpt.engine import Engine, Result, Slot
 from biogpt.generate import GenerationOptions, Hypothesis, Token, start_search
 from biogpt.heads import BioGptForCausalLM
@@ -221,7 +221,7 @@ class Worker:
                     self._changed.wait(_GLANCE)
                     continue
             if task is not None:
-                _fulfil(*task)
+                fulfil(*task)
             if self.engine.has_work:
                 self._step()
         self.engine.drop(everyone=True)
@@ -237,13 +237,6 @@ class Worker:
             health = Health("failed", f"{type(error).__name__}: {error}")
         if self.health.state != "stopping":
             self.health = health
-
-
-def _fulfil(future: "Future[T]", task: Callable[[], T]) -> None:
-    try:
-        future.set_result(task())
-    except Exception as error:  # of whatever kind: it is raised where the task came from
-        future.set_exception(error)
 
 
 class Stream:

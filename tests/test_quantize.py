@@ -12,7 +12,7 @@ from biogpt import checkpoint, quantize
 from biogpt.cache import KVCache
 from biogpt.config import BioGptConfig
 from biogpt.device import bfloat16_pays, choose_precision, describe
-from biogpt.engine import Engine, Slot, steady_sizes
+from biogpt.engine import _SIZES, Engine, Slot, is_steady_alone, steady_sizes
 from biogpt.entities import EntityRecognizer
 from biogpt.generate import GenerationOptions, start_search
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
@@ -281,7 +281,8 @@ def test_mini_gives_a_request_the_same_bits_in_any_company(precision, request) -
     together = made(Engine(generator.model), requests)
     assert together == [made(Engine(generator.model), [one])[0] for one in requests]
     if precision == "int8":
-        assert steady_sizes(generator.model) == (1, 2, 4, 8, 16)
+        assert steady_sizes(generator.model) == _SIZES
+        assert is_steady_alone(generator.model, _SIZES)
 
 
 @pytest.mark.slow

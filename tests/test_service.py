@@ -369,6 +369,8 @@ def test_python_ends_while_a_stream_is_open(tmp_path, generator) -> None:
     script = (
         "import sys; from biogpt import GenerationOptions, TextGenerator\n"
         "generator = TextGenerator.from_pretrained(sys.argv[1])\n"
+        "many = GenerationOptions(max_new_tokens=50, min_new_tokens=50)\n"
+        "streams = [generator.stream('gene', many) for _ in range(4)]\n"
         "steps = generator.stream('gene', GenerationOptions(max_new_tokens=50, stop='never made'))\n"
         "print(len(next(steps).text))"
     )
