@@ -198,11 +198,14 @@ class KVCache:
         Args:
             rows: [B'] int64 row indices; B' may differ from B.
         """
-        used = (slice(None), slice(None), slice(None), slice(0, self.length))
         if len(rows) == self.batch_size:
-            self.keys[used] = self.keys[used][:, rows]
-            self.values[used] = self.values[used][:, rows]
+            for layer in (
+                *self.keys,
+                *self.values,
+            ):  # one by one: all at once would take as much memory again
+                layer[:, :, : self.length] = layer[rows, :, : self.length]
             return
+        used = (slice(None), slice(None), slice(None), slice(0, self.length))
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_empty(old.shape[0], len(rows), *old.shape[2:])

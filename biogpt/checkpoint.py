@@ -11,8 +11,9 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
@@ -166,7 +167,7 @@ class PretrainedModel(nn.Module):
             raise ValueError(f"{origin}: shapes do not fit {CONFIG}: {_listed(faults, '; ')}")
         ties = self._ties()
         if int8:
-            load_int8(self, weights, BODY, lambda: forget_pages(origin))
+            load_int8(self, weights, BODY, partial(_forget, _mappings(weights.values())))
             ties = {}
         state = {}
         for name in [name for name in weights if name not in ties]:
@@ -368,19 +369,25 @@ def _float_shape(tensor: Tensor) -> torch.Size:
     return torch.Size([rows, columns[0] - SCALE_BYTES]) if tensor.dtype == torch.int8 else tensor.shape
 
 
-def forget_pages(folder: Path) -> None:
-    """Give back the memory of a folder's mapped files; what is needed again is read again. Linux only."""
-    paths = {os.path.realpath(path) for path in folder.iterdir()}
+def _mappings(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """First and last address of the mapped files that tensors lie in; none but on Linux.
+
+    Another model of the same file has mappings of its own, and may have trained what lies there.
+    """
     try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
-        libc = ctypes.CDLL(None)
-    except (OSError, TypeError):
-        return
-    for line in maps.splitlines():
-        addresses, *_, path = line.split(maxsplit=5)
-        if path in paths:
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    files = [line.split()[0].split("-") for line in lines if line.split(maxsplit=5)[-1].startswith("/")]
+    ranges = [(int(start, 16), int(end, 16)) for start, end in files]
+    starts = {tensor.data_ptr() for tensor in tensors}
+    return [(start, end) for start, end in ranges if any(start <= address < end for address in starts)]
+
+
+def _forget(mappings: Sequence[tuple[int, int]]) -> None:
+    """Give back the memory of mapped files; what is needed again is read again, as the file has it."""
+    for start, end in mappings:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _label_names(labels: Sequence[str]) -> dict[int, str]:

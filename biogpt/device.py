@@ -226,7 +226,7 @@ def fulfil(future: "Future[T]", task: Callable[[], T]) -> None:
     """Give a future what a task returns or raises."""
     try:
         future.set_result(task())
-    except Exception as error:  # of whatever kind: it is raised where the task came from
+    except BaseException as error:  # of whatever kind: it is raised where the task came from
         future.set_exception(error)
 
 

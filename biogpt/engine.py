@@ -21,6 +21,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from copy import copy
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock
 
@@ -40,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 128  # positions of a prompt that are read at once
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)  # numbers of rows that are computed together
-_SHARE_OF_MEMORY = 0.25  # of the machine's, for caches
+_SHARE_OF_MEMORY = 0.25  # for caches
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 Result = Token | list[Hypothesis]
 
@@ -73,6 +75,12 @@ class Slot:
         self.cancelled = False
         self.skip = False
         self.cache: KVCache | None = None
+        try:
+            hash(session)
+        except TypeError as error:
+            raise TypeError(
+                f"session is {session!r}, which has no hash; give a string, a number or a tuple"
+            ) from error
 
     @property
     def is_held_back(self) -> bool:
@@ -81,6 +89,11 @@ class Slot:
     def put(self, result: Result) -> None:
         self.made += 1
         self.results.put(result)
+
+    def fail(self, error: Exception) -> None:
+        """Give the reader an error, and leave before the next step."""
+        self.results.put(error)
+        self.cancelled = True
 
 
 class Engine:
@@ -101,7 +114,7 @@ class Engine:
         max_waiting: int = 64,
     ) -> None:
         self.model = model
-        self.cache_bytes = _quarter_of_memory() if cache_bytes is None else cache_bytes
+        self.cache_bytes = _share_of_memory(model.device) if cache_bytes is None else cache_bytes
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.lock = Lock()  # of the two lists
@@ -137,6 +150,7 @@ class Engine:
                 f"positions, and the limit is {self.cache_bytes / 1e6:.1f} MB; ask for fewer tokens or beams"
             )
         with self.lock:
+            self._leave(self.waiting)
             # Counted together: of those that came since the last step, some will not have to wait.
             if len(self.running) + len(self.waiting) >= self.max_running + self.max_waiting:
                 raise QueueFull(
@@ -158,8 +172,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         with self.lock:
-            slots = (*self.running, *self.waiting)
-            return any(slot.cancelled or not slot.is_held_back for slot in slots)
+            return (
+                any(slot.cancelled or not slot.is_held_back for slot in self.running)
+                or any(slot.cancelled for slot in self.waiting)
+                or self._has_room()
+            )
 
     @property
     def is_busy(self) -> bool:
@@ -175,13 +192,15 @@ class Engine:
         """
         try:
             with self.lock:
-                for slot in self.running:
+                self._leave(self.running, self.waiting)
+                self._join()
+                # A reader sets ``skip`` before it says ``taken``: who is seen to go on is seen to skip.
+                active = [slot for slot in self.running if not slot.is_held_back]
+                for slot in active:
                     if slot.skip:
                         slot.skip = False
                         slot.search.end_sequence()
-                self._leave()
-                self._join()
-                active = [slot for slot in self.running if not slot.is_held_back]
+                active = [slot for slot in active if not slot.search.done]
             fed = [slot for slot in active if slot.search.feed]
             kept = [(slot, slot.search.kept) for slot in active if slot.search.kept is not None]
             reading = [slot for slot in active if not slot.made]
@@ -193,7 +212,7 @@ class Engine:
             if reading:
                 self._read(reading[0], is_alone=len(active) == 1)
             with self.lock:
-                self._leave()
+                self._leave(self.running)
         except Exception as error:
             self.fail(error)
             raise
@@ -202,9 +221,8 @@ class Engine:
         """Give every slot that runs the error, and let them go."""
         with self.lock:
             for slot in self.running:
-                slot.cancelled = True
-                slot.results.put(error)
-            self._leave()
+                slot.fail(error)
+            self._leave(self.running)
 
     def run(self, search: Search) -> Generator[Result, None, None]:
         """The results of one search, each computed when asked for; other slots advance on the way."""
@@ -229,12 +247,12 @@ class Engine:
         """Let the slots leave that were cancelled, or all of them; not while another thread is in ``step``."""
         with self.lock:
             for slot in (*self.running, *self.waiting) if everyone else ():
-                slot.cancelled = True
-            self._leave()
+                slot.fail(RuntimeError("the service has stopped, and dropped the request"))
+            self._leave(self.running, self.waiting)
 
-    def _leave(self) -> None:
+    def _leave(self, *lists: "list[Slot] | deque[Slot]") -> None:
         """Drop the slots that ended or were cancelled; their memory is free at once."""
-        for slots in (self.running, self.waiting):
+        for slots in lists:
             for slot in [slot for slot in slots if slot.cancelled or slot.search.done]:
                 slots.remove(slot)
                 slot.results.put(None)
@@ -243,15 +261,23 @@ class Engine:
 
     def _join(self) -> None:
         """Let those that wait run, first come, first served, while there is room."""
-        while self.waiting and len(self.running) < self.max_running:
-            slot = self.waiting[0]
-            free = self.cache_bytes - sum(self.need(other) for other in self.running)
-            if self.need(slot) > free:
-                return
-            self.prompts.shrink(free - self.need(slot))
-            self.running.append(self.waiting.popleft())
+        while self._has_room():
+            slot = self.waiting.popleft()
+            self.running.append(slot)
+            self.prompts.shrink(self._free)
             slot.cache = self._cache(self._length(slot))
             self.prompts.recall(slot.session, slot.search.prompt_ids, slot.cache)
+
+    def _has_room(self) -> bool:
+        """Whether one waits that could run."""
+        if not self.waiting or len(self.running) >= self.max_running:
+            return False
+        return self.need(self.waiting[0]) <= self._free
+
+    @property
+    def _free(self) -> int:
+        """Bytes that no running slot may take."""
+        return self.cache_bytes - sum(self.need(slot) for slot in self.running)
 
     def _length(self, slot: Slot) -> int:
         # The last token made is never fed back, so one position more than needed at most.
@@ -276,8 +302,7 @@ class Engine:
             hidden = self.model.biogpt(chunks[0], past_key_values=cache).last_hidden_state
         for end in (start + CHUNK for start in starts[: len(chunks)]):
             if slot.session is not None and end <= len(ids):
-                room = self.cache_bytes - sum(self.need(other) for other in self.running)
-                self.prompts.keep(slot.session, ids[:end], cache, room)
+                self.prompts.keep(slot.session, ids[:end], cache, self._free)
         if cache.length == len(ids):
             self._advance(slot, self.model.output_projection(hidden[:, -1]).float().cpu())
 
@@ -345,15 +370,15 @@ class Engine:
     def _advance(self, slot: Slot, logits: Tensor) -> None:
         assert slot.cache is not None
         if not math.isfinite(float(logits.sum())):
-            slot.results.put(
-                FloatingPointError(
-                    f"the model's logits are not finite in {str(self.dtype).removeprefix('torch.')}; "
-                    "load it in bfloat16 or float32"
-                )
-            )
-            slot.cancelled = True
-            return
-        slot.put(slot.search.advance(logits, slot.cache))
+            kind = "int8" if self._pages else str(self.dtype).removeprefix("torch.")
+            advice = "load it in bfloat16 or float32" if kind == "float16" else "its weights may be damaged"
+            return slot.fail(FloatingPointError(f"the model's logits are not finite in {kind}; {advice}"))
+        try:
+            slot.put(slot.search.advance(logits, slot.cache))
+        except Exception as error:  # of whatever kind: it is this request's alone
+            logger.exception("a request failed")
+            slot.fail(error)
+        return None
 
 
 class PromptStore:
@@ -368,26 +393,37 @@ class PromptStore:
         self.bytes = 0
 
     def keep(self, session: Hashable, ids: Sequence[int], cache: KVCache, room: int) -> None:
-        """Keep the last chunk of the positions ``ids`` that a cache of one row holds, if ``room`` bytes suffice."""
+        """Keep the last chunk of the positions ``ids`` that a cache of one row holds.
+
+        ``room`` bytes must suffice for it and for the chunks before it, without which it is of no use.
+        """
         key = (session, tuple(ids))
+        self._touch(session, ids)
         if key in self._chunks:
-            return self._chunks.move_to_end(key)
+            return
         chunk = cache.copy(len(ids) - CHUNK, len(ids))
         size = sum(part.nbytes for part in chunk)
-        if size > room:
-            return None
+        if size * len(ids) // CHUNK > room:
+            return
         self.shrink(room - size)
         self._chunks[key] = chunk
         self.bytes += size
+        self._touch(session, ids)
 
     def recall(self, session: Hashable, ids: Sequence[int], cache: KVCache) -> None:
         """Fill an empty cache with the chunks that are known; the last token is left to be read in any case."""
         while session is not None and cache.length + CHUNK < len(ids):
             key = (session, tuple(ids[: cache.length + CHUNK]))
             if key not in self._chunks:
-                return
-            self._chunks.move_to_end(key)
+                break
             cache.append(self._chunks[key])
+        self._touch(session, ids[: cache.length])
+
+    def _touch(self, session: Hashable, ids: Sequence[int]) -> None:
+        """Forget the chunks of these positions after all others, and the first of them last."""
+        for end in range(len(ids), 0, -CHUNK):
+            if (key := (session, tuple(ids[:end]))) in self._chunks:
+                self._chunks.move_to_end(key)
 
     def shrink(self, limit: int) -> None:
         """Forget the chunks that were not used for longest, until no more than ``limit`` bytes are held."""
@@ -446,8 +482,15 @@ def _probes(model: BioGptForCausalLM) -> Iterator[tuple[Callable[[Tensor], Tenso
         yield part, rows.to(model.device, model.dtype)
 
 
-def _quarter_of_memory() -> int:
+def _share_of_memory(device: torch.device) -> int:
+    """Of the GPU's; or of the machine's, and of what a container may take of it."""
     try:
-        return int(_SHARE_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ValueError, OSError, AttributeError):  # not on every system
-        return 2**30
+        if device.type == "cuda":
+            return int(_SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError, RuntimeError):  # not on every system; a GPU may come later
+        memory = 2**32
+    for path in _CONTAINER_LIMITS:
+        text = path.read_text(encoding="ascii").strip() if path.is_file() else "max"
+        memory = min(memory, int(text)) if text.isdigit() else memory
+    return int(_SHARE_OF_MEMORY * memory)

@@ -285,14 +285,14 @@ class Int8KVCache(KVCache):
         used, order = _pages(self.length), rows.tolist()
         moved = [row for row, old in enumerate(order) if row != old]
         source = torch.tensor([self.tables[order[row]][:used] for row in moved], dtype=torch.int64).view(-1)
-        parts = (self.pages.keys, self.pages.steps, self.pages.values)
-        held = [part[:, source] for part in parts]
-        self.pages.give(page for table in self.tables[len(order) :] for page in table)
-        self.tables = self.tables[: len(order)] + [[] for _ in range(self.batch_size, len(order))]
+        given, kept = self.tables[len(order) :], self.tables[: len(order)]
+        self.tables = kept + [[] for _ in range(self.batch_size, len(order))]
         self.reserve(0)
         target = torch.tensor([self.tables[row][:used] for row in moved], dtype=torch.int64).view(-1)
-        for part, own in zip(parts, held, strict=True):
-            part[:, target] = own
+        for part in (self.pages.keys, self.pages.steps, self.pages.values):
+            for layer in part:  # one by one: all at once would take as much memory again
+                layer[target] = layer[source]
+        self.pages.give(page for table in given for page in table)
 
     def release(self) -> None:
         self.pages.give(page for table in self.tables for page in table)

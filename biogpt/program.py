@@ -11,6 +11,8 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,9 @@ from biogpt.model import Attention, BioGptModel, DecoderLayer
 from biogpt.quantize import Int8Linear, PackedLinear, whole_steps
 
 logger = logging.getLogger(__name__)
+
+# Beside the models, which can be copied and pickled so. What is kept must not hold on to the model itself.
+_programs: "WeakKeyDictionary[BioGptModel, tuple[list[Any], nn.Module | None]]" = WeakKeyDictionary()
 
 Step = Callable[[Tensor, Sequence[KVCache]], Tensor]
 
@@ -48,8 +53,8 @@ def step_program(model: BioGptModel, kind: type[KVCache] = KVCache) -> Step:
 
 def _compiled(model: BioGptModel, kind: type[KVCache]) -> nn.Module | None:
     """The layers as a program, kept for the next who asks; None where they do not compile."""
-    parts = [kind, *model.modules(), *model.parameters()]
-    kept, program = model.__dict__.get("_program", ([], None))
+    parts = [kind, *list(model.modules())[1:], *model.parameters()]
+    kept, program = _programs.get(model, ([], None))
     if len(kept) == len(parts) and all(one is other for one, other in zip(kept, parts, strict=True)):
         return program
     try:
@@ -59,7 +64,7 @@ def _compiled(model: BioGptModel, kind: type[KVCache]) -> nn.Module | None:
     except (RuntimeError, TypeError):
         logger.warning("the layers do not compile here; each operation is called by itself", exc_info=True)
         program = None
-    model.__dict__["_program"] = parts, program
+    _programs[model] = parts, program
     return program
 
 

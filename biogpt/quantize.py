@@ -241,7 +241,7 @@ def whole_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tenso
     high = rows.amax(dim=1, keepdim=True).clamp_min_(0).double()
     exact = (high - low).div_(levels)
     step, zero = exact.float(), low.div_(exact).round_().neg_().float()
-    if float(exact.min()) < least:
+    if not float(exact.min()) >= least:  # nor is it where a row is not a number
         for row in range(rows.shape[0]):
             size, place = torch._choose_qparams_per_tensor(rows[row], levels < 255)
             step[row], zero[row] = size, place

@@ -148,7 +148,7 @@ class Worker:
         return future.result()
 
     def _refuse_at_the_end(self) -> None:
-        if self.health.state == "stopping":
+        if self.health.state == "stopping" or (self._threaded and not main_thread().is_alive()):
             raise RuntimeError("the service is stopping and takes no more requests")
 
     def _start(self) -> None:
@@ -197,13 +197,17 @@ class Worker:
             self.health = Health("stopping", "the service is shutting down")
             thread = self._thread
         deadline = time.monotonic() + timeout
-        while thread is not None and self.engine.is_busy and time.monotonic() < deadline:
+        while thread is not None and (self.engine.is_busy or self._tasks) and time.monotonic() < deadline:
             time.sleep(min(_GLANCE, timeout))
         self.is_abandoned = True
         if thread is not None:
             self._wake()
             thread.join()
+        # Not for ever: this may be the handler of a signal, in the very thread that has the turn.
+        has_turn = self._turn.acquire(timeout=1.0)
         self.engine.drop(everyone=True)
+        if has_turn:
+            self._turn.release()
 
     def _wake(self) -> None:
         with self._changed:
@@ -245,8 +249,9 @@ class Stream:
     The request is in line from the start on, and leaves when the stream is closed, ends or is let go of.
     """
 
-    def __init__(self, worker: Worker, slot: Slot, text: "_NewText") -> None:
-        self._worker = worker
+    def __init__(self, generator: "TextGenerator", slot: Slot, text: "_NewText") -> None:
+        self._generator = generator  # which ends its work when nobody holds it
+        self._worker = generator._worker
         self._slot = slot
         self._text = text
         self._ids: list[int] = []
@@ -425,20 +430,22 @@ class TextGenerator:
                 and gives the same text; None shares nothing.
 
         Returns:
-            An iterator of one step a token, already in line; its ``close()`` ends the work within one step.
+            An iterator of one step a token, already in line; its ``close()`` ends the work within one step. With stop
+            strings a stream waits for its reader at each token, so one thread that reads several in turn must not
+            open more than run at once.
 
         Raises:
             TypeError: at once: the prompt is not a string.
             ValueError: at once: prompt and ``max_new_tokens`` are more than the model's positions, or than the
                 memory for its cache.
             QueueFull: at once: too many requests wait already.
-            RuntimeError: at once: the service is stopping.
+            RuntimeError: at once: the service is stopping; from the iterator: it has stopped.
             FloatingPointError: from the iterator: the model's numbers overflow in this precision.
         """
         options = GenerationOptions() if options is None else options
         prompt_ids = self._prompt_ids(prompt)
         text = _NewText(self.tokenizer, prompt, prompt_ids, options)
-        return Stream(self._worker, self._submit(prompt_ids, options, session), text)
+        return Stream(self, self._submit(prompt_ids, options, session), text)
 
     def generate(
         self, prompt: str, options: GenerationOptions | None = None, session: Hashable = None

@@ -269,6 +269,24 @@ def test_reuse_of_a_prompt_changes_nothing_but_the_work(model, small_chunks, mon
         assert tokens == alone(model, ids, options)
 
 
+def test_a_prompt_too_long_for_the_room_keeps_its_beginning(model, small_chunks) -> None:
+    """Chunks are found from the first on: without it the others would be held for nothing."""
+    engine, ids = Engine(model), prompt(25)
+    chunk = 8 * engine._kind.size(model.config, 1, 1, torch.float32)
+    slot = submit(engine, ids, replace(LONG, max_new_tokens=1, min_new_tokens=1), session="a")
+    engine.cache_bytes = engine.need(slot) + 2 * chunk
+    while engine.has_work:
+        engine.step()
+    assert [len(key[1]) for key in engine.prompts._chunks] == [16, 8]
+    other = submit(engine, prompt(9, seed=1), replace(LONG, max_new_tokens=1, min_new_tokens=1), session="b")
+    engine.cache_bytes = engine.need(other) + 2 * chunk
+    while engine.has_work:
+        engine.step()
+    assert [len(key[1]) for key in engine.prompts._chunks] == [8, 8], (
+        "the end is forgotten before the beginning"
+    )
+
+
 def test_what_is_kept_for_reuse_stays_within_the_budget_and_goes_first(model, small_chunks) -> None:
     size = KVCache.size(model.config, 1, 8, torch.float32)
     engine = Engine(model, cache_bytes=9 * size)
@@ -310,5 +328,67 @@ def test_one_row_of_broken_numbers_fails_alone(model) -> None:
     while engine.has_work:
         engine.step()
     assert len(taken(good)) == 20
-    with pytest.raises(FloatingPointError, match="not finite in float32"):
+    with pytest.raises(FloatingPointError, match="not finite in float32; its weights may be damaged"):
         taken(bad)
+
+
+def test_a_request_that_fails_by_itself_takes_no_other_with_it(model, caplog) -> None:
+    engine = Engine(model)
+    good, bad = submit(engine, prompt(2), LONG), submit(engine, prompt(3), LONG)
+    bad.search.advance = None
+    while engine.has_work:
+        engine.step()
+    assert len(taken(good)) == 20
+    with pytest.raises(TypeError):
+        taken(bad)
+    assert "a request failed" in caplog.text
+
+
+def test_a_session_must_have_a_hash(model) -> None:
+    with pytest.raises(TypeError, match=r"session is \['me'\], which has no hash; give a string"):
+        submit(Engine(model), prompt(2), LONG, session=["me"])
+
+
+def test_one_that_waits_for_a_reader_of_another_is_no_work(model) -> None:
+    engine = Engine(model, max_running=1)
+    held = submit(engine, prompt(2), LONG, lead=1)
+    submit(engine, prompt(2), LONG)
+    engine.step()
+    assert not engine.has_work
+    held.cancelled = True
+    assert engine.has_work
+
+
+def test_cancelled_requests_take_no_place_in_line(model) -> None:
+    engine = Engine(model, max_running=1, max_waiting=2)
+    for slot in [submit(engine, prompt(2), LONG) for _ in range(3)]:
+        slot.cancelled = True
+    assert len([submit(engine, prompt(2), LONG) for _ in range(3)]) == 3
+
+
+def test_a_container_limits_the_memory_for_caches(model, monkeypatch, tmp_path) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(engine_module, "_CONTAINER_LIMITS", (limit, tmp_path / "absent"))
+    limit.write_text("max\n")
+    free = Engine(model).cache_bytes
+    limit.write_text("1000000\n")
+    assert Engine(model).cache_bytes == 250_000 < free
+
+
+def test_a_sample_is_ended_although_its_reader_is_slower_than_the_step(model) -> None:
+    """The reader says ``skip`` and ``taken`` while the step lets others join: the sample must not get one token more."""
+    engine = Engine(model)
+    slot = submit(engine, prompt(2), replace(LONG, temperature=1.0, num_return_sequences=2, seed=1), lead=1)
+    engine.step()
+    join = engine._join
+
+    def end_meanwhile() -> None:
+        join()
+        slot.skip = True
+        slot.taken += 1
+        engine._join = join
+
+    engine._join = end_meanwhile
+    engine.step()
+    first, second = taken(slot)
+    assert (first.sequence, second.sequence) == (0, 1)

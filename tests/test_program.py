@@ -1,5 +1,9 @@
 """The compiled step: every bit of the step that it stands for, for every kind of layer that is served."""
 
+import gc
+import pickle
+import weakref
+
 import pytest
 import torch
 
@@ -8,7 +12,7 @@ from biogpt.cache import KVCache
 from biogpt.config import BioGptConfig
 from biogpt.heads import BioGptForCausalLM
 from biogpt.pages import Int8KVCache
-from biogpt.program import step_program
+from biogpt.program import _programs, step_program
 from biogpt.quantize import Int8Kernel, pack
 
 
@@ -98,14 +102,25 @@ def test_what_does_not_compile_is_stepped_as_it_is(config, lively, monkeypatch, 
 def test_a_program_is_kept_until_a_layer_changes(config, lively) -> None:
     model = lively(BioGptForCausalLM, config)
     steps_equal(model, (1,))
-    first = model.biogpt.__dict__["_program"][1]
+    first = _programs[model.biogpt][1]
     steps_equal(model, (1,))
-    assert model.biogpt.__dict__["_program"][1] is first
+    assert _programs[model.biogpt][1] is first
     with torch.no_grad():
         model.biogpt.layers[0].fc1.weight.mul_(-2)
     steps_equal(model, (1,))
     model.biogpt.layers[1].fc2 = lively(BioGptForCausalLM, config).biogpt.layers[0].fc2
     steps_equal(model, (1,))
-    assert model.biogpt.__dict__["_program"][1] is not first
+    assert _programs[model.biogpt][1] is not first
     model.half().float()
     steps_equal(model, (1,))
+
+
+def test_a_kept_program_neither_keeps_its_model_nor_keeps_it_from_being_copied(config, lively) -> None:
+    model = lively(BioGptForCausalLM, config)
+    steps_equal(model, (1,))
+    assert len(pickle.dumps(model)) > 1000
+    body = weakref.ref(model.biogpt)
+    assert body() in _programs
+    del model
+    gc.collect()
+    assert body() is None

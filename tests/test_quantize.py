@@ -382,3 +382,15 @@ def test_what_int8_costs_entities(shared_data) -> None:
         diseases = [[entity for entity in each if entity.label == "Disease"] for each in found]
         f1[precision] = entity_scores(gold, diseases)["micro"].f1
     assert abs(f1["int8"] - f1["float32"]) < 0.015, f1
+
+
+def test_loading_int8_leaves_what_another_model_has_learned_from_the_same_file(tmp_path, tiny_config) -> None:
+    """Both map the file; memory given back while int8 is made must be the loading's own."""
+    BioGptForCausalLM(tiny_config()).save_pretrained(tmp_path)
+    trained = BioGptForCausalLM.from_pretrained(tmp_path, device="cpu", precision="float32")
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight.add_(1.0)
+    learned = {name: value.clone() for name, value in trained.state_dict().items()}
+    BioGptForCausalLM.from_pretrained(tmp_path, device="cpu", precision="int8", trainable=False)
+    assert all(torch.equal(value, learned[name]) for name, value in trained.state_dict().items())

@@ -282,8 +282,48 @@ def test_closing_lets_requests_end_in_time_and_drops_the_rest(generator) -> None
     steps = served.stream(PROMPT, replace(DRAW, stop="never made"))
     next(steps)
     served.close()
-    assert len(list(steps)) <= 1
+    with pytest.raises(RuntimeError, match="has stopped"):  # a cut text must not look like a finished one
+        list(steps)
     assert not served._worker._thread.is_alive()
+
+
+def test_closing_waits_for_tasks_too(generator) -> None:
+    served, done = TextGenerator(generator.model, generator.tokenizer), []
+
+    def task() -> None:
+        time.sleep(0.05)
+        done.append(1)
+
+    with ThreadPoolExecutor(3) as pool:
+        tasks = [pool.submit(served.run, task) for _ in range(3)]
+        wait_for(lambda: len(done) == 1)
+        served.close(timeout=30)
+        assert [each.result() for each in tasks] == [None] * 3
+
+
+def test_a_stream_keeps_its_generator(generator) -> None:
+    served = TextGenerator(generator.model, generator.tokenizer)
+    steps = served.stream(PROMPT, DRAW)
+    del served
+    assert len(texts(steps)) == 24
+
+
+def test_after_the_end_of_the_main_thread_requests_are_refused(tmp_path, generator) -> None:
+    generator.model.save_pretrained(tmp_path)
+    generator.tokenizer.save_pretrained(tmp_path)
+    script = (
+        "import sys, threading; from biogpt import GenerationOptions, TextGenerator\n"
+        "generator = TextGenerator.from_pretrained(sys.argv[1])\n"
+        "def ask():\n"
+        "    threading.main_thread().join()\n"
+        "    try: print(generator.generate('gene', GenerationOptions(max_new_tokens=9)))\n"
+        "    except RuntimeError as error: print(error)\n"
+        "threading.Thread(target=ask).start()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert "takes no more requests" in done.stdout
 
 
 @pytest.mark.parametrize("threaded", [True, False])

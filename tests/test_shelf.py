@@ -1,14 +1,20 @@
 """The shelf of language models: what stays in memory, what is refused, what /health says."""
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
-from types import SimpleNamespace
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
 
 from biogpt.service import Health
 from biogpt.ui.models import Shelf
+
+
+class Served:
+    """What a shelf needs of a generator."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__ |= attributes
 
 
 def test_a_shelf_keeps_few_models_and_says_its_health() -> None:
@@ -19,7 +25,7 @@ def test_a_shelf_keeps_few_models_and_says_its_health() -> None:
         made.append(name)
         if name == "broken":
             raise ValueError("damaged")
-        return SimpleNamespace(health=lambda: Health(state.get(name, "serving")))
+        return Served(health=lambda: Health(state.get(name, "serving")))
 
     shelf = Shelf("a", load)
     assert shelf.health() == (503, "loading")
@@ -48,7 +54,7 @@ def test_a_model_that_is_being_loaded_holds_up_nobody_else() -> None:
         if name == "slow":
             begun.set()
             assert proceed.wait(30)
-        return SimpleNamespace(name=name)
+        return Served(name=name)
 
     shelf = Shelf("a", load)
     with ThreadPoolExecutor(3) as pool:
@@ -59,3 +65,17 @@ def test_a_model_that_is_being_loaded_holds_up_nobody_else() -> None:
         finally:
             proceed.set()
         assert both[0].result(30) is both[1].result(30)
+
+
+def test_closing_ends_all_models_at_once_and_those_that_left_the_shelf() -> None:
+    together = Barrier(3)
+
+    def close(seconds: float) -> None:
+        assert seconds == 5
+        together.wait(5)  # breaks where one waits for another
+
+    shelf = Shelf("a", lambda name: Served(close=close))
+    held = [shelf.take(name) for name in ("a", "b", "c")]
+    assert not shelf.has("b")
+    shelf.close(5)
+    assert held

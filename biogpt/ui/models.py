@@ -2,7 +2,6 @@
 
 import html
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from queue import Queue
 from threading import Event, Lock
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import gradio as gr
 
@@ -102,6 +102,7 @@ class Shelf:
         self._load = load
         self._keep = keep
         self._loaded: dict[str, TextGenerator] = {}  # the one used last comes last
+        self._known: WeakSet[TextGenerator] = WeakSet()  # and those that left and still write
         self._loading: dict[str, Lock] = {}
         self._lock = Lock()  # of the two dicts
 
@@ -126,9 +127,9 @@ class Shelf:
 
     def close(self, seconds: float) -> None:
         """Take no more requests; let those at hand go on for so many seconds in all, and end the rest."""
-        end = time.monotonic() + seconds
-        for generator in list(self._loaded.values()):
-            generator.close(max(0.0, end - time.monotonic()))
+        generators = list(self._known)
+        with ThreadPoolExecutor(max(1, len(generators))) as pool:  # at once: all have the same time
+            list(pool.map(lambda generator: generator.close(seconds), generators))
 
     def check(self, name: str) -> str:
         """The name without white space around it.
@@ -163,6 +164,7 @@ class Shelf:
                     raise ValueError(f"{name} cannot be loaded: {error}") from error
                 with self._lock:
                     self._loaded[name] = generator
+                    self._known.add(generator)
             return generator
 
     def _taken(self, name: str) -> TextGenerator | None:
