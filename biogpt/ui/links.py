@@ -82,8 +82,8 @@ def decode(query: Mapping[str, str]) -> tuple[dict[str, Value], list[str]]:
             given |= unpacked
     state: dict[str, Value] = {}
     for name, value in given.items():
-        if name.startswith("__"):
-            continue  # Gradio's own: __theme, __sign
+        if name.startswith("__") or name == "view":
+            continue  # Gradio's own: __theme, __sign, and the view of its settings
         checked = _checked(name, value)
         if checked is None:
             ignored.append(name[:40])

@@ -32,8 +32,30 @@ _FOOTER = (
 )
 
 # Ctrl+Enter (Cmd+Enter) and Esc press the buttons of the tab in view; a disabled button disables its key, too.
-_KEYBOARD = """
-() => document.addEventListener("keydown", (event) => {
+# Gradio tells of keys, but not of what is pasted or cut. And it reloads the page when the server was away: what was
+# typed is there again.
+_SCRIPT = """
+() => {
+const TYPED = "#text textarea, .passage textarea", areas = () => document.querySelectorAll(TYPED);
+addEventListener("pagehide", () =>
+  sessionStorage.setItem("typed", JSON.stringify([...areas()].map((each) => each.value))));
+const typed = JSON.parse(sessionStorage.getItem("typed") || "[]");
+const restore = (tries) => {
+  if (!areas().length && tries) return setTimeout(restore, 100, tries - 1);
+  areas().forEach((area, i) => {
+    if (!typed[i] || area.value) return;
+    area.value = typed[i];
+    area.dispatchEvent(new Event("input", {bubbles: true}));
+  });
+};
+if (!location.search) restore(50);
+let count;
+document.addEventListener("input", (event) => {
+  if (!event.target.matches("#text textarea")) return;
+  clearTimeout(count);
+  count = setTimeout(() => document.querySelector("#typed").click(), 200);
+});
+document.addEventListener("keydown", (event) => {
   const enter = event.key === "Enter" && (event.ctrlKey || event.metaKey);
   if (!enter && event.key !== "Escape") return;
   const buttons = [...document.querySelectorAll(enter ? "#generate, button.run" : "#stop, button.stop")];
@@ -41,7 +63,8 @@ _KEYBOARD = """
   if (!button || button.disabled) return;
   event.preventDefault();
   button.click();
-})
+});
+}
 """
 
 
@@ -87,20 +110,21 @@ def build_page(
             with gr.Tab("Classify", id="classify"):
                 controls |= classify_tab(classifier, sentence_classifier, shelf, model)
             with gr.Tab("Models", id="models"):
-                models_tab(shelf, model, header, describe_model)
+                chooser = models_tab(shelf, model, header, describe_model)
             with gr.Tab("Use it elsewhere", id="elsewhere"):
                 programs = gr.HTML(elsewhere(DEFAULT_ADDRESS), elem_id="programs")
         gr.HTML(f'<p class="note">{_FOOTER}</p>')
 
-        def arrive(chosen: str) -> tuple[Any, ...]:
+        def arrive(chosen: str, length: int) -> tuple[Any, ...]:
             """Wait for the model, then say that it is there, and give the controls its bounds."""
             line = describe_model(chosen)
-            return line, *(write.fit(chosen) if shelf.has(chosen) else [gr.skip()] * len(write.fitted))
+            return line, *(
+                write.fit(chosen, length) if shelf.has(chosen) else [gr.skip()] * len(write.fitted)
+            )
 
-        _connect_links(page, shelf, link, notice, tabs, model, controls)
-        page.load(
+        _connect_links(page, shelf, link, notice, tabs, model, chooser, controls).then(
             arrive,
-            model,
+            [model, controls["length"]],
             [header, *write.fitted],
             show_progress="hidden",
             api_visibility="private",
@@ -137,9 +161,10 @@ def _connect_links(
     notice: gr.HTML,
     tabs: gr.Tabs,
     model: gr.State,
+    chooser: gr.Dropdown,
     controls: dict[str, gr.components.Component],
-) -> None:
-    """Make the button copy a link to the state of the page, and a link restore it when it is opened."""
+) -> Any:
+    """Make the button copy a link to the state of the page, and a link restore it when it is opened: this event."""
     tab, query = gr.Textbox(visible=False), gr.Textbox(visible=False)
     titles = {"Write": "write", "Entities": "entities", "Classify": "classify", "Models": "models"}
     defaults = {name: getattr(control, "value", "") for name, control in controls.items()}
@@ -173,13 +198,13 @@ def _connect_links(
         return (
             _notice(" ".join(lines)) if lines else "",
             gr.Tabs(selected=str(choice)) if choice else gr.skip(),
-            gr.skip() if wanted is None else wanted,
+            *(gr.skip() if wanted is None else wanted for _ in (model, chooser)),
             *(state.get(name, gr.skip()) for name in controls),
         )
 
     made = button.click(make, [tab, model, *controls.values()], [query, notice], js=_TAB_IN_VIEW, **QUICK)
     made.then(None, query, None, js=_COPY_LINK)
-    page.load(restore, None, [notice, tabs, model, *controls.values()], **QUICK)
+    return page.load(restore, None, [notice, tabs, model, chooser, *controls.values()], **QUICK)
 
 
 def _notice(text: str) -> str:
@@ -233,7 +258,7 @@ def serve(
         max_file_size="10mb",
         theme=theme(),
         css_paths=STYLE_SHEET,
-        js=_KEYBOARD,
+        js=_SCRIPT,
     )
 
 

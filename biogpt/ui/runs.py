@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 
 MOST_TEXTS = 5_000  # of a file
 MOST_CHARACTERS = 2_000_000  # of a passage, or of a file's texts in all
-MOST_ROWS = 2_000  # of a table on the page; downloads have no limit
+MOST_ROWS = 200  # of a table on the page, every update of which costs by its rows; downloads have no limit
 KEEP_RESULTS = 3600  # seconds, for a visitor who may come back to the tab
 
 # What is raised on bad input, when a model's numbers overflow, or when too many wait already; everything else is a
@@ -37,7 +37,7 @@ KEEP_RESULTS = 3600  # seconds, for a visitor who may come back to the tab
 REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull)
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_CHUNK = 40_000  # characters labelled before what is there so far is kept: about a second with a small model
+_CHUNK = 8_000  # characters labelled before what is there so far is kept: a second or two with a small model
 _TICK = 0.2  # seconds between looks at whether a run was stopped
 
 # The button that runs and the one that stops, switched in the browser: Stop also has to work while the run waits.
@@ -316,6 +316,7 @@ def connect(
             api_visibility="private",
             **line,
         )
+        run.failure(None, None, buttons, js=_WHILE_IDLE)  # refused by Gradio, a setting out of its range
         show(run)
         runs.append(run)
     # The status comes after the cancelling, or else a last update could write over it.

@@ -38,7 +38,7 @@ const choose = (token) => {
 };
 element.addEventListener("click", (event) => {
   const take = event.target.closest(".take"), token = event.target.closest(".tok");
-  if (take) trigger("submit", {sample: +take.dataset.s});
+  if (take && !document.querySelector("#generate").disabled) trigger("submit", {sample: +take.dataset.s});
   else if (token) choose(token);
 });
 element.addEventListener("keydown", (event) => {
@@ -59,7 +59,8 @@ element.addEventListener("keydown", (event) => {
 CHOICES_SCRIPT = """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  if (button) trigger("select", {sample: +button.dataset.s, token: +button.dataset.i, rank: +button.dataset.rank});
+  if (!button || document.querySelector("#generate").disabled) return;  // a run would write into the same text
+  trigger("select", {sample: +button.dataset.s, token: +button.dataset.i, rank: +button.dataset.rank});
 });
 """
 

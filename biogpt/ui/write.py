@@ -73,11 +73,17 @@ _LEGEND = (
 )
 
 # The buttons that change the text, and Stop, switched in the browser: Stop also has to work while the run waits in line.
-# The alternatives are those of the text before.
-_WHILE_RUNNING = (
-    "() => ['', ...[false, false, false, false, true].map((on) => ({__type__: 'update', interactive: on}))]"
-)
-_WHILE_IDLE = "() => [true, true, true, true, false].map((on) => ({__type__: 'update', interactive: on}))"
+# The alternatives are those of the text before. What is typed meanwhile would be lost at the next token.
+_LOCK = """
+  document.querySelector("#text textarea").readOnly = RUNS;
+  document.querySelectorAll("#prompts button").forEach((each) => { each.disabled = RUNS; });
+"""
+_WHILE_RUNNING = f"""() => {{{_LOCK.replace("RUNS", "true")}
+  return ["", ...[false, false, false, false, true].map((on) => ({{__type__: "update", interactive: on}}))];
+}}"""
+_WHILE_IDLE = f"""() => {{{_LOCK.replace("RUNS", "false")}
+  return [true, true, true, true, false].map((on) => ({{__type__: "update", interactive: on}}));
+}}"""
 
 _COPY = """
 async (text) => {
@@ -213,12 +219,27 @@ class Writer:
             yield _only_status(_refusal(error))
 
     def rewrite(
-        self, model: str, text: str, undo: Undo, *settings: Any, session: Hashable = None
+        self,
+        draft: Draft | None,
+        model: str,
+        text: str,
+        undo: Undo,
+        *settings: Any,
+        session: Hashable = None,
     ) -> Iterator[tuple[Any, ...]]:
-        """Take the last completion back and write another; without one, continue the text."""
+        """Take the last completion back and write another; without one, continue the text.
+
+        Where the reader has changed the completion, Undo brings that back first.
+        """
         before = None
         if _completed(text, undo):
-            (before, text), undo = undo[-1], undo[:-1]
+            (before, prompt), rest = undo[-1], undo[:-1]
+            if draft is not None and text not in (
+                draft.prompt,
+                *(draft.prompt + each.text for each in draft.samples),
+            ):
+                before, rest = text, undo
+            text, undo = prompt, rest
         yield from self.write(model, text, undo, *settings, before=before, session=session)
 
     def branch(
@@ -397,8 +418,8 @@ class WriteTab:
 
     controls: dict[str, gr.components.Component]
     count: gr.HTML
-    fit: Callable[[str], tuple[Any, ...]]
-    fitted: list[gr.components.Component]  # what ``fit`` of a model's name gives values for
+    fit: Callable[[str, int], tuple[Any, ...]]
+    fitted: list[gr.components.Component]  # what ``fit`` of a model's name and a length gives values for
     recount: Callable[[str, str], str]
 
 
@@ -422,6 +443,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
                 elem_id="text",
             )
             count = gr.HTML("", elem_id="count")
+            typed = gr.Button(elem_id="typed", elem_classes="unseen")  # pressed by the page's script
             with gr.Row(elem_classes="actions"):
                 generate = gr.Button("Generate", variant="primary", elem_id="generate")
                 stop = gr.Button("Stop", interactive=False, elem_id="stop")
@@ -430,7 +452,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
                 undo = gr.Button("Undo", elem_id="undo")
                 copy = gr.Button("Copy", elem_id="copy")
             status = gr.HTML(_status("Ready"), elem_id="status")
-            with gr.Row(elem_classes="examples"):
+            with gr.Row(elem_classes="examples", elem_id="prompts"):
                 gr.HTML("<span>Try</span>")
                 examples = [gr.Button(name, size="sm", min_width=0) for name in EXAMPLES]
             view = gr.HTML(
@@ -475,7 +497,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     for listen, run, inputs in (
         (generate.click, in_session(writer.write), chosen),
         (proceed.click, in_session(writer.write), chosen),
-        (rewrite.click, in_session(writer.rewrite), chosen),
+        (rewrite.click, in_session(writer.rewrite), [draft, *chosen]),
         (alternatives.select, on_branch, [draft, *chosen[1:]]),
     ):
         listen(None, None, [alternatives, *buttons], js=_WHILE_RUNNING)
@@ -489,6 +511,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
             **TOGETHER,
         )
         event.then(None, None, buttons, js=_WHILE_IDLE)
+        event.failure(None, None, buttons, js=_WHILE_IDLE)  # refused by Gradio, a setting out of its range
         runs.append(event)
     # The status comes after the cancelling, or else a last token could write over it.
     cancelled = stop.click(None, cancels=runs)
@@ -501,25 +524,28 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     view.select(writer.choose, draft, alternatives, **quick)
     view.submit(writer.keep, draft, [text, view, draft], **quick)
     for button, prompt in zip(examples, EXAMPLES.values(), strict=True):
-        button.click(None, None, text, js=f"() => {json.dumps(prompt)}").then(
+        button.click(partial(_replaced, prompt), [text, undo_list], [text, undo_list], **quick).then(
             writer.count, [model, text], count, **quick
         )
-    text.input(writer.count, [model, text], count, trigger_mode="always_last", **quick)
+    typed.click(writer.count, [model, text], count, trigger_mode="always_last", **quick)
     for listen in (look.click, layer.input, head.input):
         listen(writer.attention, [model, text, layer, head], looked, api_visibility="private", **PASSAGES)
     gr.api(writer.generate, api_name="generate", **TOGETHER)
 
-    def fit(name: str) -> tuple[Any, ...]:
+    def fit(name: str, length: int) -> tuple[Any, ...]:
         config = shelf.take(name).config
         layers, heads = config.num_hidden_layers, config.num_attention_heads
+        most = config.max_position_embeddings - 1
         return (
-            gr.Slider(maximum=config.max_position_embeddings - 1),
+            gr.Slider(maximum=most, value=min(length, most)),
             gr.Dropdown(choices=list(range(1, layers + 1)), value=layers),
             gr.Dropdown(choices=[_MEAN, *((str(each), each) for each in range(1, heads + 1))], value=0),
         )
 
     fitted: list[Any] = [settings["length"], layer, head]
-    model.change(fit, model, fitted, **quick)
+    model.change(fit, [model, settings["length"]], fitted, **quick).then(
+        writer.count, [model, text], count, **quick
+    )
     return WriteTab({"text": text, **settings}, count, fit, fitted, writer.count)
 
 
@@ -664,7 +690,7 @@ def _options(
         repetition_penalty=repetition_penalty,
         no_repeat_ngram_size=no_repeat_ngram_size,
         num_beams=num_beams,
-        num_return_sequences=samples,
+        num_return_sequences=samples if num_beams == 1 else 1,
         stop=[line for line in (stop or "").splitlines() if line],
         seed=int(seed) if seed else None,
     )
@@ -673,6 +699,11 @@ def _options(
 def _completed(text: str, undo: Undo) -> bool:
     """Whether the text still is the last prompt and what follows it; a text typed anew is not taken back."""
     return bool(undo) and text.startswith(undo[-1][1])
+
+
+def _replaced(prompt: str, text: str, undo: Undo) -> tuple[str, Undo]:
+    """A prompt in place of the text, which Undo brings back."""
+    return prompt, undo if text in ("", prompt) else [*undo, (text, prompt)]
 
 
 def _only_status(line: str, **changes: Any) -> tuple[Any, ...]:
