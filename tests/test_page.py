@@ -32,7 +32,7 @@ from biogpt.ui.entities import Tagger
 from biogpt.ui.models import LazyModel, Shelf
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.runs import MOST_TEXTS, passage, upload
-from biogpt.ui.write import _with_places
+from biogpt.ui.write import _options, _with_places
 from biogpt.ui.zero import _LentStream
 
 pytestmark = pytest.mark.slow
@@ -334,6 +334,57 @@ def test_undo_and_regenerate_take_the_last_completion_back(page) -> None:
     page.locator("#undo").click()
     wait_for_status(page, "Nothing to undo")
     assert text_of(page) == PROMPT
+
+
+def test_what_was_typed_is_never_lost(page) -> None:
+    """By hand into a completion, or before an example was taken, or when the page loads anew."""
+    set_length(page, 3)
+    type_text(page, "gene")
+    page.locator("#generate").click()
+    wait_for_status(page, "Finished")
+    edited = text_of(page) + " in my own words"
+    type_text(page, edited)
+    page.locator("#regenerate").click()
+    page.wait_for_function("() => window.updates.length >= 3")
+    wait_for_status(page, "Finished")
+    assert "my own words" not in text_of(page)
+    page.locator("#undo").click()
+    wait_for_status(page, "Undone")
+    assert text_of(page) == edited
+    page.get_by_role("button", name="BRCA1", exact=True).click()
+    page.wait_for_function("document.querySelector('#text textarea').value.startsWith('The BRCA1')")
+    page.locator("#undo").click()
+    page.wait_for_function("text => document.querySelector('#text textarea').value === text", arg=edited)
+    page.reload()
+    page.wait_for_function("text => document.querySelector('#text textarea')?.value === text", arg=edited)
+    page.locator("#count", has_text="of 160").wait_for()
+
+
+def test_a_setting_out_of_its_range_leaves_the_buttons(page) -> None:
+    type_text(page, "gene")
+    set_length(page, 9_999)
+    page.keyboard.press("Control+Enter")
+    page.get_by_text("greater than maximum").first.wait_for()
+    page.locator("#generate:enabled").wait_for()
+    assert page.locator("#stop").is_disabled()
+    set_length(page, 3)
+    page.locator("#generate").click()
+    wait_for_status(page, "Finished")
+
+
+def test_beams_give_one_text_whatever_the_number_of_samples() -> None:
+    values = dict(
+        length=5,
+        temperature=0.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        stop="",
+        seed="",
+    )
+    assert _options(**values, num_beams=4, samples=3).num_return_sequences == 1
 
 
 def test_a_refusal_says_why_and_leaves_the_page_usable(page, server) -> None:
