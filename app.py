@@ -122,8 +122,13 @@ def main() -> None:
     from biogpt.entities import EntityRecognizer
     from biogpt.service import TextGenerator
     from biogpt.ui.models import LazyModel, Shelf
-    from biogpt.ui.page import build_page, serve
+    from biogpt.ui.page import build_page, check_address, serve
     from biogpt.ui.zero import LentGenerator
+
+    try:  # before a thread loads the model: Python cannot end well while one is inside torch
+        check_address(options.host, options.port)
+    except OSError as error:
+        parser.error(str(error))
 
     chosen = {"device": "cpu" if lent else options.device, "precision": "auto" if lent else options.precision}
 

@@ -8,7 +8,6 @@ import json
 import logging
 import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -255,6 +254,8 @@ class _Measured(ABC):
         if status.is_file():  # getrusage counts what the process that started this one held as well
             lines = status.read_text(encoding="utf-8").splitlines()
             return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        import resource  # not on Windows
+
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

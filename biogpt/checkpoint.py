@@ -119,7 +119,9 @@ class PretrainedModel(nn.Module):
         config = BioGptConfig.from_json(require(folder, CONFIG))
         _check_vocabulary(folder, config)
         if labels is not None:
-            config = replace(config, id2label=_label_names(labels))
+            config = replace(
+                config, id2label=_label_names(labels), word_encoder_size=0, word_encoder_groups=()
+            )
         with torch.device("meta"):
             model = cls(config)
         weights = read_weights(folder)
@@ -243,7 +245,7 @@ class PretrainedModel(nn.Module):
         """Take the checkpoint's head out, to make room for a new one."""
         if self.tied_weights:
             raise ValueError("labels are for classification heads; a language model predicts its vocabulary")
-        for name in [name for name in weights if name.partition(".")[0] in HEADS]:
+        for name in [name for name in weights if not name.startswith(f"{BODY}.")]:
             tensor = weights.pop(name)
             if name == TIED and self.config.tie_word_embeddings:
                 weights.setdefault(EMBEDDING, tensor)

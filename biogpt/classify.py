@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from biogpt.cache import KVCache
-from biogpt.device import side_by_side
+from biogpt.device import rest_threads, side_by_side
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification
 from biogpt.quantize import pack
 from biogpt.sentences import sentence_spans
@@ -134,6 +134,7 @@ class TextClassifier:
                 ) from error
             raise
         pack(model)
+        rest_threads()  # so that this process may be forked
         return cls(model, BioGptTokenizer.from_pretrained(source, revision), labels, template)
 
     @property

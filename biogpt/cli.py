@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import lzma
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 when the work failed, 2 when the command line is wrong, 130 when interrupted.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "huggingface_hub"):
+    for noisy in ("httpx", "httpx2", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     chosen = _parser().parse_args(arguments)
     try:
         chosen.run(chosen)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError, EOFError, lzma.LZMAError) as error:
         print(f"biogpt: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -513,6 +514,8 @@ def _check_out(chosen: argparse.Namespace) -> None:
     """Refuse, before any work, what could not be written after it."""
     if chosen.out is None and chosen.format == "brat":
         raise ValueError("brat is a .zip; name a file with --out")
+    if chosen.out is not None and (not chosen.out.name or chosen.out.is_dir()):
+        raise IsADirectoryError(f"{chosen.out} is a folder; name a file with --out")
     if chosen.out is not None and not chosen.out.parent.is_dir():
         raise FileNotFoundError(
             f"{chosen.out.parent} is not a folder; make it first, or choose another --out"
@@ -523,9 +526,17 @@ def _put(chosen: argparse.Namespace, content: bytes) -> None:
     if chosen.out is None:
         print(content.decode("utf-8", errors="replace"), end="")
         return
-    unfinished = chosen.out.with_name(chosen.out.name + ".part")
-    unfinished.write_bytes(content)
-    unfinished.replace(chosen.out)
+    out = chosen.out.resolve()
+    if chosen.out.is_relative_to("/dev") or (out.exists() and not out.is_file()):  # a device or a pipe
+        with chosen.out.open("ab") as stream:
+            stream.write(content)
+        return
+    unfinished = out.with_name(out.name + ".part")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _train_lm(chosen: argparse.Namespace) -> None:

@@ -236,6 +236,8 @@ os.register_at_fork(after_in_child=_pair.cache_clear)  # which has none of its p
 def rest_threads() -> None:
     """End the helpers that OpenMP keeps for the calling thread; its next large operation starts new ones.
 
+    A process that is forked while there are any waits for them for ever.
+
     GNU's OpenMP lets helpers stay awake between two operations only while there are no more of them than cores. A
     thread that has computed and then waits for another one would leave that one half as fast.
     """

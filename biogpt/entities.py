@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from biogpt.config import BioGptConfig
-from biogpt.device import side_by_side
+from biogpt.device import rest_threads, side_by_side
 from biogpt.heads import BioGptForTokenClassification
 from biogpt.quantize import pack
 from biogpt.tokenizer import END_OF_WORD, BioGptTokenizer
@@ -271,6 +271,7 @@ class EntityRecognizer:
             source, revision, device, precision, trainable=False
         )
         pack(model)
+        rest_threads()  # so that this process may be forked
         return cls(model, BioGptTokenizer.from_pretrained(source, revision))
 
     @property

@@ -61,7 +61,8 @@ def find(source: str | Path, revision: str | None = None, progress: Progress | N
             and nothing is cached, or the disk is full. The message says which and what to do.
     """
     name = str(source)
-    for folder in (EMBEDDED / name, Path(name).expanduser()):
+    embedded = [EMBEDDED / name] if name in embedded_names() else []  # and not a path below it
+    for folder in (*embedded, Path(name).expanduser()):
         if name and folder.is_dir():
             if revision is not None:
                 raise ValueError(

@@ -374,6 +374,7 @@ class TextGenerator:
         generator = cls(model, BioGptTokenizer.from_pretrained(source, revision), threaded=threaded)
         if model.device.type == "cpu":  # a GPU may be there only during a call
             generator._worker.engine.prepare()
+            rest_threads()  # so that this process may be forked
         return generator
 
     @property

@@ -1,7 +1,11 @@
 """The command line, run as a user runs it but within this process."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from biogpt.entities import EntityRecognizer
 from biogpt.export import entities_as
 from biogpt.generate import GenerationOptions
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
+from biogpt.hub import EMBEDDED, find
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.vocabulary import count_words, learn_vocabulary
@@ -212,3 +217,50 @@ def test_what_cannot_be_done_is_said_and_leaves_no_file(heads, tmp_path, capsys)
         assert main(list(arguments)) == 1, arguments
         assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_results_go_where_they_are_sent(heads, tmp_path, capsys, monkeypatch):
+    """A link keeps pointing, a pipe keeps being one, and a folder is refused before any work."""
+    model = str(heads / "BioGptForTokenClassification")
+    target, link, pipe = tmp_path / "real.csv", tmp_path / "link.csv", tmp_path / "pipe"
+    link.symlink_to(target)
+    target.touch()
+    command = ["ner", "TP53 was lost.", "--model", model, "--format", "csv", "--out"]
+    assert main([*command, str(link)]) == 0
+    assert link.is_symlink()
+    content = target.read_bytes()
+    assert content.startswith(b"id,text,label")
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_bytes)
+        assert main([*command, str(pipe)]) == 0
+        assert read.result(30) == content
+    assert pipe.is_fifo()
+    monkeypatch.setattr(EntityRecognizer, "batch", None)
+    assert main([*command, str(tmp_path)]) == 1
+    assert "is a folder; name a file" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "pipe", "real.csv"]
+
+
+def test_a_path_is_not_taken_for_an_embedded_model(tmp_path, monkeypatch):
+    (tmp_path / "mini").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find(".").resolve() == tmp_path
+    assert find("./mini").resolve() == tmp_path / "mini"
+    assert find("mini") == EMBEDDED / "mini"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_may_be_forked_after_loading():
+    script = (
+        "import multiprocessing as m; from biogpt import EntityRecognizer, GenerationOptions, TextGenerator\n"
+        "generator, tagger = TextGenerator.from_pretrained('mini'), EntityRecognizer.from_pretrained('mini-ner')\n"
+        "def work(queue):\n"
+        "    tagger('Aspirin helps')\n"
+        "    queue.put(len(generator.generate('gene', GenerationOptions(max_new_tokens=5))[0].tokens))\n"
+        "context = m.get_context('fork'); queue = context.Queue()\n"
+        "process = context.Process(target=work, args=(queue,), daemon=True); process.start()\n"
+        "print(queue.get(timeout=60))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "5\n", done.stderr

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from biogpt import (
     BioGptForCausalLM,
+    BioGptForTokenClassification,
     BioGptTokenizer,
     EntityRecognizer,
     TextClassifier,
@@ -298,11 +299,28 @@ def test_texts_that_do_not_have_one_label_each_are_refused_before_training():
         TextTask(LABELLED[:1], [], False)
 
 
+def test_labels_that_only_the_dev_texts_have_are_refused_before_training():
+    new = [replace(LABELLED[0], labels=("unheard",))]
+    for multi_label in (False, True):
+        with pytest.raises(ValueError, match="the texts to score on have unheard"):
+            TextTask([one for one in LABELLED if len(one.labels) == 1 or multi_label], new, multi_label)
+
+
+def test_a_checkpoint_with_a_word_encoder_starts_another_head(tmp_path):
+    model = BioGptForTokenClassification.from_pretrained("mini-ner", labels=["O", "B-Drug", "I-Drug"])
+    assert (model.config.word_encoder_size, model.config.word_encoder_groups) == (0, ())
+    kept = BioGptForTokenClassification.from_pretrained("mini-ner", precision="float32").biogpt.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in model.biogpt.state_dict().items())
+
+
 def test_a_folder_of_another_run_and_wrong_options_are_refused(base, corpora, tmp_path):
     task = TextTask(LABELLED, [], True)
     finetune(task, options(tmp_path, base, epochs=1))
     with pytest.raises(ValueError, match=r"another run: seed was 0, now 1"):
         finetune(task, options(tmp_path, base, epochs=1, seed=1))
+    renamed = [replace(one, labels=tuple(label + "s" for label in one.labels)) for one in LABELLED]
+    with pytest.raises(ValueError, match="another run: labels was"):
+        finetune(TextTask(renamed, [], True), options(tmp_path, base, epochs=1))
     with pytest.raises(ValueError, match="arithmetic is 'int8'"):
         options(tmp_path, base, arithmetic="int8")
     with pytest.raises(ValueError, match="epochs is 0"):

@@ -20,6 +20,7 @@ import transformers
 from biogpt.config import BioGptConfig
 from biogpt.heads import BioGptForCausalLM
 from biogpt.tokenizer import BioGptTokenizer
+from biogpt.training import corpus
 from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
 from biogpt.training.metrics import bits_per_byte
 from biogpt.training.optimizer import make_optimizers, orthogonal
@@ -123,7 +124,7 @@ def test_joined_documents_are_those_of_each_file():
     ]
 
 
-def test_tokenised_files_are_kept(tmp_path, options):
+def test_tokenised_files_are_kept(tmp_path, options, monkeypatch):
     tokenizer = tiny_tokenizer(tmp_path)
     path = options.texts[0]
     first = tokenize_file(path, tokenizer, tmp_path / "tokens", processes=2)
@@ -131,7 +132,11 @@ def test_tokenised_files_are_kept(tmp_path, options):
     assert [list(first[i]) for i in range(len(first))] == [
         tokenizer.encode(line, special_tokens=False).ids for line in lines
     ]
-    path.unlink()
+    other = tmp_path / "other" / path.name
+    other.parent.mkdir()
+    other.write_text(lines[0] + "\n", encoding="utf-8")
+    assert len(tokenize_file(other, tokenizer, tmp_path / "tokens", processes=2)) == 1
+    monkeypatch.setattr(corpus, "read_lines", None)
     again = tokenize_file(path, tokenizer, tmp_path / "tokens", processes=2)
     assert (again.ids == first.ids).all()
     assert (again.ends == first.ends).all()

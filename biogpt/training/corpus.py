@@ -1,6 +1,7 @@
 """Plain text for language-model training: read, tokenised once, packed into rows of equal length."""
 
 import lzma
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ class Documents:
 def tokenize_file(path: str | Path, tokenizer: BioGptTokenizer, folder: Path, processes: int) -> Documents:
     """Tokenise a text file with all cores, or take what an earlier run left in ``folder``."""
     path = Path(path)
-    kept = folder / f"{path.name}.npz"
+    status = path.stat()
+    mark = zlib.crc32(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
+    kept = folder / f"{path.name}.{mark:08x}.npz"  # files of one name are told apart, and one that changed
     if kept.exists():
         with np.load(kept) as arrays:
             return Documents(arrays["ids"], arrays["ends"])

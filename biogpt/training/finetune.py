@@ -356,7 +356,7 @@ class _Run:
         kept = asdict(self.options)
         for name in ("out", "minutes_between", "compiled", "device", "gradient_checkpointing", "patience"):
             del kept[name]
-        return kept
+        return kept | {"labels": list(self.task.labels), "multi_label": self.task.multi_label}
 
     def save_state(self) -> None:
         unfinished = self.state_path.with_suffix(".part")

@@ -8,6 +8,7 @@ float32 weights.
 
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -323,6 +324,10 @@ def _score_and_save(
     """Score on held-out text, keep the checkpoint if it is the best, and the state in any case."""
     model.eval()
     score = bits_per_byte(model, tokenizer, texts)
+    if not math.isfinite(score):
+        raise FloatingPointError(
+            f"bits per byte are {score} after step {progress.step}: training has diverged; choose lower learning rates"
+        )
     model.train()
     entry = {
         "step": progress.step,

@@ -1,6 +1,6 @@
 """What a head can be fine-tuned for: entities, labels of texts, roles of the sentences of an abstract."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ class EntityTask:
     ) -> None:
         self.train, self.dev = train, dev
         self.types = tuple(dict.fromkeys(kind for corpus in train for kind in corpus.types))
+        _check_known({kind for corpus in dev for kind in corpus.types}, self.types)
         self.labels = (OUTSIDE, *(f"{prefix}-{kind}" for kind in self.types for prefix in "BI"))
         self.settings = {"label_piece": "last", **settings}
         if settings.get("word_encoder_size"):
@@ -266,6 +267,7 @@ class TextTask:
         self.labels = tuple(sorted({label for text in train for label in text.labels}))
         if len(self.labels) < 2:
             raise ValueError(f"the training texts have the labels {list(self.labels)}; expected at least two")
+        _check_known({label for text in dev for label in text.labels}, self.labels)
         self.settings: dict[str, Any] = {}
 
     def examples(
@@ -307,6 +309,7 @@ class SentenceTask:
     def __init__(self, train: Sequence[LabelledSentences], dev: Sequence[LabelledSentences]) -> None:
         self.train, self.dev = train, dev
         self.labels = tuple(dict.fromkeys(label for abstract in train for label in abstract.labels))
+        _check_known({label for abstract in dev for label in abstract.labels}, self.labels)
         self.settings: dict[str, Any] = {}
 
     def examples(
@@ -340,6 +343,15 @@ class SentenceTask:
             found += [{role.label} for role in classifier.sentences(" ".join(abstract.sentences), spans)]
             gold += [{label} for label in abstract.labels]
         return _classification(gold, found, self.labels, False)
+
+
+def _check_known(found: Set[str], known: Sequence[str]) -> None:
+    """Refuse, before an epoch is trained, labels to score on that there is no training for."""
+    if unknown := sorted(found - set(known)):
+        raise ValueError(
+            f"the texts to score on have {', '.join(unknown)}, and those to train on only {', '.join(known)}; "
+            "leave them out, or rename them"
+        )
 
 
 def _classification(

@@ -230,14 +230,7 @@ def serve(
     Raises:
         OSError: the port is taken, or the address is not this machine's.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OSError(
-                f"cannot listen on {host}, port {port}: {error.strerror}; choose another"
-            ) from error
+    check_address(host, port)
 
     def answer(request: Request) -> JSONResponse:
         status, state = health()
@@ -260,6 +253,18 @@ def serve(
         css_paths=STYLE_SHEET,
         js=_SCRIPT,
     )
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise an OSError where nobody can listen."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on {host}, port {port}: {error.strerror}; choose another"
+            ) from error
 
 
 def _header(state: str) -> str:
