@@ -176,18 +176,26 @@ class _Subject:
         )
         self._process.start()
         theirs.close()
+        self._receive()  # once it has imported what it needs, which nobody's loading should have to share cores with
 
     def ask(self, method: str, *values: int) -> Any:
         try:
             self._pipe.send((method, values))
+        except OSError as error:
+            raise self._ended() from error
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise ValueError(
-                f"the process of {self.name} ended; is there enough memory for its weights?"
-            ) from error
+            raise self._ended() from error
         if isinstance(answer, str):
             raise ValueError(f"{self.name} cannot be measured: {answer}")
         return answer
+
+    def _ended(self) -> ValueError:
+        return ValueError(f"the process of {self.name} ended; is there enough memory for its weights?")
 
     def end(self) -> None:
         self._pipe.close()
@@ -198,6 +206,7 @@ class _Subject:
 def _answer(pipe: Connection, kind: str, task: str, folder: Path, precision: str) -> None:
     """What a subject's process runs: load, then answer until the pipe closes."""
     model: Any = None
+    pipe.send(None)
     while True:
         try:
             method, values = pipe.recv()
