@@ -31,12 +31,12 @@ def attend(query: Tensor, new: list[Tensor], place: list[Tensor]) -> Tensor:
         place: of ``KVCache.places``.
 
     Returns:
-        [B H, 1, D].
+        [B H, 1, D], in the type of the cache.
     """
     key, value, keys, values = place
     key.copy_(new[0])
     value.copy_(new[1])
-    return torch.bmm(torch.bmm(query, keys).softmax(dim=-1), values)
+    return torch.bmm(torch.bmm(query.to(keys.dtype), keys).softmax(dim=-1), values)
 
 
 class KVCache:
@@ -48,7 +48,8 @@ class KVCache:
         config: shape of the model that will write to it.
         batch_size: B, number of rows.
         max_length: most positions a row can hold; ``config.max_position_embeddings`` when None.
-        device, dtype: of the stored tensors; the model's own.
+        device, dtype: of the stored tensors; the model's own, or float32 for a bfloat16 model on a CPU, where products
+            with one row of bfloat16 take twice as long.
 
     Raises:
         ValueError: ``batch_size`` or ``max_length`` is not positive, or the latter is beyond the model's limit.

@@ -6,11 +6,12 @@ prompt, so that a long prompt holds up nobody for long. What a slot gets depends
 - A prompt is read alone, in chunks of a fixed size from position 0 on: the shapes follow from the prompt.
 - Attention is computed row by row, over the row's own keys and values.
 - The rest of the network works on rows, and only in numbers of rows for which the kernels of this machine give each
-  row the very same bits (``steady_sizes``, found by trying); a step is padded to the next such number.
+  row the very same bits (``steady_sizes``, found by trying); a step is padded to the next such number that is not
+  slower than a greater one (``swift_sizes``).
 - Each slot draws from its own random numbers.
 
 Where torch computes with two threads, each makes the tokens of half of many slots by itself (``side_by_side``), if
-the bits are those of both together; and a long prompt that is alone is read two chunks at a time.
+the bits are those of both together and the weights are small; and a long prompt that is alone is read two chunks at a time.
 
 Nothing here locks or waits, but for the short ``lock`` around the lists; one thread at a time may call ``step``.
 """
@@ -18,6 +19,8 @@ Nothing here locks or waits, but for the short ``lock`` around the lists; one th
 import logging
 import math
 import os
+import statistics
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from copy import copy
@@ -35,12 +38,13 @@ from biogpt.heads import BioGptForCausalLM
 from biogpt.model import DecoderLayer
 from biogpt.pages import Int8KVCache, Pages
 from biogpt.program import Step, step_program
-from biogpt.quantize import Int8Linear
+from biogpt.quantize import Int8Linear, PackedLinear
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 128  # positions of a prompt that are read at once
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)  # numbers of rows that are computed together
+_TIMED_LAYERS = 4  # more weights than caches hold, so that they come from memory as they do in a step
 _PAIR_ROWS = 8  # from which on two threads with half of the rows each are faster than both with all
 _SHARE_OF_MEMORY = 0.25  # for caches
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -123,6 +127,7 @@ class Engine:
         self.running: list[Slot] = []
         self.prompts = PromptStore()
         self.device, self.dtype = model.device, model.dtype
+        self._cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         int8 = isinstance(model.output_projection, Int8Linear) and Int8KVCache.fits(model.config)
         self._pages = Pages.within(model.config, self.cache_bytes) if int8 else None
         self._kind = Int8KVCache if int8 else KVCache
@@ -133,8 +138,10 @@ class Engine:
     def prepare(self) -> None:
         """Compile the step, and find how many rows it may take: a second for a large model, here or at its first token."""
         if self._program is None:
-            self._sizes = steady_sizes(self.model)
-            self._pairs = has_pair() and is_steady_alone(self.model, self._sizes)
+            self._sizes = swift_sizes(self.model, steady_sizes(self.model))
+            # Float weights from memory are too much to be read by each of two threads.
+            is_float = isinstance(self.model.output_projection, PackedLinear)
+            self._pairs = has_pair() and not is_float and is_steady_alone(self.model, self._sizes)
             self._program = step_program(self.model.biogpt, self._kind)
 
     def submit(self, slot: Slot) -> None:
@@ -167,7 +174,7 @@ class Engine:
 
     def need(self, slot: Slot) -> int:
         """Bytes of cache that a slot takes while it runs."""
-        return self._kind.size(self.model.config, slot.search.rows, self._length(slot), self.dtype)
+        return self._kind.size(self.model.config, slot.search.rows, self._length(slot), self._cache_dtype)
 
     @property
     def has_work(self) -> bool:
@@ -288,7 +295,7 @@ class Engine:
         config = self.model.config
         if self._pages is not None:
             return Int8KVCache(config, 1, length, self._pages)
-        return KVCache(config, 1, length, self.device, self.dtype)
+        return KVCache(config, 1, length, self.device, self._cache_dtype)
 
     def _read(self, slot: Slot, is_alone: bool) -> None:
         """Read one chunk of a prompt; two, side by side, where that changes no bit and holds nobody up."""
@@ -451,6 +458,28 @@ def steady_sizes(model: BioGptForCausalLM) -> tuple[int, ...]:
                 if not torch.equal(part(rows[first : first + size]), full[first : first + size]):
                     steady.discard(size)
     return tuple(sorted(steady))
+
+
+@torch.inference_mode()
+def swift_sizes(model: BioGptForCausalLM, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Those numbers of rows that no greater one beats: oneDNN may compute four rows faster than one or two."""
+    if not isinstance(model.output_projection, PackedLinear):
+        return tuple(sizes)
+    layers = list(model.biogpt.layers)[:_TIMED_LAYERS]
+    few = [size for size in sizes if size <= _PAIR_ROWS]
+    hidden = torch.ones(_SIZES[-1], model.config.hidden_size, dtype=model.dtype)
+
+    def seconds(size: int) -> float:
+        start = time.perf_counter()
+        for layer in layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.feed_forward(hidden[:size])
+        return time.perf_counter() - start
+
+    rounds = [[seconds(size) for size in few] for _ in range(7)]
+    usual = [statistics.median(times) for times in zip(*rounds, strict=True)]
+    slow = [size for place, size in enumerate(few) if usual[place] > min(usual[place:])]
+    return tuple(size for size in sizes if size not in slow)
 
 
 @torch.inference_mode()

@@ -91,7 +91,8 @@ class Attention(nn.Module):
             for part in self.query_key_value(hidden)
         )
         if cache is not None:
-            key, value = cache.write(self.layer, key, value)  # [B, H, S, D/H]
+            # [B, H, S, D/H]; a cache may be more precise than the model.
+            key, value = (part.to(query.dtype) for part in cache.write(self.layer, key, value))
         dropout = self.dropout if self.training else 0.0
         weights = None
         if with_weights or head_mask is not None:
@@ -142,7 +143,7 @@ class Attention(nn.Module):
         ]
         if counts[-1]:
             mixed.append(torch.zeros_like(queries[-1]))
-        return self.out_proj(torch.cat(mixed).view_as(hidden))
+        return self.out_proj(torch.cat(mixed).to(hidden.dtype).view_as(hidden))
 
 
 class DecoderLayer(nn.Module):

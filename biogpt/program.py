@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from biogpt.cache import KVCache, Places
 from biogpt.model import Attention, BioGptModel, DecoderLayer
-from biogpt.quantize import Int8Linear, PackedLinear, whole_steps
+from biogpt.quantize import Int8Linear, PackedLinear, are_rounded, in_steps
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class _Layer(nn.Module):
             mixed.append(self.attend(queries[index], [part[index] for part in by_place], place))
         if counts[-1] > 0:
             mixed.append(torch.zeros_like(queries[-1]))
-        hidden = hidden + self.out(torch.cat(mixed).view(rows, -1))
+        hidden = hidden + self.out(torch.cat(mixed).to(hidden.dtype).view(rows, -1))
         inner = self.fc1(self.norm(hidden))
         if self.act == "relu":
             inner = F.relu(inner)
@@ -151,17 +151,24 @@ class _Int8(nn.Module):
         self.packed = layer.packed[0]
         assert layer.bias is not None, "every layer of a decoder has one"
         self.scale, self.sums, self.bias = layer.scale, layer.sums, layer.bias
-        self.levels, self.one_call = layer.kernel.levels, layer.one_call
+        self.levels, self.one_call, self.is_exact = layer.kernel.levels, layer.one_call, layer.is_exact
 
     def forward(self, rows: Tensor) -> Tensor:
         if rows.size(0) == 1 and self.one_call:
             products = torch.ops.quantized.linear_dynamic(rows, self.packed, self.levels < 255)
         else:
-            whole, zero, step = whole_steps(rows, self.levels)
+            counts, zero, step = in_steps(rows, self.levels)
             products = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-                whole, 1.0, 0, self.packed
+                counts, 1.0, 0, self.packed
             )
-            products.addcmul_(zero, self.sums, value=-1).mul_(step)
+            if self.one_call and not self.is_exact and are_rounded(products):
+                alone = [
+                    torch.ops.quantized.linear_dynamic(row, self.packed, self.levels < 255)
+                    for row in rows.split(1)
+                ]
+                products = torch.cat(alone)
+            else:
+                products.addcmul_(zero, self.sums, value=-1).mul_(step)
         return torch.addcmul(self.bias, products, self.scale)
 
 
@@ -176,9 +183,9 @@ class _Int8OneDnn(nn.Module):
         self.levels = layer.kernel.levels
 
     def forward(self, rows: Tensor) -> Tensor:
-        whole, zero, step = whole_steps(rows, self.levels)
+        counts, zero, step = in_steps(rows, self.levels)
         products = torch.ops.onednn.qlinear_pointwise(
-            whole.to(torch.uint8),
+            counts.round().clamp_(0, 255).to(torch.uint8),
             1.0,
             0,
             self.packed,

@@ -66,22 +66,32 @@ class Int8Kernel:
         return (weight,)
 
     def multiply(self, rows: Tensor, packed: tuple[Any, ...]) -> Tensor:
-        """Float32 rows [R, K] of whole numbers from 0 to ``levels`` times the weights: [R, N] float32 sums."""
+        """Float32 rows [R, K] from 0 to ``levels``, rounded, times the weights: [R, N] float32 sums."""
         if self.name == "fbgemm":
             return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, 1.0, 0, packed[0])
         if self.name == "onednn":
             return torch.ops.onednn.qlinear_pointwise(
-                rows.to(torch.uint8), 1.0, 0, *packed, None, 1.0, 0, torch.float32, "none", [], ""
+                rows.round().clamp_(0, 255).to(torch.uint8),
+                1.0,
+                0,
+                *packed,
+                None,
+                1.0,
+                0,
+                torch.float32,
+                "none",
+                [],
+                "",
             )
-        return (rows.double() @ packed[0].double().T).float()
+        return (rows.double().round_().clamp_(0, 255) @ packed[0].double().T).float()
 
     def multiply_row(self, row: Tensor, packed: tuple[Any, ...]) -> Tensor:
-        """A row [1, K] of any numbers, quantised as by ``whole_steps``, times the weights: [1, N]."""
+        """A row [1, K] of any numbers, quantised as by ``in_steps``, times the weights: [1, N]."""
         return torch.ops.quantized.linear_dynamic(row, packed[0], self.levels < 255)
 
     @property
     def has_one_call(self) -> bool:
-        """Whether ``multiply_row`` is there, and quantises as ``whole_steps`` does, also halfway between two steps."""
+        """Whether ``multiply_row`` is there, and quantises as ``in_steps`` does, also halfway between two steps."""
         return self.name == "fbgemm" and _one_call_agrees(self)
 
     def __str__(self) -> str:
@@ -153,8 +163,8 @@ def _one_call_agrees(kernel: Int8Kernel) -> bool:
     halves = (halves - zeros) * sizes
     packed = kernel.pack(torch.eye(256).to(torch.int8))
     for row in (halves, torch.randn(64, 256, generator=random)):
-        whole, zero, step = whole_steps(row, kernel.levels)
-        wanted = kernel.multiply(whole, packed).sub_(zero).mul_(step)
+        counts, zero, step = in_steps(row, kernel.levels)
+        wanted = kernel.multiply(counts, packed).sub_(zero).mul_(step)
         if not torch.equal(torch.cat([kernel.multiply_row(one, packed) for one in row.split(1)]), wanted):
             return False
     return True
@@ -184,7 +194,7 @@ def _speeds(layers: Sequence[Callable[[Tensor], Any]], dtype: torch.dtype = torc
             start = time.perf_counter()
             layer(rows)
             times.append(time.perf_counter() - start)
-        return sorted(times[len(layers) :])[len(layers) // 2]
+        return min(times[len(layers) :])
 
     return Speeds(*(seconds(torch.ones(rows, _PROBE[1], dtype=dtype)) for rows in (1, 16)))
 
@@ -223,7 +233,7 @@ def dequantize(joined: Tensor) -> Tensor:
     return weight * scale[:, None]
 
 
-def whole_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tensor, Tensor, Tensor]:
+def in_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tensor, Tensor, Tensor]:
     """Quantise each of some rows as ``torch.ops.quantized.linear_dynamic`` quantises one. Also compiled, so plain.
 
     Reference: ``ChooseQuantizationParams`` in torch, ``aten/src/ATen/native/quantized/cpu/QuantUtils.h``.
@@ -234,7 +244,7 @@ def whole_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tenso
         least: a step below this, torch chooses in another way.
 
     Returns:
-        [R, K] whole numbers of steps, in float32; then [R, 1] each: which step is 0, and the size of a step.
+        [R, K] counts of steps in float32, which kernels round; then [R, 1] each: which step is 0, and a step's size.
     """
     # aminmax would be one call, but takes a hundred times as long for many rows (torch 2.13).
     low = rows.amin(dim=1, keepdim=True).clamp_max_(0).double()
@@ -246,8 +256,12 @@ def whole_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tenso
             size, place = torch._choose_qparams_per_tensor(rows[row], levels < 255)
             step[row], zero[row] = size, place
     # addcmul rounds once, as the CPU's own instruction does; where it does not, ``has_one_call`` finds out.
-    whole = torch.addcmul(zero, rows, step.reciprocal()).round_().clamp_(0, 255)
-    return whole, zero, step
+    return torch.addcmul(zero, rows, step.reciprocal()), zero, step
+
+
+def are_rounded(sums: Tensor) -> bool:
+    """Whether float32 may have rounded any of these sums of whole numbers. Also compiled, so plain."""
+    return float(torch.maximum(sums.amax(), -sums.amin())) >= 2.0**24
 
 
 class Int8Linear(nn.Module):
@@ -276,9 +290,9 @@ class Int8Linear(nn.Module):
         # Of each channel's weights; torch would widen them all at once to sum them.
         sums = self.kernel.multiply(torch.ones(1, self.in_features), self.packed)[0]
         # Where float32 might round a sum, the kernels for one row and for many could differ.
-        self.one_call = (
-            self.kernel.has_one_call and _greatest_sum(weight, sums) * (self.kernel.levels + 1) < _EXACT
-        )
+        levels = self.kernel.levels + 1
+        self.one_call = self.kernel.has_one_call and float(sums.abs().max()) * levels < _EXACT
+        self.is_exact = _greatest_sum(weight, sums) * levels < _EXACT
         # No buffers: these are looked up for every row, which costs a module as much as a small operation.
         self.scale, self.sums, self.bias = scale, sums, bias
 
@@ -287,9 +301,12 @@ class Int8Linear(nn.Module):
         if rows.shape[0] == 1 and self.one_call:
             products = self.kernel.multiply_row(rows, self.packed)
         else:
-            whole, zero, step = whole_steps(rows, self.kernel.levels)
-            products = self.kernel.multiply(whole, self.packed)
-            products.addcmul_(zero, self.sums, value=-1).mul_(step)
+            counts, zero, step = in_steps(rows, self.kernel.levels)
+            products = self.kernel.multiply(counts, self.packed)
+            if self.one_call and not self.is_exact and are_rounded(products):
+                products = torch.cat([self.kernel.multiply_row(row, self.packed) for row in rows.split(1)])
+            else:
+                products.addcmul_(zero, self.sums, value=-1).mul_(step)
         if self.bias is None:
             products.mul_(self.scale)
         else:

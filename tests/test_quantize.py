@@ -17,6 +17,7 @@ from biogpt.entities import EntityRecognizer
 from biogpt.generate import GenerationOptions, start_search
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.pages import Int8KVCache
+from biogpt.program import _scriptable
 from biogpt.quantize import Int8Kernel, Int8Linear, PackedLinear, RowLinear, int8_kernel, pack
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
@@ -84,7 +85,7 @@ def test_the_steps_of_a_row_are_those_that_torch_chooses(levels) -> None:
     )  # around 0, above it, below it
     special = torch.tensor([[0.0], [7.0], [-7.0], [1e-6], [-1e-30]]) * torch.linspace(1, 0.5, 64)
     for part in (rows, special, *rows[:50, None], *special[:, None]):
-        _, zero, step = quantize.whole_steps(part, levels)
+        _, zero, step = quantize.in_steps(part, levels)
         found = torch.cat([step, zero], dim=1)
         wanted = [torch._choose_qparams_per_tensor(row, levels < 255) for row in part]
         assert torch.equal(found, torch.tensor(wanted))
@@ -95,13 +96,13 @@ def test_a_row_that_is_rounded_in_another_way_is_noticed(monkeypatch) -> None:
     kernel = int8_kernel()
     if not kernel.has_one_call:
         pytest.skip(f"{kernel} has no call for one row")
-    right = quantize.whole_steps
+    right = quantize.in_steps
 
     def rounded_twice(rows, levels):
         _, zero, step = right(rows, levels)
         return (rows * step.reciprocal()).round_().add_(zero).clamp_(0, 255), zero, step
 
-    monkeypatch.setattr(quantize, "whole_steps", rounded_twice)
+    monkeypatch.setattr(quantize, "in_steps", rounded_twice)
     quantize._one_call_agrees.cache_clear()
     assert not kernel.has_one_call
     quantize._one_call_agrees.cache_clear()
@@ -115,6 +116,25 @@ def test_an_int8_row_is_the_same_in_any_company(wide, lively) -> None:
         for first in (0, 11, 64 - size):
             some = slice(first, first + size)
             assert torch.equal(layer(rows[some]), full[some])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_sums_that_float32_would_round_are_those_of_the_call_for_one_row() -> None:
+    """A kernel for many rows gives sums in float32, the one for one row takes off the zero step before it rounds."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.full((64, 4096), 127, dtype=torch.int8)
+    weight[:, ::2] = -127
+    weight[:, :64] = torch.randint(-127, 128, (64, 64), generator=random)
+    layer = Int8Linear(weight, torch.ones(64), torch.zeros(64), ("fc2",))
+    if not layer.one_call:
+        pytest.skip(f"{layer.kernel} has no call for one row")
+    rows = torch.rand(12, 4096, generator=random) * 0.3 - 0.15
+    rows[:, ::2] -= 0.85  # the steps of each row meet weights of one sign
+    counts, _, _ = quantize.in_steps(rows, layer.kernel.levels)
+    assert quantize.are_rounded(layer.kernel.multiply(counts, layer.packed))
+    alone = torch.cat([layer(row) for row in rows.split(1)])
+    assert torch.equal(layer(rows), alone)
+    assert torch.equal(torch.jit.script(_scriptable(layer))(rows), alone)
 
 
 def int8_copy(model, folder: Path):
