@@ -77,8 +77,7 @@ def read_documents(path: str | Path) -> list[Document]:
     path = Path(path)
     text = read_text(path)
     kind = path.suffix.lower()
-    first = text.lstrip().splitlines()[0]
-    if kind == ".pubtator" or _PUBTATOR_LINE.fullmatch(first):
+    if is_pubtator(path, text):
         pairs = [(block.id, block.text) for block in _pubtator(path)]
     elif kind == ".txt":
         pairs = [("", line) for line in _LINE_END.split(text) if line.strip()]
@@ -91,6 +90,19 @@ def read_documents(path: str | Path) -> list[Document]:
     if not pairs:
         raise ValueError(f"{path.name} holds no text")
     return _with_ids(pairs)
+
+
+def is_pubtator(path: Path, text: str) -> bool:
+    """Whether a file is PubTator: by its suffix, or by its first line, which no JSON is asked for.
+
+    Args:
+        text: its content.
+    """
+    kind = path.suffix.lower()
+    first = _LINE_END.split(text.lstrip(), maxsplit=1)[0]
+    return kind == ".pubtator" or (
+        kind not in (".json", ".jsonl") and _PUBTATOR_LINE.fullmatch(first) is not None
+    )
 
 
 def read_pubtator(path: str | Path) -> list[tuple[Document, list[PubtatorEntity]]]:

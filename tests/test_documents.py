@@ -65,6 +65,11 @@ def test_pubtator_by_its_content(file):
     assert none == []
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_with_the_marks_of_pubtator_in_its_text_stays_json(file, name):
+    assert texts(file(name, '{"text": "x|t|y"}')) == ["x|t|y"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -1,6 +1,6 @@
 """What a head can be fine-tuned for: entities, labels of texts, roles of the sentences of an abstract."""
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from biogpt.classify import TextClassifier, sentence_rows
 from biogpt.config import BioGptConfig
-from biogpt.documents import read_pubtator
+from biogpt.documents import is_pubtator, read_pubtator, read_text
 from biogpt.entities import OUTSIDE, EntityRecognizer, Words, windows_of, words_of
 from biogpt.heads import BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.sentences import sentence_spans
@@ -60,7 +60,7 @@ class EntityCorpus:
 
     @classmethod
     def read(cls, path: Path, renames: Mapping[str, str] | None = None, share: float = 1.0) -> "EntityCorpus":
-        """Read a CoNLL or PubTator file.
+        """Read a CoNLL, JSON Lines (``.jsonl``) or PubTator file; ``is_pubtator`` knows the last.
 
         Args:
             share: more than 0, up to 1; as the attribute.
@@ -73,14 +73,14 @@ class EntityCorpus:
         if not 0 < share <= 1:
             raise ValueError(f"the share of {path} is {share}; expected more than 0, up to 1")
         documents: list[list[Renderings]]
-        if "pubtator" in path.name.lower():
+        if is_pubtator(path, read_text(path)):
             texts = [
                 TaggedText(document.text, tuple(Span(start, end, kind) for start, end, _, kind in entities))
                 for document, entities in read_pubtator(path)
             ]
             texts = [_renamed(text, renames) for text in texts]
             documents = [[(part,) for part in _sentences(text)] for text in texts]
-        elif path.suffix == ".jsonl":
+        elif path.suffix.lower() == ".jsonl":
             texts = [_renamed(text, renames) for text in read_tagged_jsonl(path)]
             documents = [[(part,) for part in _sentences(text)] for text in texts]
         else:
@@ -94,7 +94,7 @@ class EntityCorpus:
             raise ValueError(
                 f"{path} has no entity of the types {sorted(types - found)}; it has {sorted(found)}"
             )
-        return cls(path.parent.name + "/" + path.stem, tuple(sorted(types)), texts, documents, share)
+        return cls(str(Path(path.parent.name) / path.stem), tuple(sorted(types)), texts, documents, share)
 
 
 class EntityTask:
@@ -167,7 +167,7 @@ class EntityTask:
             known = [[entity for entity in entities if entity.label in corpus.types] for entities in found]
             scores = entity_scores(gold, known)
             best.append(scores[ALL].f1)
-            metrics[corpus.name] = _table(scores)
+            metrics[_unused(corpus.name, metrics)] = _table(scores)
             matrix += entity_confusion(gold, known, self.types)
         score = float(np.mean(best))
         return Result(score, metrics, (matrix, [*self.types, NONE]))
@@ -188,6 +188,16 @@ class EntityTask:
         right = np.eye(len(self.labels), dtype=np.float32)
         right[0] = [label.partition("-")[2] not in annotated for label in self.labels]
         return right
+
+
+def _unused(name: str, used: Collection[str]) -> str:
+    """A name, numbered if corpora before had the same."""
+    again = 1
+    numbered = name
+    while numbered in used:
+        again += 1
+        numbered = f"{name}-{again}"
+    return numbered
 
 
 def _groups(annotated: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
