@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from biogpt.config import BioGptConfig
 from biogpt.device import Precision, check_precision, choose_device, choose_precision
+from biogpt.files import written_whole
 from biogpt.hub import CONFIG, INDEX, WEIGHTS, find, require, shard_names, weights_file
 from biogpt.model import BioGptModel, initialize
 from biogpt.quantize import SCALE_BYTES, dequantize, load_int8
@@ -37,6 +38,10 @@ HEADS = {  # name of the head's module: what it does
     "output_projection": "language model",
     "classifier": "token classification",
     "score": "sequence classification",
+}
+_USES = {  # of a head: what is called to use it
+    "classifier": "EntityRecognizer (python -m biogpt ner)",
+    "score": "TextClassifier (python -m biogpt classify)",
 }
 EMBEDDING = f"{BODY}.embed_tokens.weight"
 TIED = "output_projection.weight"  # shares its tensor with EMBEDDING, unless the config says otherwise
@@ -199,6 +204,9 @@ class PretrainedModel(nn.Module):
         Args:
             folder: made when missing.
             max_shard_size: bytes; more are split. A single tensor is never split.
+
+        Raises:
+            OSError: the folder cannot be written to, or the disk is full; what was there is kept.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,20 +228,15 @@ class PretrainedModel(nn.Module):
                 "metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())},
                 "weight_map": {key: name for name, keys in zip(names, shards, strict=True) for key in keys},
             }
-        try:
-            for name, values in texts.items():
-                text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-                _temporary(folder, name).write_text(text, encoding="utf-8")
-            for name, keys in zip(names, shards, strict=True):
+        with written_whole(folder, *names, *texts) as unfinished:
+            described = unfinished[len(names) :]
+            for path, values in zip(described, texts.values(), strict=True):
+                path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            for path, keys in zip(unfinished, shards, strict=False):
                 tensors = {key: state[key].detach().contiguous().cpu() for key in keys}
-                save_file(tensors, _temporary(folder, name), metadata={"format": "pt"})
+                save_file(tensors, path, metadata={"format": "pt"})
                 # save_file lets only its owner read the file (safetensors 0.8), which no server would expect.
-                shutil.copymode(_temporary(folder, CONFIG), _temporary(folder, name))
-            for name in (*names, *texts):
-                os.replace(_temporary(folder, name), folder / name)
-        finally:
-            for name in (*names, *texts):
-                _temporary(folder, name).unlink(missing_ok=True)
+                shutil.copymode(described[0], path)
         for path in list(folder.iterdir()):
             if _SAVED.fullmatch(path.name) and path.name not in (*names, *texts):
                 path.unlink()
@@ -271,10 +274,15 @@ class PretrainedModel(nn.Module):
         unexpected = sorted(found - expected)
         own = self._head()
         has = sorted({key.partition(".")[0] for key in found} & HEADS.keys())
-        if own not in has and any(key.startswith(f"{own}.") for key in missing):
-            held = f"a {HEADS[has[0]]} head" if has else "no head"
+        if self.tied_weights and (others := [head for head in has if head != own]):
             raise ValueError(
-                f"{origin} has no {HEADS[own]} head ({own}.*) but {held}; an untrained one would predict at "
+                f"{origin} has a {HEADS[others[0]]} head ({others[0]}.*), and no {HEADS[own]}'s: "
+                f"{_USES[others[0]]} reads it; or choose a {HEADS[own]} such as mini"
+            )
+        if own not in has and any(key.startswith(f"{own}.") for key in missing):
+            held = f" but a {HEADS[has[0]]} head" if has else ", nor any other"
+            raise ValueError(
+                f"{origin} has no {HEADS[own]} head ({own}.*){held}; an untrained one would predict at "
                 f"random. Choose a checkpoint fine-tuned for {HEADS[own]}"
                 + ("" if self.tied_weights else ", or give labels= to draw a new head and fine-tune it")
             )
@@ -404,7 +412,7 @@ def _check_vocabulary(folder: Path, config: BioGptConfig) -> None:
     if not path.is_file():
         return
     try:
-        size = len(json.loads(path.read_text(encoding="utf-8")))
+        size = len(json.loads(path.read_text(encoding="utf-8-sig")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a vocabulary: expected a JSON object of token: id") from error
     if size != config.vocab_size:
@@ -434,10 +442,6 @@ def _split(state: dict[str, Tensor], limit: int) -> Iterator[list[str]]:
         keys.append(key)
         size += tensor.nbytes
     yield keys
-
-
-def _temporary(folder: Path, name: str) -> Path:
-    return folder / f".{name}.tmp"
 
 
 def _listed(names: Sequence[str], separator: str = ", ") -> str:

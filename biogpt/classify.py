@@ -26,6 +26,7 @@ _BATCH_TOKENS = 4096  # of a batch of windows, padding included
 _CPU_BATCH_TOKENS = (
     512  # the activations of more leave a CPU's caches: 4096 are 1.6 times as slow on BioGPT base
 )
+_NOT_FINITE = "the model's scores are not finite: its weights may be damaged, or too large for this precision; try float32"
 _CACHE_BYTES = 2**30  # of the cache that labels of your own share; more labels are compared in turns
 
 Progress = Callable[[int, int], None]
@@ -127,7 +128,7 @@ class TextClassifier:
                     f"{source} has no sequence classification head. If it is a language model, give labels of your "
                     "own (labels=[…], --labels)"
                 ) from error
-            if labels is not None and f"does not fit {head.__name__}" in str(error):
+            if labels is not None and "and no language model's" in str(error):
                 raise ValueError(
                     f"{source} has no language model head, which labels of your own need; leave them out to get the "
                     "labels that its own head was trained for, or choose a language model such as mini"
@@ -164,6 +165,7 @@ class TextClassifier:
         Raises:
             TypeError: a text is not a string.
             ValueError: a text is empty; or one string was given in place of a list.
+            FloatingPointError: the model's scores are not finite.
         """
         if isinstance(texts, str):
             raise ValueError("batch takes a list of texts; call the classifier with one text")
@@ -271,6 +273,8 @@ class TextClassifier:
 
     def _probabilities(self, logits: Tensor) -> np.ndarray:
         logits = logits.float()
+        if not logits.isfinite().all():
+            raise FloatingPointError(_NOT_FINITE)
         return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)).cpu().numpy()
 
     def _ranked(self, probabilities: np.ndarray) -> list[LabelScore]:
@@ -391,4 +395,6 @@ class _Phrases:
                 logits = torch.cat([logits, rest], dim=1)
             chosen = logits.float().log_softmax(dim=-1).gather(2, rows[:, :, None])[:, :, 0]
             means += [float(row[: len(label)].mean()) for row, label in zip(chosen, labels, strict=True)]
+        if not np.isfinite(means).all():
+            raise FloatingPointError(_NOT_FINITE)
         return np.array(means)

@@ -210,7 +210,7 @@ class BioGptConfig:
             ValueError: it is not JSON, not a BioGPT config, or holds a wrong value.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a JSON file: {error}") from error
         try:

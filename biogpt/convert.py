@@ -16,6 +16,7 @@ from torch import Tensor
 
 from biogpt.checkpoint import read_pickle
 from biogpt.config import BioGptConfig
+from biogpt.files import written_whole
 from biogpt.heads import BioGptForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -87,8 +88,9 @@ def _convert_folder(archive: Path, folder: Path) -> None:
         model = BioGptForCausalLM(config)
     model.load_weights(_renamed(tensors, path), path)
     model.save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text(merges_text, encoding="utf-8")
+    with written_whole(folder, "vocab.json", "merges.txt") as (vocab_path, merges_path):
+        vocab_path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        merges_path.write_text(merges_text, encoding="utf-8")
     logger.info("%s: %d parameters, %d tokens", folder, sum(p.numel() for p in model.parameters()), rows)
 
 
@@ -129,7 +131,7 @@ def _symbols(path: Path) -> list[str]:
     """Symbols of a fairseq dictionary, one ``symbol count`` a line, in order."""
     symbols = []
     # Not splitlines(): some symbols are Unicode line separators.
-    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"), 1):
         symbol, _, count = line.rpartition(" ")
         if not symbol or not count.isdigit():
             raise ValueError(f"{path}, line {number}: {line!r}; expected a symbol and its count")
@@ -161,7 +163,7 @@ def _vocabulary(symbols: list[str], rows: int, settings: dict[str, Any], path: P
 
 def _merges(path: Path) -> str:
     """The content of ``bpecodes``, which is that of ``merges.txt``: two symbols and a count a line."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         if len(line.split(" ")) != 3:
             raise ValueError(f"{path}, line {number}: {line!r}; expected two symbols and a count")

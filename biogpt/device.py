@@ -2,15 +2,17 @@
 
 import ctypes
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Lock, Thread, current_thread, main_thread
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +26,19 @@ _setting_threads = Lock()
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """While it lasts, processes are started that leave Ctrl+C, which a terminal sends to all, to this one."""
+    if current_thread() is not main_thread():  # which alone may change what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def choose_device(wanted: str = "auto") -> torch.device:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from sacremoses import MosesDetokenizer, MosesTokenizer
 
+from biogpt.files import written_whole
 from biogpt.hub import find
 
 CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -164,23 +165,32 @@ class BioGptTokenizer:
         merges = _parse_merges(_read(merges_path), merges_path)
         vocab = _read(vocab_path)
         try:
-            return cls(json.loads(vocab), merges, normalize)
+            tokenizer = cls(json.loads(vocab), merges, normalize)
         except json.JSONDecodeError as error:
             raise ValueError(f"{vocab_path} is not a JSON file: {error}") from error
         except ValueError as error:
             raise ValueError(f"{vocab_path}: {error}") from error
+        pieces = tokenizer._tokens[len(CONTROL_TOKENS) :]
+        joined = next((piece for piece in pieces if len(piece.removesuffix(END_OF_WORD)) > 1), None)
+        if joined is not None and not merges:
+            raise ValueError(
+                f"{merges_path} holds no merges, which the pieces of {vocab_path} such as {joined!r} are made by; "
+                "copy it anew from where the checkpoint came from"
+            )
+        return tokenizer
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``vocab.json``, ``merges.txt`` and ``tokenizer_config.json``, as ``transformers`` reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        files = {
-            VOCAB_FILE: json.dumps(self.vocab, ensure_ascii=False, indent=0),
+        files = {  # the vocabulary last: where it is, all are
             MERGES_FILE: "\n".join(" ".join(pair) for pair in self.merges),
             CONFIG_FILE: json.dumps(_TOKENIZER_CONFIG, indent=2),
+            VOCAB_FILE: json.dumps(self.vocab, ensure_ascii=False, indent=0),
         }
-        for name, content in files.items():
-            (folder / name).write_text(content + "\n", encoding="utf-8", newline="\n")
+        with written_whole(folder, *files) as unfinished:
+            for path, content in zip(unfinished, files.values(), strict=True):
+                path.write_text(content + "\n", encoding="utf-8", newline="\n")
 
     @property
     def vocab_size(self) -> int:
@@ -428,7 +438,7 @@ def _tokens_by_id(vocab: Any) -> list[str]:
 
 def _read(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path} is missing; a BioGPT checkpoint keeps its tokenizer in {VOCAB_FILE} and {MERGES_FILE}"

@@ -22,12 +22,14 @@ from biogpt import (
 )
 from biogpt.cli import main
 from biogpt.config import BioGptConfig
+from biogpt.documents import read_documents
 from biogpt.training.finetune import (
     Example,
     FinetuneOptions,
     _batches,
     _Dropout,
     _optimizers,
+    _Run,
     finetune,
     label_loss,
 )
@@ -313,6 +315,64 @@ def test_a_checkpoint_with_a_word_encoder_starts_another_head(tmp_path):
     assert all(torch.equal(value, kept[name]) for name, value in model.biogpt.state_dict().items())
 
 
+@pytest.mark.parametrize("part", [0, 0.5, 0.999])
+def test_a_damaged_state_is_refused_by_name(base, tmp_path, part):
+    task = TextTask(LABELLED, [], True)
+    finetune(task, options(tmp_path, base, epochs=1))
+    state = tmp_path / "state.pt"
+    whole = state.read_bytes()
+    state.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(
+        ValueError, match=r"state\.pt is damaged or cut short: delete it to begin anew, or choose"
+    ):
+        finetune(task, options(tmp_path, base, epochs=1))
+
+
+def test_a_state_of_something_else_is_refused(base, tmp_path):
+    torch.save({"model": {}}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"state\.pt is no state of such a run: expected options, data"):
+        finetune(TextTask(LABELLED, [], True), options(tmp_path, base, epochs=1))
+
+
+def test_a_full_disk_leaves_the_state_of_before(base, tmp_path, full_disk):
+    task = TextTask(LABELLED, [], True)
+    finetune(task, options(tmp_path, base, epochs=1))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    run = _Run(task, options(tmp_path, base, epochs=1), {})
+    with full_disk(2000):
+        with pytest.raises(OSError, match=r"^state\.pt could not be written to .*File too large.*is kept$"):
+            run.save_state()
+        with pytest.raises(
+            OSError, match=r"^model\.safetensors, config\.json could not be written to .*best"
+        ):
+            run._score_and_save()
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path for path in after if after[path] != before.get(path)} == {tmp_path / "log.jsonl"}
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_saved(base, tmp_path):
+    """The loss of a step is that of the weights before it."""
+    with pytest.raises(
+        FloatingPointError, match="the weights are not finite in half precision after epoch 1"
+    ):
+        finetune(
+            TextTask(LABELLED, [], True),
+            options(tmp_path, base, lr=1e20, warmup=0.0, epochs=1, batch_tokens=10**6),
+        )
+    assert not (tmp_path / "best").exists()
+
+
+@pytest.mark.parametrize("name", ["a.pubtator", "a.txt", "a.PubTator.txt"])
+def test_pubtator_is_known_as_everywhere_else(tmp_path, name):
+    """Once ``ner`` went by the content and ``train ner`` by the name."""
+    path = tmp_path / name
+    path.write_text("\ufeff1|t|Aspirin helps.\n1|a|It does.\n1\t0\t7\tAspirin\tDrug\n", encoding="utf-8")
+    assert [document.text for document in read_documents(path)] == ["Aspirin helps. It does."]
+    (text,) = EntityCorpus.read(path).texts
+    assert text.text == "Aspirin helps. It does."
+    assert [span.label for span in text.spans] == ["Drug"]
+
+
 def test_a_folder_of_another_run_and_wrong_options_are_refused(base, corpora, tmp_path):
     task = TextTask(LABELLED, [], True)
     finetune(task, options(tmp_path, base, epochs=1))
@@ -321,6 +381,15 @@ def test_a_folder_of_another_run_and_wrong_options_are_refused(base, corpora, tm
     renamed = [replace(one, labels=tuple(label + "s" for label in one.labels)) for one in LABELLED]
     with pytest.raises(ValueError, match="another run: labels was"):
         finetune(TextTask(renamed, [], True), options(tmp_path, base, epochs=1))
+    for name, value in (
+        ("batch_tokens", 0),
+        ("lr", float("nan")),
+        ("muon_lr", -1.0),
+        ("patience", -1),
+        ("seed", -1),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is {value}"):
+            options(tmp_path, base, **{name: value})
     with pytest.raises(ValueError, match="arithmetic is 'int8'"):
         options(tmp_path, base, arithmetic="int8")
     with pytest.raises(ValueError, match="epochs is 0"):

@@ -458,6 +458,11 @@ CONTROLS = '"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3'
         ('{"<s>": 0, "<pad>": 1}', "", "expected <s> <pad> </s> <unk>"),
         (f"{{{CONTROLS}}}", "a b\nabc\n", r"merges\.txt, line 2: 'abc'; expected two pieces"),
         (f"{{{CONTROLS}}}", "a b 3 4\n", r"merges\.txt, line 1"),
+        (
+            f'{{{CONTROLS}, "a": 4, "ab</w>": 5}}',
+            "#version: 0.2\n",
+            r"merges\.txt holds no merges, which .*'ab</w>'",
+        ),
     ],
 )
 def test_malformed_files_are_refused_by_name(tmp_path: Path, vocab: str, merges: str, message: str) -> None:
@@ -465,6 +470,16 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path, vocab: str, merges:
     (tmp_path / "merges.txt").write_text(merges)
     with pytest.raises(ValueError, match=message):
         BioGptTokenizer.from_files(tmp_path / "vocab.json", tmp_path / "merges.txt")
+
+
+def test_files_with_a_byte_order_mark_and_letters_without_merges(tmp_path: Path) -> None:
+    files = (tmp_path / "vocab.json", tmp_path / "merges.txt")
+    files[0].write_text(f'{{{CONTROLS}, "a": 4, "a</w>": 5, "aa</w>": 6}}', encoding="utf-8-sig")
+    files[1].write_text("a a</w>\n", encoding="utf-8-sig")
+    assert BioGptTokenizer.from_files(*files).encode("aa").ids == [2, 6]
+    files[0].write_text(f'{{{CONTROLS}, "a": 4, "a</w>": 5}}')
+    files[1].write_text("")
+    assert BioGptTokenizer.from_files(*files).encode("aa").ids == [2, 4, 5]
 
 
 @pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])

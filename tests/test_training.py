@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import lzma
 import math
 import os
 import random
@@ -311,9 +312,50 @@ def test_a_folder_of_another_run_is_refused(options):
         pretrain(dataclasses.replace(options, tokens=64 * 8))
 
 
+@pytest.mark.parametrize("part", [0, 0.5, 0.999])
+def test_a_damaged_state_is_refused_by_name(options, part):
+    short = dataclasses.replace(options, tokens=64 * 4)
+    pretrain(short)
+    state = options.out / "state.pt"
+    whole = state.read_bytes()
+    state.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(
+        ValueError, match=r"state\.pt is damaged or cut short: delete it to begin anew, or choose"
+    ):
+        pretrain(short)
+
+
+@pytest.mark.parametrize("size", [300, 1000, 5000, 20000, 50000])
+def test_a_run_that_met_a_full_disk_goes_on_once_there_is_room(options, full_disk, size):
+    """The smaller the disk, the earlier it is full: at the vocabulary, the tokens, the checkpoint, the state."""
+    short = dataclasses.replace(options, tokens=64 * 4)
+    with (
+        full_disk(size),
+        pytest.raises(OSError, match=r"could not be written to .*; free some space, or choose"),
+    ):
+        pretrain(short)
+    assert (pretrain(short) / "training.json").is_file()
+    assert not [path for path in options.out.rglob("*") if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("change", [{"warmup": 0}, {"tokens": 1}, {"tokens": 64 * 4, "decay": 0.01}])
+def test_the_least_there_can_be_of_a_schedule(options, change):
+    chosen = dataclasses.replace(options, **{"tokens": 64 * 4} | change)
+    rates = [chosen.learning_rate(step) for step in range(chosen.steps + 1)]
+    assert rates[-1] == 0
+    assert all(0 < rate <= 1 for rate in rates[:-1])
+    assert (pretrain(chosen) / "training.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"tokens": 0}, "tokens is 0; expected at least 1"),
+        ({"batch_tokens": 0}, "batch_tokens is 0; expected at least 1"),
+        ({"processes": 0}, "processes is 0; expected at least 1"),
+        ({"warmup": -1}, "warmup is -1; expected 0 or more"),
+        ({"seed": -1}, "seed is -1; expected 0 to"),
+        ({"width": 15}, "width is 15; expected a multiple of heads, 2"),
         ({"decay": 0.0}, "decay is 0.0"),
         ({"positions": 31}, "positions 31"),
         ({"batch_tokens": 65}, "batch_tokens is 65"),
@@ -330,3 +372,15 @@ def test_a_file_without_text_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match=r"empty\.txt holds no text"):
         read_lines(tmp_path / "empty.txt")
+    (tmp_path / "broken.txt.xz").write_bytes(lzma.compress(b"gene\n" * 1000)[:-20])
+    with pytest.raises(ValueError, match=r"broken\.txt\.xz is damaged"):
+        read_lines(tmp_path / "broken.txt.xz")
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8"):
+        read_lines(tmp_path / "latin.txt")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("gene\ncell\n", encoding="utf-8-sig")
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress((tmp_path / "a.txt").read_bytes()))
+    assert read_lines(tmp_path / "a.txt") == read_lines(tmp_path / "a.txt.xz") == ["gene", "cell"]

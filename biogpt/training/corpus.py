@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from biogpt.device import interrupts_ignored
+from biogpt.files import written_whole
 from biogpt.tokenizer import BioGptTokenizer
 
 _LINES_AT_ONCE = 1000
@@ -20,12 +22,17 @@ def read_lines(path: str | Path) -> list[str]:
     """The non-empty lines of a UTF-8 text file, one document each; ``.xz`` is unpacked.
 
     Raises:
-        ValueError: the file holds no text.
+        ValueError: the file holds no text, is not UTF-8, or is a damaged ``.xz``.
     """
     path = Path(path)
     opener = lzma.open if path.suffix == ".xz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        lines = [line.strip() for line in file if line.strip()]
+    try:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8 and try again") from error
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or not an .xz file ({error}); make it anew") from error
     if not lines:
         raise ValueError(f"{path} holds no text; expected one document a line")
     return lines
@@ -68,14 +75,14 @@ def tokenize_file(path: str | Path, tokenizer: BioGptTokenizer, folder: Path, pr
             return Documents(arrays["ids"], arrays["ends"])
     lines = read_lines(path)
     chunks = [lines[start : start + _LINES_AT_ONCE] for start in range(0, len(lines), _LINES_AT_ONCE)]
-    with Pool(processes, initializer=_keep_tokenizer, initargs=(tokenizer.vocab, tokenizer.merges)) as pool:
+    with interrupts_ignored():
+        pool = Pool(processes, initializer=_keep_tokenizer, initargs=(tokenizer.vocab, tokenizer.merges))
+    with pool:
         encoded = [document for chunk in pool.imap(_encode_lines, chunks) for document in chunk]
     documents = Documents(np.concatenate(encoded), np.cumsum([len(document) for document in encoded]))
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = kept.with_suffix(".part")
-    with unfinished.open("wb") as file:
+    with written_whole(folder, kept.name) as (unfinished,), unfinished.open("wb") as file:
         np.savez(file, ids=documents.ids, ends=documents.ends)
-    unfinished.replace(kept)
     return documents
 
 

@@ -25,10 +25,12 @@ from tqdm import tqdm
 from biogpt.config import BioGptConfig
 from biogpt.device import bfloat16_pays, choose_device
 from biogpt.entities import forms_of
+from biogpt.files import written_whole
 from biogpt.heads import BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.optimizer import Muon
 from biogpt.training.plots import confusion_plot
+from biogpt.training.state import read_state, restore, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +157,13 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "lr", "layer_decay", "batch_tokens", "accumulation", "shard_bytes"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+        for name in ("frozen_epochs", "muon_lr", "weight_decay", "patience", "minutes_between"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; expected 0 to {2**63 - 1}")
         for name in ("warmup", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 up to, but not, 1")
@@ -200,7 +207,9 @@ def finetune(task: Task, options: FinetuneOptions, metadata: dict[str, Any] | No
         vocabulary, ``metrics.json`` and ``confusion.png``.
 
     Raises:
-        ValueError: the state in the folder belongs to another run; the loss is no longer a number.
+        ValueError: the state in the folder is damaged or belongs to another run; the loss is no longer a number.
+        FloatingPointError: the weights are no longer numbers.
+        OSError: something could not be written, as on a full disk; the state before is kept.
     """
     options.out.mkdir(parents=True, exist_ok=True)
     run = _Run(task, options, metadata or {})
@@ -323,6 +332,11 @@ class _Run:
         """Score on the dev split, keep the checkpoint if it is the best."""
         options, progress = self.options, self.progress
         self.model.eval()
+        if not all(bool(parameter.half().isfinite().all()) for parameter in self.model.parameters()):
+            raise FloatingPointError(
+                f"the weights are not finite in half precision after epoch {progress.epoch}: training has diverged; "
+                f"try a lower lr than {options.lr}"
+            )
         result = self.task.evaluate(self.model, self.tokenizer)
         entry: dict[str, Any] = {
             "epoch": progress.epoch,
@@ -347,9 +361,11 @@ class _Run:
         if result is not None:
             metrics["dev"] = result.metrics
             if result.confusion is not None:
-                confusion_plot(*result.confusion, folder / "confusion.png")
+                with written_whole(folder, "confusion.png") as (picture,):
+                    confusion_plot(*result.confusion, picture)
         text = json.dumps(metrics, indent=2, ensure_ascii=False)
-        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        with written_whole(folder, "metrics.json") as (unfinished,):
+            unfinished.write_text(text + "\n", encoding="utf-8")
 
     def _kept(self) -> dict[str, Any]:
         """The options that can't change within a run."""
@@ -359,7 +375,6 @@ class _Run:
         return kept | {"labels": list(self.task.labels), "multi_label": self.task.multi_label}
 
     def save_state(self) -> None:
-        unfinished = self.state_path.with_suffix(".part")
         state = {
             "options": self._kept(),
             "data": self.metadata,
@@ -369,13 +384,13 @@ class _Run:
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
         }
-        torch.save(state, unfinished)
-        unfinished.replace(self.state_path)
+        write_state(self.state_path, state)
 
     def resume(self) -> None:
         if not self.state_path.exists():
             return
-        state = torch.load(self.state_path, weights_only=True, map_location=self.device)
+        names = ("options", "data", "progress", "model", "optimizers", "scaler", "random")
+        state = read_state(self.state_path, names, self.device)
         saved = state["options"] | state["data"]
         given = self._kept() | self.metadata
         differing = [
@@ -388,9 +403,7 @@ class _Run:
                 f"{self.state_path} is of another run: {'; '.join(differing)}. Choose another folder."
             )
         self.progress = Progress(**state["progress"])
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        restore(self.state_path, state, self.model, self.optimizers)
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"].cpu())
 

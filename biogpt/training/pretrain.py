@@ -24,11 +24,13 @@ from tqdm import tqdm
 
 from biogpt.config import BioGptConfig
 from biogpt.device import bfloat16_pays
+from biogpt.files import written_whole
 from biogpt.heads import BioGptForCausalLM
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
 from biogpt.training.metrics import bits_per_byte
 from biogpt.training.optimizer import make_optimizers
+from biogpt.training.state import read_state, restore, write_state
 from biogpt.training.vocabulary import count_words, learn_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,16 @@ class PretrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("tokens", "batch_tokens", "vocab_size", "width", "layers", "heads", "processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("muon_lr", "adam_lr", "warmup", "minutes_between"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; expected 0 to {2**63 - 1}")
+        if not self.model and self.width % self.heads:
+            raise ValueError(f"width is {self.width}; expected a multiple of heads, {self.heads}")
         if not self.texts:
             raise ValueError("texts is empty; name at least one file of one document a line")
         if not 0 < self.decay <= 1:
@@ -102,12 +114,12 @@ class PretrainOptions:
 
     @property
     def stable_steps(self) -> int:
-        return round(self.steps * (1 - self.decay))
+        return min(self.steps - 1, round(self.steps * (1 - self.decay)))  # the last step decays in any case
 
     def learning_rate(self, step: int) -> float:
         """Share of the full learning rate at a step: up, level, then down to zero."""
         falling = (self.steps - step) / (self.steps - self.stable_steps)
-        return min(1.0, (step + 1) / self.warmup, falling)
+        return min(1.0, (step + 1) / max(1, self.warmup), falling)
 
 
 @dataclass
@@ -136,7 +148,8 @@ def pretrain(options: PretrainOptions) -> Path:
         The folder of the best checkpoint: half precision, with vocabulary and ``training.json``.
 
     Raises:
-        ValueError: the state in the folder belongs to another model or schedule.
+        ValueError: the state in the folder is damaged, or belongs to another model or schedule.
+        OSError: something could not be written, as on a full disk; the state before is kept.
     """
     options.out.mkdir(parents=True, exist_ok=True)
     tokenizer = _vocabulary(options)
@@ -271,15 +284,13 @@ def _save_state(
     optimizers: tuple[torch.optim.Optimizer, ...],
     progress: Progress,
 ) -> None:
-    unfinished = path.with_suffix(".part")
     state = {
         "options": _state_of(options),
         "progress": asdict(progress),
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    torch.save(state, unfinished)
-    unfinished.replace(path)
+    write_state(path, state)
 
 
 def _resume(
@@ -288,7 +299,7 @@ def _resume(
     path = options.out / "state.pt"
     if not path.exists():
         return Progress()
-    state = torch.load(path, weights_only=True)
+    state = read_state(path, ("options", "progress", "model", "optimizers"))
     if state["options"] != _state_of(options):
         differing = [
             f"{name} was {state['options'].get(name)!r}, now {value!r}"
@@ -307,9 +318,7 @@ def _resume(
             f"{path} is at step {progress.step}, past the last stable step {options.stable_steps}; "
             "give more tokens or a smaller decay"
         )
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+    restore(path, state, model, optimizers)
     return progress
 
 
@@ -348,5 +357,6 @@ def _score_and_save(
         tokenizer.save_pretrained(options.out / "best")
         recipe = _state_of(options) | {"tokens": options.tokens, "decay": options.decay}
         text = json.dumps({"recipe": recipe, "score": entry}, indent=2)
-        (options.out / "best" / "training.json").write_text(text + "\n", encoding="utf-8")
+        with written_whole(options.out / "best", "training.json") as (recipe_path,):
+            recipe_path.write_text(text + "\n", encoding="utf-8")
     _save_state(options.out / "state.pt", options, model, optimizers, progress)

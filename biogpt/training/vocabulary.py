@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, pairwise
 from multiprocessing import get_context
 
+from biogpt.device import interrupts_ignored
 from biogpt.tokenizer import (
     CONTROL_TOKENS,
     END_OF_WORD,
@@ -41,7 +42,9 @@ def count_words(lines: Iterable[str], processes: int = 1) -> Counter[str]:
         return _count_task(lines)
     counts: Counter[str] = Counter()
     # Threads may be running by now: a forked child could inherit a lock that nobody frees.
-    with get_context("spawn").Pool(processes) as pool:
+    with interrupts_ignored():
+        pool = get_context("spawn").Pool(processes)
+    with pool:
         for part in pool.imap_unordered(_count_task, _tasks(lines)):
             counts.update(part)
     return counts
