@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from biogpt.classify import TextClassifier
 from biogpt.config import BioGptConfig
-from biogpt.device import choose_device
+from biogpt.device import choose_device, interrupts_ignored
 from biogpt.engine import Engine, Slot
 from biogpt.entities import EntityRecognizer
 from biogpt.generate import GenerationOptions, start_search
@@ -40,6 +40,8 @@ HEADS = {
     "ner": BioGptForTokenClassification,
     "classify": BioGptForSequenceClassification,
 }
+PROMPTS = (16, 128, 512, 1000)
+POSITIONS = (32, 256, 512, 900, 1000)
 _LABELS = {0: "O", 1: "B-Disease", 2: "I-Disease"}
 _TEXT = (
     "Acute renal failure in high dose carboplatin chemotherapy. Carboplatin has been reported to cause acute renal "
@@ -58,10 +60,10 @@ class BenchOptions:
         out: folder for ``bench.json`` and the plots.
         precisions: of ours.
         against: precisions of ``transformers``, which must be installed then.
-        prompts: lengths in tokens, for the time to the first new token.
+        prompts: lengths in tokens, for the time to the first new token; those of ``PROMPTS`` that fit when empty.
         streams: numbers of requests at once, for tokens a second in all.
         positions: lengths of the text so far, for tokens a second of one stream, and of the most streams where these
-            leave room for the tokens that some make while others begin.
+            leave room for the tokens that some make while others begin; those of ``POSITIONS`` that fit when empty.
         tagging: measure documents a second of entities and labels as well.
         rounds: how often each figure is taken.
         steps: tokens of each stream that a figure is taken over.
@@ -71,9 +73,9 @@ class BenchOptions:
     out: Path
     precisions: Sequence[str] = ("auto", "float32")
     against: Sequence[str] = ()
-    prompts: Sequence[int] = (16, 128, 512, 1000)
+    prompts: Sequence[int] = ()
     streams: Sequence[int] = (1, 4, 8, 16)
-    positions: Sequence[int] = (32, 256, 512, 900, 1000)
+    positions: Sequence[int] = ()
     tagging: bool = False
     rounds: int = 3
     steps: int = 16
@@ -81,13 +83,29 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         limit = self.config.max_position_embeddings
-        longest = max(
-            [*self.prompts, *(at + self.steps + _spare(min(self.streams)) for at in self.positions)]
-        )
+        for name in ("prompts", "streams", "positions"):
+            if any(number < 1 for number in getattr(self, name)):
+                raise ValueError(f"{name} are {list(getattr(self, name))}; expected at least 1 each")
+        for name in ("rounds", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not self.streams or not self.precisions:
+            raise ValueError("streams or precisions is empty; expected at least one of each")
+        spare = self.steps + _spare(min(self.streams))
+        # Where none fits, the shortest is taken, to be refused below.
+        if not self.prompts:
+            fitting = [length for length in PROMPTS if length < limit]
+            object.__setattr__(self, "prompts", tuple(fitting or PROMPTS[:1]))
+        if not self.positions:
+            fitting = [position for position in POSITIONS if position + spare <= limit]
+            object.__setattr__(self, "positions", tuple(fitting or POSITIONS[:1]))
+        # The least position is measured with the most streams, the others with as many as fit.
+        most = min(self.positions) + self.steps + _spare(max(self.streams))
+        longest = max([1 + max(self.prompts), *(position + spare for position in self.positions), most])
         if longest > limit:
             raise ValueError(
                 f"prompts {list(self.prompts)} and positions {list(self.positions)} need {longest} positions with "
-                f"{self.steps} steps; the model has {limit}"
+                f"{self.steps} steps; the model has {limit}: choose shorter ones, fewer steps or fewer streams"
             )
 
 
@@ -174,7 +192,8 @@ class _Subject:
         self._process = context.Process(
             target=_answer, args=(theirs, kind, task, folder, precision), daemon=True
         )
-        self._process.start()
+        with interrupts_ignored():  # this process ends that one
+            self._process.start()
         theirs.close()
         self._receive()  # once it has imported what it needs, which nobody's loading should have to share cores with
 
@@ -210,13 +229,17 @@ def _answer(pipe: Connection, kind: str, task: str, folder: Path, precision: str
     while True:
         try:
             method, values = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         try:
             model = model or {OURS: _Ours, REFERENCE: _Reference}[kind](task, folder, precision)
-            pipe.send(getattr(model, method)(*values))
+            answer = getattr(model, method)(*values)
         except Exception as error:  # of whatever kind: it is reported where the figures are
-            pipe.send(f"{type(error).__name__}: {error}")
+            answer = f"{type(error).__name__}: {error}"
+        try:
+            pipe.send(answer)
+        except OSError:  # the one who asked was interrupted
+            return
 
 
 class _Measured(ABC):
@@ -389,7 +412,15 @@ def _spare(streams: int) -> int:
 
 def _make_weights(task: str, config: BioGptConfig, folder: Path) -> None:
     torch.manual_seed(0)
-    model = HEADS[task](replace(config, id2label=None if task == "generate" else _LABELS))
+    shape = replace(
+        config,
+        id2label=None if task == "generate" else _LABELS,
+        problem_type=None,
+        bidirectional_layers=0,
+        word_encoder_size=0,
+        word_encoder_groups=(),
+    )
+    model = HEADS[task](shape)
     model.half().save_pretrained(folder)
 
 

@@ -1,12 +1,14 @@
 """The bench command on a tiny model: what it measures, not how fast."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from biogpt.bench import BenchOptions, bench, table
+from biogpt.bench import POSITIONS, PROMPTS, BenchOptions, _make_weights, bench, table
 from biogpt.cli import main
 from biogpt.config import BioGptConfig
+from biogpt.hub import find
 
 TINY = BioGptConfig(
     vocab_size=9000,
@@ -49,9 +51,40 @@ def test_every_subject_is_measured_in_every_case(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_smaller_model_is_measured_as_far_as_it_goes(tmp_path):
+    mini = BenchOptions(tmp_path, config=BioGptConfig.from_json(find("mini") / "config.json"))
+    assert (mini.prompts, mini.positions) == ((16, 128), (32, 256))
+    base = BenchOptions(tmp_path)
+    assert (base.prompts, base.positions) == (PROMPTS, POSITIONS)
+    with pytest.raises(
+        ValueError, match="the model has 12: choose shorter ones, fewer steps or fewer streams"
+    ):
+        BenchOptions(tmp_path, config=replace(TINY, max_position_embeddings=12))
+
+
+def test_shapes_of_heads_are_measured_as_those_of_language_models(tmp_path):
+    """Its word encoder and the types of its entities are no part of the shape."""
+    config = BioGptConfig.from_json(find("mini-ner") / "config.json")
+    for task in ("generate", "ner", "classify"):
+        _make_weights(task, config, tmp_path / task)
+
+
 def test_what_cannot_be_measured_is_said_before_anything_is_loaded(tmp_path, capsys):
-    with pytest.raises(ValueError, match="need 410 positions with 4 steps; the model has 400"):
-        BenchOptions(tmp_path, prompts=(410,), positions=(16,), steps=4, config=TINY)
+    with pytest.raises(ValueError, match="need 401 positions with 4 steps; the model has 400"):
+        BenchOptions(tmp_path, prompts=(400,), positions=(16,), steps=4, config=TINY)
+    with pytest.raises(
+        ValueError, match=r"positions \[360\] need 404 positions"
+    ):  # for the last of 36 streams
+        BenchOptions(tmp_path, prompts=(16,), positions=(360,), streams=(1, 36), steps=4, config=TINY)
+    for name, value in (
+        ("rounds", 0),
+        ("steps", 0),
+        ("prompts", (16, 0)),
+        ("streams", (-1,)),
+        ("positions", (0,)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} (is|are) .*; expected at least 1"):
+            BenchOptions(tmp_path, config=TINY, **{name: value})
     assert main(["bench", "--against", "vllm", "--out", str(tmp_path / "none")]) == 1
     assert "--against 'vllm'; expected transformers" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
