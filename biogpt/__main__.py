@@ -2,7 +2,11 @@
 
 import sys
 
-from biogpt.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from biogpt.cli import main
+
+        status = main()
+    except KeyboardInterrupt:  # during the imports
+        status = 130
+    sys.exit(status)

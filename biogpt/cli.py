@@ -2,7 +2,8 @@
 
 import argparse
 import logging
-import lzma
+import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from biogpt.bench import REFERENCE, BenchOptions, bench, table
+from biogpt.bench import POSITIONS, PROMPTS, REFERENCE, BenchOptions, bench, table
 from biogpt.classify import TEMPLATE, TextClassifier
 from biogpt.config import BioGptConfig
 from biogpt.convert import convert
@@ -19,9 +20,10 @@ from biogpt.device import DEVICES, PRECISIONS
 from biogpt.documents import FORMATS, Document, read_documents
 from biogpt.entities import EntityRecognizer
 from biogpt.export import CLASS_FORMATS, ENTITY_FORMATS, classes_as, entities_as, sentences_as
+from biogpt.files import written_whole
 from biogpt.generate import GenerationOptions
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification
-from biogpt.hub import find, push_to_hub
+from biogpt.hub import check_hub_id, find, push_to_hub
 from biogpt.service import TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
 from biogpt.training.corpus import read_lines
@@ -33,7 +35,7 @@ from biogpt.training.tasks import EntityCorpus, EntityTask, SentenceTask, TextTa
 
 _TAGGED_FILES = (
     "CoNLL (BIO, IOBES), JSONL or PubTator files; FILE:old=New,… takes these types only, and reads what "
-    "else the file may hold as not annotated; FILE@0.5 reads a random half of it in each epoch"
+    "else the file may hold as not annotated"
 )
 
 
@@ -41,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 1 when the work failed, 2 when the command line is wrong, 130 when interrupted.
+        0; 1 when the work failed, 2 when the command line is wrong, 130 when interrupted, 141 when nobody reads what
+        is printed any more.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "huggingface_hub"):
@@ -49,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         chosen.run(chosen)
-    except (ValueError, OSError, FloatingPointError, EOFError, lzma.LZMAError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # As `| head` makes it: end like other tools, and let Python find nothing left to print.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"biogpt: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -73,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     ner = commands.add_parser("ner", help="find entities", description="Find the entities of texts.")
     _add_model(ner, "mini-ner")
     _add_texts(ner, ENTITY_FORMATS)
-    ner.add_argument("--min-score", type=float, default=0.0, help="leave out less sure ones (%(default)s)")
+    ner.add_argument("--min-score", type=_share, default=0.0, help="leave out less sure ones (%(default)s)")
     ner.add_argument("--types", nargs="+", help="these types only")
     ner.set_defaults(run=_ner)
 
@@ -98,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="TASK"
     )
     tagger = evaluate.add_parser("ner", help="strict entity scores", description="Score a tagger, strictly.")
-    tagger.add_argument("files", nargs="+", metavar="FILE[@SHARE][:old=New,…]", help=_TAGGED_FILES)
+    tagger.add_argument("files", nargs="+", metavar="FILE[:old=New,…]", help=_TAGGED_FILES)
     _add_model(tagger, "mini-ner")
     tagger.set_defaults(run=_evaluate_ner)
     labeller = evaluate.add_parser(
@@ -154,6 +162,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _whole(least: int) -> Callable[[str], int]:
+    """A kind of argument: whole numbers from ``least`` on."""
+
+    def number(value: str) -> int:
+        if not value.removeprefix("-").isdecimal() or int(value) < least:
+            raise argparse.ArgumentTypeError(f"{value!r}; expected a whole number, at least {least}")
+        return int(value)
+
+    return number
+
+
+def _share(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{value!r}; expected a number from 0 to 1")
+    return number
+
+
 def _add_model(
     parser: argparse.ArgumentParser, default: str | None = "mini", said: str = "%(default)s"
 ) -> None:
@@ -187,13 +216,13 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         metavar="transformers[:PRECISION]",
         help="measure it as well, in turns; it must be installed (transformers is float32)",
     )
-    for name, words in (
-        ("prompts", "lengths of prompts, in tokens"),
-        ("streams", "numbers of requests at once"),
-        ("positions", "lengths of the text so far, in tokens"),
+    for name, words, default in (
+        ("prompts", "lengths of prompts, in tokens", PROMPTS),
+        ("streams", "numbers of requests at once", BenchOptions.streams),
+        ("positions", "lengths of the text so far, in tokens", POSITIONS),
     ):
-        default = getattr(BenchOptions, name)
-        text = f"{words} ({' '.join(map(str, default))})"
+        fitting = "" if name == "streams" else ", as far as they fit"
+        text = f"{words} ({' '.join(map(str, default))}{fitting})"
         parser.add_argument(f"--{name}", nargs="+", type=int, help=text)
     parser.add_argument("--tagging", action="store_true", help="entities and labels of documents, too")
     parser.add_argument("--rounds", type=int, help=f"times each figure is taken ({BenchOptions.rounds})")
@@ -250,24 +279,28 @@ def _add_pretraining(parser: argparse.ArgumentParser) -> None:
 
 def _add_entity_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--train", nargs="+", required=True, metavar="FILE[@SHARE][:old=New,…]", help=_TAGGED_FILES
+        "--train",
+        nargs="+",
+        required=True,
+        metavar="FILE[@SHARE][:old=New,…]",
+        help=f"{_TAGGED_FILES}; FILE@0.5 reads a random half of it in each epoch",
     )
     parser.add_argument("--dev", nargs="+", default=[], metavar="FILE[:old=New,…]", help="to score on")
     parser.add_argument(
         "--copies",
-        type=int,
+        type=_whole(1),
         default=1,
         help="give a passage so many times, read labels at the last (%(default)s)",
     )
     parser.add_argument(
         "--bidirectional-layers",
-        type=int,
+        type=_whole(0),
         default=0,
         help="so many of the last layers look both ways (%(default)s)",
     )
     parser.add_argument(
         "--word-encoder",
-        type=int,
+        type=_whole(0),
         default=0,
         metavar="SIZE",
         help="read the words both ways above the decoder, this wide; 0: do not (%(default)s)",
@@ -341,7 +374,7 @@ def _generate(chosen: argparse.Namespace) -> None:
     options = GenerationOptions(
         **{name: getattr(chosen, name) for name in names} | {"stop": tuple(chosen.stop)}
     )
-    prompt = sys.stdin.read().strip() if chosen.prompt == "-" else chosen.prompt
+    prompt = _standard_input().strip() if chosen.prompt == "-" else chosen.prompt
     generator = TextGenerator.from_pretrained(chosen.model, device=chosen.device, precision=chosen.precision)
     if options.num_beams > 1 or options.num_return_sequences > 1:
         for completion in generator.generate(prompt, options):
@@ -363,13 +396,17 @@ def _score(chosen: argparse.Namespace) -> None:
     texts = read_lines(chosen.file)
     model = BioGptForCausalLM.from_pretrained(chosen.model, device=chosen.device, precision=chosen.precision)
     tokenizer = BioGptTokenizer.from_pretrained(chosen.model)
-    print(
-        f"{bits_per_byte(model, tokenizer, texts):.4f} bits per byte on {len(texts)} texts of {chosen.file.name}"
-    )
+    bits = bits_per_byte(model, tokenizer, texts)
+    if not math.isfinite(bits):
+        raise FloatingPointError(
+            f"bits per byte are {bits}: the weights of {chosen.model} may be damaged, or too large for this precision; "
+            "try --precision float32"
+        )
+    print(f"{bits:.4f} bits per byte on {len(texts)} texts of {chosen.file.name}")
 
 
 def _evaluate_ner(chosen: argparse.Namespace) -> None:
-    corpora = [_corpus(name) for name in chosen.files]
+    corpora = [_scored(name) for name in chosen.files]
     recognizer = EntityRecognizer.from_pretrained(
         chosen.model, device=chosen.device, precision=chosen.precision
     )
@@ -410,10 +447,14 @@ def _scores(scores: dict[str, dict[str, float]]) -> str:
     return _table(("label", *columns), rows)
 
 
+def _standard_input() -> str:
+    return sys.stdin.read().removeprefix("\ufeff")
+
+
 def _documents(chosen: argparse.Namespace) -> list[Document]:
     if chosen.file:
         return read_documents(chosen.file)
-    text = sys.stdin.read() if chosen.text == "-" else chosen.text
+    text = _standard_input() if chosen.text == "-" else chosen.text
     if not text.strip():
         raise ValueError("the text is empty; give a text, or a file with --file")
     return [Document("1", text)]
@@ -531,12 +572,8 @@ def _put(chosen: argparse.Namespace, content: bytes) -> None:
         with chosen.out.open("ab") as stream:
             stream.write(content)
         return
-    unfinished = out.with_name(out.name + ".part")
-    try:
+    with written_whole(out.parent, out.name) as (unfinished,):
         unfinished.write_bytes(content)
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _train_lm(chosen: argparse.Namespace) -> None:
@@ -546,14 +583,15 @@ def _train_lm(chosen: argparse.Namespace) -> None:
 
 
 def _train_ner(chosen: argparse.Namespace) -> None:
-    train, dev = ([_corpus(name) for name in names] for names in (chosen.train, chosen.dev))
+    options = _finetune_options(chosen)
+    train, dev = [_corpus(name) for name in chosen.train], [_scored(name) for name in chosen.dev]
     settings = {
         "passage_copies": chosen.copies,
         "bidirectional_layers": chosen.bidirectional_layers,
         "word_encoder_size": chosen.word_encoder,
     }
     data = {"train": chosen.train, "dev": chosen.dev} | settings
-    _finetune(chosen, EntityTask(train, dev, settings), data)
+    _finetune(chosen, options, EntityTask(train, dev, settings), data)
 
 
 def _corpus(name: str) -> EntityCorpus:
@@ -565,9 +603,20 @@ def _corpus(name: str) -> EntityCorpus:
     return EntityCorpus.read(Path(path), renames)
 
 
+def _scored(name: str) -> EntityCorpus:
+    corpus = _corpus(name)
+    if corpus.share < 1:
+        raise ValueError(
+            f"{name} names a share, which is for training; scores are of whole files: leave it out"
+        )
+    return corpus
+
+
 def _train_classify(chosen: argparse.Namespace) -> None:
+    options = _finetune_options(chosen)
     train, dev = ([str(path) for path in split] for split in (chosen.train, chosen.dev))
-    _finetune(chosen, _labelling_task(chosen, chosen.train, chosen.dev), {"train": train, "dev": dev})
+    task = _labelling_task(chosen, chosen.train, chosen.dev)
+    _finetune(chosen, options, task, {"train": train, "dev": dev})
 
 
 def _labelling_task(
@@ -583,11 +632,20 @@ def _labelling_task(
     return TextTask(learned, scored, chosen.multi_label)
 
 
-def _finetune(chosen: argparse.Namespace, task: Task, data: dict[str, object]) -> None:
+def _finetune_options(chosen: argparse.Namespace) -> FinetuneOptions:
+    """How to train, checked, and so is the Hub id to upload to: before any data are read."""
+    if chosen.push_to_hub is not None:
+        check_hub_id(chosen.push_to_hub)
     values = {
         field.name: getattr(chosen, field.name) for field in fields(FinetuneOptions) if field.name in chosen
     }
-    folder = finetune(task, FinetuneOptions(**values), data)
+    return FinetuneOptions(**values)
+
+
+def _finetune(
+    chosen: argparse.Namespace, options: FinetuneOptions, task: Task, data: dict[str, object]
+) -> None:
+    folder = finetune(task, options, data)
     print(f"the best checkpoint is in {folder}")
     if chosen.push_to_hub:
         print(f"it is on the Hub: {push_to_hub(folder, chosen.push_to_hub)}")

@@ -295,6 +295,7 @@ class EntityRecognizer:
 
         Raises:
             ValueError: one string was given in place of a list of texts.
+            FloatingPointError: the model's scores are not finite.
         """
         if isinstance(texts, str):
             raise ValueError("batch takes a list of texts; call the recognizer with one text")
@@ -369,6 +370,11 @@ class EntityRecognizer:
         counts = [len(window.reads) for window in windows]
         logits = self.model.read(hidden[index[0], index[1]], forms, counts)
         scores = logits.float().log_softmax(dim=-1).cpu().numpy()
+        if np.isnan(scores).any():
+            raise FloatingPointError(
+                "the model's scores are not finite: its weights may be damaged, or too large for this precision; "
+                "try float32"
+            )
         return np.split(scores, np.cumsum(counts)[:-1])
 
     def _entities(self, text: str, words: Words, scores: np.ndarray) -> list[Entity]:

@@ -139,7 +139,7 @@ def shard_names(index: Path) -> list[str]:
         ValueError: it is not such an index, or a name is not that of a shard (it might lead elsewhere).
     """
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not an index of weights: expected JSON with a weight_map") from error
     for name in names:
@@ -148,6 +148,19 @@ def shard_names(index: Path) -> list[str]:
                 f"{index} names the file {name!r}; expected model-00001-of-00002.safetensors or so"
             )
     return sorted(names)
+
+
+def check_hub_id(repository: str) -> None:
+    """Raise a ValueError for what the Hub would not take as ``owner/name``."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub.utils import validate_repo_id
+
+    if not _HUB_ID.fullmatch(repository):
+        raise ValueError(f"{repository!r} is not a Hub id; expected OWNER/NAME")
+    try:
+        validate_repo_id(repository)
+    except ValueError as error:  # HFValidationError
+        raise ValueError(f"{repository!r} is not a Hub id: {error}") from error
 
 
 def push_to_hub(folder: Path, repository: str) -> str:
@@ -160,10 +173,8 @@ def push_to_hub(folder: Path, repository: str) -> str:
         ValueError: ``repository`` is no Hub id, or the folder holds no checkpoint.
         OSError: the Hub cannot be reached, or refuses; the folder is as it was.
     """
-    if not _HUB_ID.fullmatch(repository):
-        raise ValueError(f"{repository!r} is not a Hub id; expected OWNER/NAME")
+    check_hub_id(repository)
     require(folder, CONFIG)
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi, errors
 
     api = HfApi()

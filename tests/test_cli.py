@@ -1,14 +1,20 @@
 """The command line, run as a user runs it but within this process."""
 
+import io
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from biogpt.classify import TextClassifier
 from biogpt.cli import main
@@ -248,6 +254,135 @@ def test_a_path_is_not_taken_for_an_embedded_model(tmp_path, monkeypatch):
     assert find(".").resolve() == tmp_path
     assert find("./mini").resolve() == tmp_path / "mini"
     assert find("mini") == EMBEDDED / "mini"
+
+
+@pytest.mark.parametrize("head", ["BioGptForTokenClassification", "BioGptForSequenceClassification", ""])
+def test_scores_that_are_no_numbers_are_an_error(heads, checkpoint, tmp_path, capsys, head):
+    """NaN was printed as a score, or no entity found, and the status was 0."""
+    folder = tmp_path / "nan"
+    shutil.copytree(heads / head if head else checkpoint, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["biogpt.layer_norm.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    texts, tagged, labelled = (tmp_path / name for name in ("a.txt", "a.tsv", "b.tsv"))
+    texts.write_text("\n".join(TEXT))
+    tagged.write_text("TP53\tB-Gene\n")
+    labelled.write_text("AIM\tWe asked.\nRESULT\tWe saw.\n")
+    commands = {
+        "BioGptForTokenClassification": [["ner", TEXTS], ["evaluate", "ner", str(tagged)]],
+        "BioGptForSequenceClassification": [
+            ["classify", TEXTS],
+            ["classify", "--sentences", TEXTS],
+            ["evaluate", "classify", str(labelled)],
+        ],
+        "": [["score", str(texts)], ["classify", TEXT[0], "--labels", "Aspirin", "gene"]],
+    }
+    for arguments in commands[head]:
+        assert main([*arguments, "--model", str(folder)]) == 1, arguments
+        out, error = capsys.readouterr()
+        assert "may be damaged" in error
+        assert "nan" not in out
+
+
+def test_corpora_of_one_name_are_scored_apart(heads, tmp_path, capsys):
+    model = str(heads / "BioGptForTokenClassification")
+    files = [tmp_path / one / "a" / "test.tsv" for one in ("first", "second")]
+    for count, path in enumerate(files, 1):
+        path.parent.mkdir(parents=True)
+        path.write_text("TP53\tB-Gene\n\n" * count)
+    assert main(["evaluate", "ner", *map(str, files), "--model", model]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("a/")] == ["a/test", "a/test-2"]
+    assert [line.split()[-1] for line in lines if line.startswith("micro")] == ["1", "2"]
+    assert main(["evaluate", "ner", f"{files[0]}@0.5", "--model", model]) == 1
+    assert "names a share, which is for training" in capsys.readouterr().err
+
+
+def test_numbers_out_of_range_and_a_wrong_hub_id_are_refused_before_any_file_is_read(tmp_path, capsys):
+    train = ["train", "ner", "--train", "nowhere.tsv", "--out", str(tmp_path / "run")]
+    for wrong, message in (
+        (["--push-to-hub", "lab/a--b"], "'lab/a--b' is not a Hub id"),
+        (["--push-to-hub", ""], "'' is not a Hub id; expected OWNER/NAME"),
+        (["--batch-tokens", "0"], "batch_tokens is 0; expected more than 0"),
+        (["--patience", "-1"], "patience is -1; expected 0 or more"),
+    ):
+        assert main([*train, *wrong]) == 1
+        assert message in capsys.readouterr().err
+    for arguments, message in (
+        ([*train, "--copies", "0"], "argument --copies: '0'; expected a whole number, at least 1"),
+        (
+            [*train, "--word-encoder", "-1"],
+            "argument --word-encoder: '-1'; expected a whole number, at least 0",
+        ),
+        (["ner", "a", "--min-score", "2"], "argument --min-score: '2'; expected a number from 0 to 1"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_of_another_kind_says_what_reads_it(capsys):
+    assert main(["generate", "x", "--model", "mini-ner"]) == 1
+    assert "token classification head (classifier.*), and no language model's" in (
+        error := capsys.readouterr().err
+    )
+    assert "python -m biogpt ner" in error
+
+
+def test_a_byte_order_mark_on_standard_input_is_no_text(heads, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffTP53 was lost."))
+    model = str(heads / "BioGptForTokenClassification")
+    assert main(["ner", "-", "--model", model, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["text"] == "TP53 was lost."
+
+
+def test_results_for_which_there_is_no_room_leave_those_of_before(heads, tmp_path, capsys, full_disk):
+    out = tmp_path / "out.json"
+    out.write_text("before")
+    model = str(heads / "BioGptForTokenClassification")
+    with full_disk(10):
+        assert main(["ner", TEXTS, "--model", model, "--format", "json", "--out", str(out)]) == 1
+    assert "out.json could not be written to" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+
+def started(*arguments):
+    command = [sys.executable, "-m", "biogpt", *arguments]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=EMBEDDED.parents[1],
+        start_new_session=True,
+    )
+
+
+def test_output_that_nobody_reads_ends_the_work_silently():
+    with started("generate", "COVID-19 is", "--max-new-tokens", "300") as process:
+        assert process.stdout.read(5) == b"COVID"
+        process.stdout.close()
+        error = process.stderr.read()
+    assert process.returncode == 141
+    assert b"rror" not in error
+    assert b"Traceback" not in error
+
+
+@pytest.mark.parametrize("when", ["the imports", "the work"])
+def test_an_interrupt_ends_without_a_traceback(when):
+    with started("generate", "COVID-19 is", "--max-new-tokens", "500") as process:
+        if when == "the work":
+            process.stdout.read(30)
+        else:
+            maps = Path(f"/proc/{process.pid}/maps")
+            if not maps.exists():
+                pytest.skip("what a process has loaded is not shown here")
+            while "libtorch" not in maps.read_text():
+                time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)
+        error = process.stderr.read()
+    assert process.returncode == 130
+    assert b"Traceback" not in error
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

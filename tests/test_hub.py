@@ -281,8 +281,10 @@ def test_an_upload_that_is_refused_says_how_to_go_on(tmp_path: Path) -> None:
     with HubServer({}) as server:
         refused = push(server.url, tmp_path / "home", folder, "lab/new")
         wrong = push(server.url, tmp_path / "home", folder, "new")
+        odd = push(server.url, tmp_path / "home", folder, "lab/new--model")
         empty = push(server.url, tmp_path / "home", tmp_path, "lab/new")
     assert "ConnectionError" in refused.stderr
     assert "hf auth login" in refused.stderr
     assert "'new' is not a Hub id; expected OWNER/NAME" in wrong.stderr
+    assert "'lab/new--model' is not a Hub id: Cannot have -- or .." in odd.stderr
     assert "config.json" in empty.stderr
