@@ -56,7 +56,7 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add(
         "models",
         "",
-        "language models that visitors may choose, with commas between; empty: any for this machine, the embedded ones for others",
+        "language models that visitors may choose, with commas between; empty: any for this machine, mini for others",
     )
     add("host", host, "address to listen on; 0.0.0.0 lets other machines in")
     add("port", port, "port to listen on", _port)
