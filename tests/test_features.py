@@ -110,8 +110,11 @@ def test_a_link_restores_the_state_and_runs_nothing(page, server) -> None:
     page.locator("#count", has_text="of 160").wait_for()  # the last thing that the page asks for
     assert text_of(page) == "The gene & <b>protein</b>"
     assert page.get_by_label("number input for Temperature").input_value() == "0.3"
-    page.goto(f"{server.url}?tab=classify&beams=900&evil=<script>&model=someone/else&abstract=gene")
-    page.locator("#notice", has_text="ignored: beams, evil").wait_for()
+    assert not any(radio.is_checked() for radio in page.locator("#preset input").all())
+    page.locator("#notice button").click()
+    assert page.locator("#notice").inner_text() == ""
+    page.goto(f"{server.url}?tab=classify&beams=900&evil=<script>&task=all&model=someone/else&abstract=gene")
+    page.locator("#notice", has_text="ignored: beams, evil, task").wait_for()
     assert "someone/else" in page.locator("#notice").inner_text()
     assert page.locator("#classify-text textarea").input_value() == "gene"
     page.locator("#count", has_text="of 160").wait_for(state="attached")

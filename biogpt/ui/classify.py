@@ -94,7 +94,7 @@ class Labeller:
 
     def label(
         self, read: Callable[[str], list[Document]], source: str, task: Task, own_labels: str, model: str
-    ) -> Iterator[tuple[str, Labelled | None]]:
+    ) -> Iterator[tuple[str, Any]]:
         """Label what ``read`` makes of a text or a file; yields status and what was found so far.
 
         Args:
@@ -109,7 +109,7 @@ class Labeller:
                 for run in runs:
                     yield run.line(), self._labelled(run, task, labels)
         except REFUSALS as error:
-            yield refusal(error), None
+            yield refusal(error), gr.skip()  # what was found before stays
 
     def _runs(
         self, documents: Sequence[Document], task: Task, labels: tuple[str, ...], model: str | None
@@ -273,6 +273,7 @@ def classify_tab(
     chosen = [form.found, threshold, document]
     shown = [marks, plot, notes, listed]
     connect(
+        "classify",
         form,
         labeller.label,
         [task, own_labels, model],
@@ -374,6 +375,6 @@ def _own_labels(given: Sequence[str]) -> tuple[str, ...]:
     labels = tuple(dict.fromkeys(label.strip() for label in given if label.strip()))
     if not 2 <= len(labels) <= MOST_LABELS:
         raise ValueError(
-            f"There are {len(labels)} labels of your own; give 2 to {MOST_LABELS} different ones, one a line"
+            f"Labels of your own given: {len(labels)}; give 2 to {MOST_LABELS} different ones, one a line"
         )
     return labels

@@ -74,7 +74,7 @@ class Tagger:
     def __init__(self, recognizer: LazyModel[EntityRecognizer]) -> None:
         self.recognizer = recognizer
 
-    def find(self, read: Callable[[str], list[Document]], source: str) -> Iterator[tuple[str, Found | None]]:
+    def find(self, read: Callable[[str], list[Document]], source: str) -> Iterator[tuple[str, Any]]:
         """Find the entities of what ``read`` makes of a text or a file; yields status and what was found so far."""
         try:
             documents = read(source)
@@ -84,7 +84,7 @@ class Tagger:
                     found = sum(map(len, run.results))
                     yield run.line(count(found, "entity", "entities")), self._found(run)
         except REFUSALS as error:
-            yield refusal(error), None
+            yield refusal(error), gr.skip()  # what was found before stays
 
     def _found(self, run: Run[list[Entity]]) -> Found | None:
         recognizer = self.recognizer.loaded
@@ -208,6 +208,7 @@ def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> gr.Textbox:
     chosen = [form.found, types, min_score, document]
     shown = [types, marks, notes, listed, plot]
     connect(
+        "entities",
         form,
         tagger.find,
         [],

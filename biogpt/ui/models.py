@@ -15,6 +15,7 @@ import gradio as gr
 
 from biogpt.hub import CONFIG, EMBEDDED, INDEX, download_size, embedded_names, find, shard_names, weights_file
 from biogpt.service import TextGenerator
+from biogpt.ui.buttons import Buttons
 
 Model = TypeVar("Model")
 
@@ -57,6 +58,11 @@ class LazyModel(Generic[Model]):
                 except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: too little memory
                     raise ValueError(f"{self.name} cannot be loaded: {error}") from error
             yield self._model
+
+
+def title(name: str) -> str:
+    """What to call a model on the page: a folder by its own name, others as they are."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 class OnShelf(LazyModel[TextGenerator]):
@@ -319,13 +325,13 @@ def models_tab(shelf: Shelf, model: gr.State, header: gr.HTML, describe: Callabl
 
     quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     choice.change(check, choice, line, trigger_mode="always_last", **quick)
-    buttons = [use, cancel]
-    idle = "() => [true, false].map((on) => ({__type__: 'update', interactive: on}))"
-    use.click(None, None, buttons, js=idle.replace("true, false", "false, true"))
+    buttons, clicks = [use, cancel], Buttons("models")
+    use.click(None, None, buttons, js=clicks.begun)
     run = use.click(
         switch, choice, [line, model, header], concurrency_id="models", concurrency_limit=2, **quick
     )
-    run.then(None, None, buttons, js=idle)
+    run.then(None, None, buttons, js=clicks.ended)
+    cancel.click(None, None, None, js=clicks.stop)
     stopped = cancel.click(None, cancels=[run])
     stopped.then(
         lambda: _line("Cancelled", "what was downloaded so far is kept for the next try"),
@@ -333,7 +339,7 @@ def models_tab(shelf: Shelf, model: gr.State, header: gr.HTML, describe: Callabl
         line,
         queue=False,
         **quick,
-    ).then(None, None, buttons, js=idle)
+    ).then(None, None, buttons, js=clicks.stopped)
     return choice
 
 

@@ -18,7 +18,7 @@ from biogpt.ui.classify import classify_tab
 from biogpt.ui.elsewhere import DEFAULT_ADDRESS, elsewhere
 from biogpt.ui.entities import entities_tab
 from biogpt.ui.links import decode, encode
-from biogpt.ui.models import LazyModel, Shelf, models_tab
+from biogpt.ui.models import LazyModel, Shelf, models_tab, title
 from biogpt.ui.runs import QUICK
 from biogpt.ui.theme import STYLE_SHEET, theme
 from biogpt.ui.write import write_tab
@@ -49,6 +49,14 @@ const restore = (tries) => {
   });
 };
 if (!location.search) restore(50);
+// What a button's key is; Gradio's buttons have no help of their own.
+const KEYS = {"#generate, button.run": "Control+Enter", "#stop, button.stop": "Escape"};
+document.addEventListener("pointerover", (event) => {
+  for (const [buttons, key] of Object.entries(KEYS)) {
+    const button = event.target.closest?.(buttons);
+    if (button) button.title = key.replace("Control", "Ctrl or Cmd").replace("+", " + ");
+  }
+});
 let count;
 document.addEventListener("input", (event) => {
   if (!event.target.matches("#text textarea")) return;
@@ -92,7 +100,7 @@ def build_page(
             return _header(f"{shown} · failed: {error}")
         model = generator.model
         kind = describe(model.device, model.precision or model.dtype, generator.threads)
-        return _header(f"{shown} · {kind} · ready")
+        return _header(f"{title(shown)} · {kind} · ready")
 
     with gr.Blocks(title="BioGPT", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
         model = gr.State(shelf.default)
@@ -185,14 +193,21 @@ def _connect_links(
         known = shelf.allowed is None or state.get("model", shelf.default) in shelf.allowed
         wanted = state.pop("model", None)
         lines = []
-        if ignored:
-            lines.append(f"Parts of the link were ignored: {', '.join(ignored)}.")
         if wanted is not None and not (known and shelf.has(str(wanted))):
             lines.append(
                 f"The link was made with the model {wanted}: choose it in Models to get the same text."
             )
             wanted = None
+        for name, control in controls.items():
+            if isinstance(control, gr.Radio) and state.get(name) not in (
+                None,
+                *(each for _, each in control.choices),
+            ):
+                del state[name]
+                ignored.append(name)
         choice = state.pop("tab", None)
+        if ignored:
+            lines.append(f"Parts of the link were ignored: {', '.join(ignored)}.")
         if state or choice:
             lines.append("Opened from a link; nothing has been run.")
         return (
@@ -208,7 +223,8 @@ def _connect_links(
 
 
 def _notice(text: str) -> str:
-    return f'<p class="notice" role="status">{html.escape(text)}</p>'
+    dismiss = '<button type="button" aria-label="Dismiss" onclick="this.parentElement.remove()">×</button>'
+    return f'<p class="notice" role="status">{html.escape(text)} {dismiss}</p>'
 
 
 def serve(

@@ -17,6 +17,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from biogpt.documents import FORMATS, Document, read_documents
 from biogpt.engine import QueueFull
+from biogpt.ui.buttons import Buttons
 from biogpt.ui.models import LazyModel, Model
 
 Result = TypeVar("Result")
@@ -39,10 +40,6 @@ REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHUNK = 8_000  # characters labelled before what is there so far is kept: a second or two with a small model
 _TICK = 0.2  # seconds between looks at whether a run was stopped
-
-# The button that runs and the one that stops, switched in the browser: Stop also has to work while the run waits.
-_WHILE_RUNNING = "() => [false, true].map((on) => ({__type__: 'update', interactive: on}))"
-_WHILE_IDLE = "() => [true, false].map((on) => ({__type__: 'update', interactive: on}))"
 
 _SAVE = """
 (file) => {
@@ -124,17 +121,18 @@ def label_all(
             progress(0, len(texts))
             return label(loaded, texts, progress)
 
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            for texts in _chunks(documents):
-                state = f"Loading {model.name}" if model.loaded is None else "Reading"
-                future = pool.submit(work, texts)
-                while not future.done():
-                    yield Run(documents, list(results), time.perf_counter() - start, state)
-                    wait([future], _TICK)
-                results += future.result()
-        finally:
-            stopped.set()
+    pool = ThreadPoolExecutor(1)
+    try:
+        for texts in _chunks(documents):
+            state = f"Loading {model.name}" if model.loaded is None else "Reading"
+            future = pool.submit(work, texts)
+            while not future.done():
+                yield Run(documents, list(results), time.perf_counter() - start, state)
+                wait([future], _TICK)
+            results += future.result()
+    finally:
+        stopped.set()
+        pool.shutdown(wait=False)  # a model that loads for a run that was stopped is there for the next one
     yield Run(documents, results, time.perf_counter() - start)
 
 
@@ -282,6 +280,7 @@ def lay_out_form(
 
 
 def connect(
+    name: str,
     form: Form,
     work: Callable[..., Iterator[tuple[str, Any]]],
     settings: Sequence[gr.components.Component | gr.State],
@@ -290,23 +289,24 @@ def connect(
     """Run on a click with the text, on an upload with the file; Stop ends either and keeps what is there.
 
     Args:
+        name: as of ``lay_out_form``.
         work: given how to read, what to read and the values of ``settings``; yields status and what was found so far,
             an object with ``documents``.
         refresh: functions with inputs and outputs, which show ``form.found`` one after another.
     """
-    buttons = [form.run, form.stop]
+    buttons, clicks = [form.run, form.stop], Buttons(name)
 
-    def show(event: Any) -> None:
+    def show(event: Any, idle: str) -> None:
         for function, inputs, outputs in refresh:
             event = event.then(function, inputs, outputs, **QUICK)
-        event.then(None, None, buttons, js=_WHILE_IDLE)
+        event.then(None, None, buttons, js=idle)
 
     runs: list[Any] = []
     for trigger, read, source, line in (
         (form.run.click, passage, form.text, PASSAGES),
         (form.file.upload, upload, form.file, FILES),
     ):
-        trigger(None, None, buttons, js=_WHILE_RUNNING)
+        trigger(None, None, buttons, js=clicks.begun)
         run = trigger(
             partial(work, read),
             [source, *settings],
@@ -316,11 +316,12 @@ def connect(
             api_visibility="private",
             **line,
         )
-        run.failure(None, None, buttons, js=_WHILE_IDLE)  # refused by Gradio, a setting out of its range
-        show(run)
+        run.failure(None, None, buttons, js=clicks.ended)  # refused by Gradio, a setting out of its range
+        show(run, clicks.ended)
         runs.append(run)
+    form.stop.click(None, None, None, js=clicks.stop)
     # The status comes after the cancelling, or else a last update could write over it.
-    show(form.stop.click(None, cancels=runs).then(_stopped, form.found, form.line, **QUICK))
+    show(form.stop.click(None, cancels=runs).then(_stopped, form.found, form.line, **QUICK), clicks.stopped)
 
 
 def _stopped(found: Any) -> str:

@@ -2,8 +2,10 @@
 
 import html
 import json
+import re
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +15,8 @@ import gradio as gr
 
 from biogpt.generate import GenerationOptions
 from biogpt.service import Step, Stream, TextGenerator
-from biogpt.ui.models import Shelf
+from biogpt.ui.buttons import Buttons
+from biogpt.ui.models import Shelf, title
 from biogpt.ui.runs import MOST_CHARACTERS, PASSAGES, REFUSALS
 from biogpt.ui.tokens import (
     ALTERNATIVES,
@@ -60,7 +63,22 @@ MOST_SAMPLES = 4
 _FINISHED = {
     "eos": "Finished: end of text",
     "length": "Finished: length reached",
+    "room": "Finished: the text is as long as the model can read",
     "stop": "Finished: stop string met",
+}
+
+# What the settings are called on the page.
+_LABELS = {
+    "max_new_tokens": "Length",
+    "temperature": "Temperature",
+    "top_p": "Top-p",
+    "top_k": "Top-k",
+    "min_p": "Min-p",
+    "repetition_penalty": "Repetition penalty",
+    "no_repeat_ngram_size": "No-repeat n-grams",
+    "num_beams": "Beams",
+    "num_return_sequences": "Samples",
+    "seed": "Seed",
 }
 
 _HINT = (
@@ -78,12 +96,12 @@ _LOCK = """
   document.querySelector("#text textarea").readOnly = RUNS;
   document.querySelectorAll("#prompts button").forEach((each) => { each.disabled = RUNS; });
 """
-_WHILE_RUNNING = f"""() => {{{_LOCK.replace("RUNS", "true")}
+_BEGUN = f"""(() => {{{_LOCK.replace("RUNS", "true")}
   return ["", ...[false, false, false, false, true].map((on) => ({{__type__: "update", interactive: on}}))];
-}}"""
-_WHILE_IDLE = f"""() => {{{_LOCK.replace("RUNS", "false")}
+}})()"""
+_IDLE = f"""(() => {{{_LOCK.replace("RUNS", "false")}
   return [true, true, true, true, false].map((on) => ({{__type__: "update", interactive: on}}));
-}}"""
+}})()"""
 
 _COPY = """
 async (text) => {
@@ -91,6 +109,11 @@ async (text) => {
   catch { document.querySelector("#text textarea").select(); document.execCommand("copy"); }
 }
 """
+
+_PRESET_OF = f"""(...values) => {{
+  const found = Object.entries({json.dumps(PRESETS)}).find(([, each]) => each.every((value, i) => value === values[i]));
+  return found ? found[0] : null;
+}}"""
 
 # Before and after: the text as it was, and what was then given to the model; they differ where a reader branched.
 Undo = list[tuple[str, str]]
@@ -172,9 +195,11 @@ class Writer:
         try:
             options = replace(_options(*settings).with_seed(), top_logprobs=ALTERNATIVES)
             start = first = time.perf_counter()
-            if model != self.shelf.default or not self.shelf.ready:
-                yield _only_status(_status("Loading", html.escape(model)))
-            generator = self.shelf.take(model)
+            for generator in self._loading(model):
+                if generator is None:
+                    yield _only_status(_status("Loading", html.escape(title(model))))
+            assert generator is not None
+            options, room = _within(generator, text, options)
             context = generator.tokenizer.encode(text).ids if len(text) < MOST_CHARACTERS else []
             samples = [Sample(context) for _ in range(options.num_return_sequences)]
             now_undo = [*undo, (text if before is None else before, text)]
@@ -196,7 +221,8 @@ class Writer:
                     if options.num_beams > 1 and step.finish_reason:
                         samples[0] = generator.run(partial(scored, generator, text, step.text))
                         samples[0].finish_reason = step.finish_reason
-                    state = _FINISHED.get(step.finish_reason or "", "Writing")
+                    reason = "room" if step.finish_reason == "length" and room else step.finish_reason
+                    state = _FINISHED.get(reason or "", "Writing")
                     if any(each.finish_reason is None for each in samples):
                         state = "Writing" if len(samples) == 1 else f"Writing sample {step.sequence + 1}"
                     longest = tokens if len(samples) == 1 else max(len(each.ids) for each in samples)
@@ -217,6 +243,19 @@ class Writer:
                     )
         except REFUSALS as error:
             yield _only_status(_refusal(error))
+
+    def _loading(self, model: str) -> Iterator[TextGenerator | None]:
+        """The model at last, and None while it loads: in a thread, since a run that waits can be stopped."""
+        if self.shelf.has(model):
+            yield self.shelf.take(model)
+            return
+        pool = ThreadPoolExecutor(1)
+        future = pool.submit(self.shelf.take, model)
+        pool.shutdown(wait=False)
+        while not future.done():
+            yield None
+            wait([future], _LOOK)
+        yield future.result()
 
     def rewrite(
         self,
@@ -298,7 +337,7 @@ class Writer:
             return ""
         limit = generator.config.max_position_embeddings
         try:
-            return _count(generator.count(text), limit)
+            return _count(generator.count(text) if text else 0, limit)
         except REFUSALS as error:
             return f'<p class="count over">{html.escape(str(error))}</p>'
 
@@ -479,7 +518,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
         with gr.Column(elem_classes="settings"):
             settings = _settings(draft)
 
-    buttons = [generate, proceed, rewrite, undo, stop]
+    buttons, clicks = [generate, proceed, rewrite, undo, stop], Buttons("write", _BEGUN, _IDLE, 5)
     results = [text, view, status, draft, undo_list, count]
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     runs: list[dict[str, Any]] = []
@@ -500,7 +539,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
         (rewrite.click, in_session(writer.rewrite), [draft, *chosen]),
         (alternatives.select, on_branch, [draft, *chosen[1:]]),
     ):
-        listen(None, None, [alternatives, *buttons], js=_WHILE_RUNNING)
+        listen(None, None, [alternatives, *buttons], js=clicks.begun)
         event = listen(
             run,
             inputs,
@@ -510,12 +549,13 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
             api_visibility="private",
             **TOGETHER,
         )
-        event.then(None, None, buttons, js=_WHILE_IDLE)
-        event.failure(None, None, buttons, js=_WHILE_IDLE)  # refused by Gradio, a setting out of its range
+        event.then(None, None, buttons, js=clicks.ended)
+        event.failure(None, None, buttons, js=clicks.ended)  # refused by Gradio, a setting out of its range
         runs.append(event)
+    stop.click(None, None, None, js=clicks.stop)
     # The status comes after the cancelling, or else a last token could write over it.
     cancelled = stop.click(None, cancels=runs)
-    cancelled.then(writer.stopped, draft, status, **quick).then(None, None, buttons, js=_WHILE_IDLE)
+    cancelled.then(writer.stopped, draft, status, **quick).then(None, None, buttons, js=clicks.stopped)
     undo.click(None, None, alternatives, js="() => ''")
     undo.click(writer.undo, [text, undo_list], results, **quick).then(
         writer.count, [model, text], count, **quick
@@ -647,8 +687,8 @@ def _settings(draft: gr.State) -> dict[str, gr.components.Component]:
     )
     shaped = [temperature, top_p, ngram, beams]
     preset.input(None, preset, shaped, js=f"(name) => ({json.dumps(PRESETS)})[name]")
-    for control in shaped:  # moved by hand, it is no longer the preset
-        control.input(None, None, preset, js="() => null")
+    for control in shaped:  # moved by hand, set by a link, or reset
+        control.change(None, shaped, preset, js=_PRESET_OF)
     return {
         "length": length,
         "temperature": temperature,
@@ -696,6 +736,18 @@ def _options(
     )
 
 
+def _within(
+    generator: TextGenerator, text: str, options: GenerationOptions
+) -> tuple[GenerationOptions, bool]:
+    """The options with no more tokens than there is room for after the text, and whether that is fewer."""
+    if len(text) >= MOST_CHARACTERS:  # refused elsewhere
+        return options, False
+    room = generator.config.max_position_embeddings - generator.count(text)
+    if not 1 <= room < options.max_new_tokens:
+        return options, False
+    return replace(options, max_new_tokens=room), True
+
+
 def _completed(text: str, undo: Undo) -> bool:
     """Whether the text still is the last prompt and what follows it; a text typed anew is not taken back."""
     return bool(undo) and text.startswith(undo[-1][1])
@@ -721,4 +773,6 @@ def _status(state: str, facts: str = "") -> str:
 
 
 def _refusal(error: Exception, what: str = "Not generated") -> str:
-    return f'<p class="status refusal" role="alert"><b>{what}</b> {html.escape(str(error))}</p>'
+    """A status line with the names that the settings have on the page."""
+    words = re.sub("|".join(rf"\b{name}\b" for name in _LABELS), lambda name: _LABELS[name[0]], str(error))
+    return f'<p class="status refusal" role="alert"><b>{what}</b> {html.escape(words)}</p>'
