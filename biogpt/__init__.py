@@ -4,26 +4,19 @@ A PyTorch re-implementation of BioGPT (Luo et al. 2022, arXiv 2210.10341): the n
 checkpoints, text made token by token, entities and labels found in text.
 """
 
-import sys
-
-try:
-    from biogpt.cache import KVCache
-    from biogpt.classify import Classification, LabelScore, SentenceLabel, TextClassifier
-    from biogpt.config import BioGptConfig
-    from biogpt.entities import Entity, EntityRecognizer
-    from biogpt.generate import GenerationOptions
-    from biogpt.heads import (
-        BioGptForCausalLM,
-        BioGptForSequenceClassification,
-        BioGptForTokenClassification,
-    )
-    from biogpt.model import BioGptModel
-    from biogpt.service import TextGenerator
-    from biogpt.tokenizer import BioGptTokenizer
-except KeyboardInterrupt:
-    if sys.argv[0] == "-m":  # of `python -m biogpt`, which imports this before anything of its own
-        sys.exit(130)
-    raise
+from biogpt.cache import KVCache
+from biogpt.classify import Classification, LabelScore, SentenceLabel, TextClassifier
+from biogpt.config import BioGptConfig
+from biogpt.entities import Entity, EntityRecognizer
+from biogpt.generate import GenerationOptions
+from biogpt.heads import (
+    BioGptForCausalLM,
+    BioGptForSequenceClassification,
+    BioGptForTokenClassification,
+)
+from biogpt.model import BioGptModel
+from biogpt.service import TextGenerator
+from biogpt.tokenizer import BioGptTokenizer
 
 __all__ = [
     "BioGptConfig",

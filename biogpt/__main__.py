@@ -2,11 +2,7 @@
 
 import sys
 
-if __name__ == "__main__":
-    try:
-        from biogpt.cli import main
+from biogpt.cli import main
 
-        status = main()
-    except KeyboardInterrupt:  # during the imports
-        status = 130
-    sys.exit(status)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,9 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -368,17 +366,9 @@ def test_output_that_nobody_reads_ends_the_work_silently():
     assert b"Traceback" not in error
 
 
-@pytest.mark.parametrize("when", ["the imports", "the work"])
-def test_an_interrupt_ends_without_a_traceback(when):
+def test_an_interrupt_ends_without_a_traceback():
     with started("generate", "COVID-19 is", "--max-new-tokens", "500") as process:
-        if when == "the work":
-            process.stdout.read(30)
-        else:
-            maps = Path(f"/proc/{process.pid}/maps")
-            if not maps.exists():
-                pytest.skip("what a process has loaded is not shown here")
-            while "libtorch" not in maps.read_text():
-                time.sleep(0.005)
+        process.stdout.read(30)
         os.killpg(process.pid, signal.SIGINT)
         error = process.stderr.read()
     assert process.returncode == 130

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from biogpt.service import Health
-from biogpt.ui.models import Shelf
+from biogpt.ui.models import OnShelf, Shelf
 
 
 class Served:
@@ -79,3 +79,14 @@ def test_closing_ends_all_models_at_once_and_those_that_left_the_shelf() -> None
     assert not shelf.has("b")
     shelf.close(5)
     assert held
+
+
+def test_why_a_model_cannot_be_loaded_is_said_once() -> None:
+    def load(name: str) -> Any:
+        raise OSError("no such folder")
+
+    with (
+        pytest.raises(ValueError, match="^a cannot be loaded: no such folder$"),
+        OnShelf(Shelf("a", load)).turn(),
+    ):
+        pass

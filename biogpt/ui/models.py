@@ -56,7 +56,8 @@ class LazyModel(Generic[Model]):
                 try:
                     self._model = self._load()
                 except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: too little memory
-                    raise ValueError(f"{self.name} cannot be loaded: {error}") from error
+                    said = f"{self.name} cannot be loaded: "  # by a shelf, too
+                    raise ValueError(said + str(error).removeprefix(said)) from error
             yield self._model
 
 
