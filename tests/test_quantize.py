@@ -391,17 +391,20 @@ def test_what_rounding_costs_mini(precision, kl, agreement, bits, shared_data) -
 
 
 @pytest.mark.slow
-def test_what_int8_costs_entities(shared_data) -> None:
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_what_rounding_costs_entities(precision, shared_data) -> None:
     """Strict F1 on 500 sentences of a test split."""
+    if precision == "bfloat16" and not bfloat16_pays("cpu"):
+        pytest.skip("this CPU computes in bfloat16 far too slowly")
     corpus = EntityCorpus.read(shared_data / "ner/ncbi-disease/test.tsv")
     gold = [text.spans for text in corpus.texts[:500]]
     f1 = {}
-    for precision in ("float32", "int8"):
-        recognizer = EntityRecognizer.from_pretrained("mini-ner", device="cpu", precision=precision)
+    for name in ("float32", precision):
+        recognizer = EntityRecognizer.from_pretrained("mini-ner", device="cpu", precision=name)
         found = recognizer.batch([text.text for text in corpus.texts[:500]])
         diseases = [[entity for entity in each if entity.label == "Disease"] for each in found]
-        f1[precision] = entity_scores(gold, diseases)["micro"].f1
-    assert abs(f1["int8"] - f1["float32"]) < 0.015, f1
+        f1[name] = entity_scores(gold, diseases)["micro"].f1
+    assert abs(f1[precision] - f1["float32"]) < 0.015, f1
 
 
 def test_loading_int8_leaves_what_another_model_has_learned_from_the_same_file(tmp_path, tiny_config) -> None:
