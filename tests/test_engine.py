@@ -1,6 +1,7 @@
 """Many requests on one engine: what each gets is what it gets alone, and none holds memory it does not need."""
 
 import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from biogpt import engine as engine_module
 from biogpt.cache import KVCache
-from biogpt.engine import Engine, QueueFull, Slot, steady_sizes
+from biogpt.engine import Engine, QueueFull, Slot, steady_sizes, swift_sizes
 from biogpt.generate import GenerationOptions, Token, start_search
 from biogpt.heads import BioGptForCausalLM
+from biogpt.model import DecoderLayer
+from biogpt.quantize import PackedLinear
 
 LONG = GenerationOptions(max_new_tokens=20, min_new_tokens=20, top_logprobs=3)
 
@@ -130,6 +133,16 @@ def test_steady_sizes_keep_every_bit_of_every_row(model) -> None:
                 cache.truncate(0)
             rows = slice(first, first + size)
             assert torch.equal(model.biogpt.step(ids[rows], caches[rows]), full[rows])
+
+
+def test_a_step_takes_more_rows_where_these_are_faster(model, monkeypatch) -> None:
+    """As oneDNN's are, of four rows in place of one or two."""
+    milliseconds = {1: 5, 2: 4, 4: 1, 8: 3}
+    model.output_projection = PackedLinear(model.output_projection.weight.detach(), None)
+    monkeypatch.setattr(
+        DecoderLayer, "feed_forward", lambda _, rows: time.sleep(milliseconds[len(rows)] / 1000)
+    )
+    assert swift_sizes(model, (1, 2, 4, 8, 16)) == (4, 8, 16)
 
 
 def test_reading_in_chunks_and_steps_equals_one_pass(model, small_chunks) -> None:

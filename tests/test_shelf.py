@@ -86,7 +86,7 @@ def test_why_a_model_cannot_be_loaded_is_said_once() -> None:
         raise OSError("no such folder")
 
     with (
-        pytest.raises(ValueError, match="^a cannot be loaded: no such folder$"),
+        pytest.raises(ValueError, match=r"^a cannot be loaded: no such folder$"),
         OnShelf(Shelf("a", load)).turn(),
     ):
         pass
