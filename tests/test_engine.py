@@ -1,5 +1,6 @@
 """Many requests on one engine: what each gets is what it gets alone, and none holds memory it does not need."""
 
+import copy
 import random
 import time
 from dataclasses import replace
@@ -77,11 +78,13 @@ def mixed_requests(count: int) -> list[tuple[list[int], GenerationOptions]]:
     ]
 
 
-def test_a_request_gets_the_same_bits_alone_and_among_others(model, small_chunks) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_request_gets_the_same_bits_alone_and_among_others(model, dtype, small_chunks) -> None:
     """They join at different times, some are cancelled on the way, prompts are read in chunks between steps.
 
     Logprobs and alternatives are floats of the model's own distribution, so equal tokens mean equal bits of logits.
     """
+    model.to(dtype)
     requests = mixed_requests(24)
     engine = Engine(model, max_running=9)
     slots, cancelled = [], []
@@ -107,6 +110,25 @@ def test_a_request_gets_the_same_bits_alone_and_among_others(model, small_chunks
             assert len(results) < len(wanted)
         else:
             assert results == wanted
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_gives_the_cpus_logits_and_the_same_bits_in_any_company(model, dtype, small_chunks) -> None:
+    ids = torch.tensor([prompt(30)])
+    with torch.inference_mode():
+        wanted = model(ids).logits
+    on_gpu = copy.deepcopy(model).to("cuda", dtype)
+    with torch.inference_mode():
+        found = on_gpu(ids.cuda()).logits.float().cpu()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05 * float(wanted.abs().max())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+    requests = mixed_requests(8)
+    engine = Engine(on_gpu)
+    slots = [submit(engine, *request) for request in requests]
+    while engine.has_work:
+        engine.step()
+    assert [taken(slot) for slot in slots] == [alone(on_gpu, *request) for request in requests]
 
 
 def test_the_comparison_notices_rows_that_depend_on_their_number(model, monkeypatch) -> None:
