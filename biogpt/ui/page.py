@@ -50,11 +50,11 @@ const restore = (tries) => {
 };
 if (!location.search) restore(50);
 // What a button's key is; Gradio's buttons have no help of their own.
-const KEYS = {"#generate, button.run": "Control+Enter", "#stop, button.stop": "Escape"};
+const KEYS = {"#generate, button.run": "Ctrl + Enter (Cmd + Enter)", "#stop, button.stop": "Esc"};
 document.addEventListener("pointerover", (event) => {
   for (const [buttons, key] of Object.entries(KEYS)) {
     const button = event.target.closest?.(buttons);
-    if (button) button.title = key.replace("Control", "Ctrl or Cmd").replace("+", " + ");
+    if (button) button.title = key;
   }
 });
 let count;
