@@ -11,7 +11,8 @@ prompt, so that a long prompt holds up nobody for long. What a slot gets depends
 - Each slot draws from its own random numbers.
 
 Where torch computes with two threads, each makes the tokens of half of many slots by itself (``side_by_side``), if
-the bits are those of both together and the weights are small; and a long prompt that is alone is read two chunks at a time.
+the bits are those of both together, unless large float weights would be read twice; and a long prompt that is alone is
+read two chunks at a time.
 
 Nothing here locks or waits, but for the short ``lock`` around the lists; one thread at a time may call ``step``.
 """
@@ -496,8 +497,8 @@ def is_steady_alone(model: BioGptForCausalLM, sizes: Sequence[int]) -> bool:
 def _probes(model: BioGptForCausalLM) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]]:
     """Each kind of layer, the most rows for it, and what it makes of them; several times where few bits would differ.
 
-    Sums in another order differ by some 2^-22 of themselves. Nearly every float32 number shows it; of bfloat16 numbers,
-    which are rounded to 2^-9, about one in ten thousand.
+    Sums in another order differ in the last bits of float32, which most numbers show; of bfloat16 numbers, which are
+    rounded to 8 bits, very few do.
     """
     body, projection = model.biogpt, model.output_projection
     layer = body.layers[0]

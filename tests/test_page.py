@@ -29,6 +29,7 @@ from biogpt.generate import GenerationOptions
 from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.service import Step, TextGenerator
 from biogpt.tokenizer import BioGptTokenizer
+from biogpt.ui.buttons import Buttons
 from biogpt.ui.entities import Tagger
 from biogpt.ui.models import LazyModel, Shelf
 from biogpt.ui.page import build_page, serve
@@ -330,12 +331,27 @@ def test_a_run_that_begins_right_after_stop_can_be_stopped(page) -> None:
         assert page.locator("#stop").is_disabled()
 
 
+def test_the_end_of_a_stopped_run_is_left_to_stop(page) -> None:
+    """It is told two or three times, within a moment that depends on the machine."""
+    clicks, idle = Buttons("form"), [True, False]
+
+    def given(script: str) -> list[bool | None]:
+        return [update.get("interactive") for update in page.evaluate(script)]
+
+    assert given(clicks.ended) == idle
+    page.evaluate(clicks.stop)
+    assert given(clicks.ended) == [None, None], "a run that begins now could not be stopped"
+    assert given(clicks.stopped) == idle
+    assert given(clicks.ended) == idle
+
+
 def test_a_model_that_loads_does_not_keep_a_stopped_run() -> None:
     generator, may_load = random_generator(), threading.Event()
     shelf = Shelf("tiny", lambda _: may_load.wait(20) and generator)
     settings = (4, 0.0, 1.0, 0, 0.0, 1.0, 0, 1, 1, "", "")
     stopped = Writer(shelf).write("tiny", PROMPT, [], *settings)
-    assert "Loading" in next(stopped)[2]
+    for _ in range(2):  # it looks up while the model loads
+        assert "Loading" in next(stopped)[2]
     stopped.close()
     assert not shelf.ready, "closing it has waited for the model"
     may_load.set()
