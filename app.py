@@ -101,14 +101,14 @@ def main() -> None:
     options = parser.parse_args()
 
     # Imports that take seconds come when they are needed: --help, a wrong flag and a missing model need not wait.
-    from biogpt.ui.zero import gpu_is_lent
+    from biogpt.serving.zero import gpu_is_lent
 
     lent = gpu_is_lent()
     if lent:
         import spaces  # noqa: F401  # before CUDA starts
 
-    from biogpt.device import choose_device, choose_precision
-    from biogpt.hub import embedded_names, find
+    from biogpt.checkpoint.hub import embedded_names, find
+    from biogpt.runners.precision import choose_device, choose_precision
 
     try:
         choose_precision(options.precision, choose_device(options.device))
@@ -118,12 +118,12 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.error(f"cannot load the model {options.model!r}: {error}")
 
-    from biogpt.classify import TextClassifier
-    from biogpt.entities import EntityRecognizer
-    from biogpt.service import TextGenerator
+    from biogpt.serving.text_generator import TextGenerator
+    from biogpt.serving.zero import LentGenerator
+    from biogpt.tasks.classification import TextClassifier
+    from biogpt.tasks.entities import EntityRecognizer
     from biogpt.ui.models import LazyModel, Shelf
     from biogpt.ui.page import build_page, check_address, serve
-    from biogpt.ui.zero import LentGenerator
 
     try:  # before a thread loads the model: Python cannot end well while one is inside torch
         check_address(options.host, options.port)

@@ -4,19 +4,19 @@ A PyTorch re-implementation of BioGPT (Luo et al. 2022, arXiv 2210.10341): the n
 checkpoints, text made token by token, entities and labels found in text.
 """
 
-from biogpt.cache import KVCache
-from biogpt.classify import Classification, LabelScore, SentenceLabel, TextClassifier
-from biogpt.config import BioGptConfig
-from biogpt.entities import Entity, EntityRecognizer
-from biogpt.generate import GenerationOptions
-from biogpt.heads import (
+from biogpt.generation.search import GenerationOptions
+from biogpt.model.cache import KVCache
+from biogpt.model.config import BioGptConfig
+from biogpt.model.decoder import BioGptModel
+from biogpt.model.heads import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
     BioGptForTokenClassification,
 )
-from biogpt.model import BioGptModel
-from biogpt.service import TextGenerator
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.serving.text_generator import TextGenerator
+from biogpt.tasks.classification import Classification, LabelScore, SentenceLabel, TextClassifier
+from biogpt.tasks.entities import Entity, EntityRecognizer
+from biogpt.text.tokenizer import BioGptTokenizer
 
 __all__ = [
     "BioGptConfig",

@@ -22,15 +22,19 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from biogpt.classify import TextClassifier
-from biogpt.config import BioGptConfig
-from biogpt.device import choose_device, interrupts_ignored
-from biogpt.engine import Engine, Slot
-from biogpt.entities import EntityRecognizer
-from biogpt.generate import GenerationOptions, start_search
-from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
-from biogpt.quantize import pack
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import (
+    BioGptForCausalLM,
+    BioGptForSequenceClassification,
+    BioGptForTokenClassification,
+)
+from biogpt.runners.layers import pack
+from biogpt.runners.precision import choose_device, interrupts_ignored
+from biogpt.serving.engine import Engine, Slot
+from biogpt.tasks.classification import TextClassifier
+from biogpt.tasks.entities import EntityRecognizer
+from biogpt.text.tokenizer import BioGptTokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from biogpt.config import BioGptConfig
+from biogpt.model.config import BioGptConfig
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -14,9 +14,9 @@ import pytest
 from app_server import ROOT, app_server, clean_environment
 
 from app import build_parser
-from biogpt.config import BioGptConfig
-from biogpt.heads import BioGptForCausalLM
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForCausalLM
+from biogpt.text.tokenizer import BioGptTokenizer
 
 FLAGS = (
     "model",

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from biogpt.bench import POSITIONS, PROMPTS, BenchOptions, _make_weights, bench, table
+from biogpt.checkpoint.hub import find
 from biogpt.cli import main
-from biogpt.config import BioGptConfig
-from biogpt.hub import find
+from biogpt.model.config import BioGptConfig
 
 TINY = BioGptConfig(
     vocab_size=9000,

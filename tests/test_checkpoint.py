@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from biogpt.checkpoint import PretrainedModel
-from biogpt.heads import (
+from biogpt.checkpoint.pretrained import PretrainedModel
+from biogpt.model.heads import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
     BioGptForTokenClassification,

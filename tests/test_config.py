@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from biogpt.config import BioGptConfig
+from biogpt.model.config import BioGptConfig
 
 MICROSOFT_BIOGPT = {
     "activation_dropout": 0.0,

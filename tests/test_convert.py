@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from biogpt.convert import convert
-from biogpt.heads import BioGptForCausalLM
+from biogpt.checkpoint.convert import convert
+from biogpt.model.heads import BioGptForCausalLM
 
 SYMBOLS = ["the", "gen@@", "e", "\u2028", "α@@", "@-@", "ex@@", "madeupword0000", "learned"]
 BPE_CODES = "e x 9\nth e</w> 8\ng en 7\n"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from biogpt.documents import Document, read_documents, read_pubtator
+from biogpt.text.documents import Document, read_documents, read_pubtator
 
 PUBTATOR = (
     "17|t|Naloxone in rats.\n17|a|It reversed hypotension, severe hypotension.\n"

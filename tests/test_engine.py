@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from biogpt import engine as engine_module
-from biogpt.cache import KVCache
-from biogpt.engine import Engine, QueueFull, Slot, steady_sizes, swift_sizes
-from biogpt.generate import GenerationOptions, Token, start_search
-from biogpt.heads import BioGptForCausalLM
-from biogpt.model import DecoderLayer
-from biogpt.quantize import PackedLinear
+from biogpt.generation.search import GenerationOptions, Token, start_search
+from biogpt.model.cache import KVCache
+from biogpt.model.decoder import DecoderLayer
+from biogpt.model.heads import BioGptForCausalLM
+from biogpt.runners.layers import PackedLinear
+from biogpt.serving import engine as engine_module
+from biogpt.serving.engine import Engine, QueueFull, Slot, steady_sizes, swift_sizes
 
 LONG = GenerationOptions(max_new_tokens=20, min_new_tokens=20, top_logprobs=3)
 

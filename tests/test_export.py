@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from biogpt import Classification, Entity, LabelScore, SentenceLabel
-from biogpt.documents import Document
-from biogpt.export import CLASS_FORMATS, ENTITY_FORMATS, classes_as, entities_as, sentences_as
+from biogpt.text.documents import Document
+from biogpt.text.export import CLASS_FORMATS, ENTITY_FORMATS, classes_as, entities_as, sentences_as
 
 # Astral characters, a combining accent, a tab, Windows line ends, an entity over a line break, a formula.
 TEXT = "\U0001f9ec Café-au-lait spots,\r\n\tinterleukin\r\n2. =1+1 and α-synuclein."

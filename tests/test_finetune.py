@@ -21,8 +21,8 @@ from biogpt import (
     TextClassifier,
 )
 from biogpt.cli import main
-from biogpt.config import BioGptConfig
-from biogpt.documents import read_documents
+from biogpt.model.config import BioGptConfig
+from biogpt.text.documents import read_documents
 from biogpt.training.finetune import (
     Example,
     FinetuneOptions,

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers as reference
 
-from biogpt.config import BioGptConfig
-from biogpt.engine import Engine
-from biogpt.generate import GenerationOptions, start_search
-from biogpt.heads import BioGptForCausalLM
+from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForCausalLM
+from biogpt.serving.engine import Engine
 
 EOS = 2
 PROMPTS = ([2], [2, 5, 9, 5], [2, 7, 7, 8, 4, 11, 7, 7])

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import biogpt.model
-from biogpt.cache import KVCache
-from biogpt.config import ACTIVATIONS
-from biogpt.heads import (
+import biogpt.model.decoder
+from biogpt.model.cache import KVCache
+from biogpt.model.config import ACTIVATIONS
+from biogpt.model.heads import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
     BioGptForTokenClassification,
@@ -163,7 +163,7 @@ def plant_eps(value):
 
 
 def plant_offset(model, monkeypatch):
-    monkeypatch.setattr(biogpt.model, "POSITION_OFFSET", 3)
+    monkeypatch.setattr(biogpt.model.decoder, "POSITION_OFFSET", 3)
 
 
 def plant_embed_scale(model, monkeypatch):
@@ -186,23 +186,23 @@ def plant_no_causal_mask(model, monkeypatch):
     def bias(attention_mask, past, length, hidden):
         return hidden.new_zeros(1, 1, length, past + length)
 
-    monkeypatch.setattr(biogpt.model, "attention_bias", bias)
+    monkeypatch.setattr(biogpt.model.decoder, "attention_bias", bias)
 
 
 def plant_no_padding_mask(model, monkeypatch):
-    right = biogpt.model.attention_bias
-    monkeypatch.setattr(biogpt.model, "attention_bias", lambda mask, *rest: right(None, *rest))
+    right = biogpt.model.decoder.attention_bias
+    monkeypatch.setattr(biogpt.model.decoder, "attention_bias", lambda mask, *rest: right(None, *rest))
 
 
 def plant_positions_count_padding(model, monkeypatch):
-    right = biogpt.model.positions
-    monkeypatch.setattr(biogpt.model, "positions", lambda mask, *rest: right(None, *rest))
+    right = biogpt.model.decoder.positions
+    monkeypatch.setattr(biogpt.model.decoder, "positions", lambda mask, *rest: right(None, *rest))
 
 
 def plant_positions_forget_the_past(model, monkeypatch):
-    right = biogpt.model.positions
+    right = biogpt.model.decoder.positions
     monkeypatch.setattr(
-        biogpt.model, "positions", lambda mask, past, length, device: right(None, 0, length, device)
+        biogpt.model.decoder, "positions", lambda mask, past, length, device: right(None, 0, length, device)
     )
 
 

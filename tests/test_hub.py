@@ -12,9 +12,9 @@ import pytest
 import torch
 from hub_server import HubServer, Repository
 
-from biogpt import hub
-from biogpt.config import BioGptConfig
-from biogpt.heads import BioGptForCausalLM
+from biogpt.checkpoint import hub
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = BioGptConfig(
@@ -28,7 +28,7 @@ CONFIG = BioGptConfig(
 CHUNK = 10 * 2**20  # bytes that huggingface_hub writes at a time
 CLIENT = """
 import json, sys
-from biogpt import hub
+from biogpt.checkpoint import hub
 for source, revision in json.loads(sys.argv[1]):
     steps = []
     try:
@@ -236,7 +236,7 @@ def test_index_cannot_name_other_files(tmp_path: Path, name: object) -> None:
 
 
 def test_importing_the_hub_leaves_the_network_library_alone() -> None:
-    code = "import sys; sys.path[:0] = [{!r}]; import biogpt.hub; print('huggingface_hub' in sys.modules)"
+    code = "import sys; sys.path[:0] = [{!r}]; import biogpt.checkpoint.hub; print('huggingface_hub' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code.format(str(ROOT))], capture_output=True, text=True)
     assert out.stdout.strip() == "False", out.stderr
 
@@ -244,7 +244,7 @@ def test_importing_the_hub_leaves_the_network_library_alone() -> None:
 PUSH = """
 import sys
 from pathlib import Path
-from biogpt.hub import push_to_hub
+from biogpt.checkpoint.hub import push_to_hub
 try:
     print(push_to_hub(Path(sys.argv[1]), sys.argv[2]))
 except (OSError, ValueError) as error:

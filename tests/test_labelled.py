@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from biogpt.documents import read_documents
+from biogpt.text.documents import read_documents
 from biogpt.training.labelled import (
     LabelledText,
     Span,

@@ -7,11 +7,11 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from biogpt.classify import TextClassifier
-from biogpt.entities import EntityRecognizer
-from biogpt.generate import GenerationOptions
-from biogpt.hub import EMBEDDED
-from biogpt.service import TextGenerator
+from biogpt.checkpoint.hub import EMBEDDED
+from biogpt.generation.search import GenerationOptions
+from biogpt.serving.text_generator import TextGenerator
+from biogpt.tasks.classification import TextClassifier
+from biogpt.tasks.entities import EntityRecognizer
 from biogpt.training.corpus import read_lines
 from biogpt.training.labelled import read_labelled, read_sections
 from biogpt.training.metrics import bits_per_byte, classification_scores, entity_scores

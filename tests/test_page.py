@@ -22,20 +22,24 @@ import gradio as gr
 import pytest
 import torch
 
-from biogpt.classify import TextClassifier
-from biogpt.config import BioGptConfig
-from biogpt.entities import EntityRecognizer
-from biogpt.generate import GenerationOptions
-from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
-from biogpt.service import Step, TextGenerator
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.generation.search import GenerationOptions
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import (
+    BioGptForCausalLM,
+    BioGptForSequenceClassification,
+    BioGptForTokenClassification,
+)
+from biogpt.serving.text_generator import Step, TextGenerator
+from biogpt.serving.zero import _LentStream
+from biogpt.tasks.classification import TextClassifier
+from biogpt.tasks.entities import EntityRecognizer
+from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.ui.buttons import Buttons
 from biogpt.ui.entities import Tagger
 from biogpt.ui.models import LazyModel, Shelf
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.runs import MOST_TEXTS, passage, upload
 from biogpt.ui.write import Writer, _options, _with_places
-from biogpt.ui.zero import _LentStream
 
 pytestmark = pytest.mark.slow
 

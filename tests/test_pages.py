@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from biogpt import pages as pages_module
-from biogpt.config import BioGptConfig
-from biogpt.engine import Engine, Slot
-from biogpt.generate import GenerationOptions, start_search
-from biogpt.heads import BioGptForCausalLM
-from biogpt.pages import PAGE, Int8KVCache, Pages, encode
+from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForCausalLM
+from biogpt.runners import byte_cache as pages_module
+from biogpt.runners.byte_cache import PAGE, Int8KVCache, Pages, encode
+from biogpt.serving.engine import Engine, Slot
 
 CONFIG = BioGptConfig(
     vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=520

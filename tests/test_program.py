@@ -7,13 +7,13 @@ import weakref
 import pytest
 import torch
 
-from biogpt import quantize
-from biogpt.cache import KVCache
-from biogpt.config import BioGptConfig
-from biogpt.heads import BioGptForCausalLM
-from biogpt.pages import Int8KVCache
-from biogpt.program import _programs, step_program
-from biogpt.quantize import Int8Kernel, pack
+from biogpt.model.cache import KVCache
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForCausalLM
+from biogpt.runners import layers as quantize
+from biogpt.runners.byte_cache import Int8KVCache
+from biogpt.runners.layers import Int8Kernel, pack
+from biogpt.runners.step import _programs, step_program
 
 
 def kernels() -> list[Int8Kernel]:

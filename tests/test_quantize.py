@@ -8,19 +8,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from biogpt import checkpoint, quantize
-from biogpt.cache import KVCache
-from biogpt.config import BioGptConfig
-from biogpt.device import bfloat16_pays, choose_precision, describe
-from biogpt.engine import _SIZES, Engine, Slot, is_steady_alone, steady_sizes
-from biogpt.entities import EntityRecognizer
-from biogpt.generate import GenerationOptions, start_search
-from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification, BioGptForTokenClassification
-from biogpt.pages import Int8KVCache
-from biogpt.program import _scriptable
-from biogpt.quantize import Int8Kernel, Int8Linear, PackedLinear, RowLinear, int8_kernel, pack
-from biogpt.service import TextGenerator
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.checkpoint import pretrained as checkpoint
+from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.model.cache import KVCache
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import (
+    BioGptForCausalLM,
+    BioGptForSequenceClassification,
+    BioGptForTokenClassification,
+)
+from biogpt.runners import layers as quantize
+from biogpt.runners.byte_cache import Int8KVCache
+from biogpt.runners.layers import Int8Kernel, Int8Linear, PackedLinear, RowLinear, int8_kernel, pack
+from biogpt.runners.precision import bfloat16_pays, choose_precision, describe
+from biogpt.runners.step import _scriptable
+from biogpt.serving.engine import _SIZES, Engine, Slot, is_steady_alone, steady_sizes
+from biogpt.serving.text_generator import TextGenerator
+from biogpt.tasks.entities import EntityRecognizer
+from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.training.corpus import read_lines
 from biogpt.training.metrics import entity_scores
 from biogpt.training.tasks import EntityCorpus

@@ -5,7 +5,7 @@ import torch
 import transformers as reference
 from torch import Tensor
 
-from biogpt import sampling
+from biogpt.generation import sampling
 
 VOCABULARY = 50
 

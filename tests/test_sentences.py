@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from biogpt.sentences import sentence_spans
+from biogpt.text.sentences import sentence_spans
 from biogpt.training.labelled import read_sections
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from biogpt.config import BioGptConfig
-from biogpt.device import _gnu_openmp, rest_threads
-from biogpt.engine import Engine, QueueFull
-from biogpt.generate import GenerationOptions, start_search
-from biogpt.heads import BioGptForCausalLM
-from biogpt.service import Health, Step, TextGenerator
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForCausalLM
+from biogpt.runners.precision import _gnu_openmp, rest_threads
+from biogpt.serving.engine import Engine, QueueFull
+from biogpt.serving.text_generator import Health, Step, TextGenerator
+from biogpt.text.tokenizer import BioGptTokenizer
 
 PROMPT = "The BRCA1 gene"
 DRAW = GenerationOptions(max_new_tokens=24, min_new_tokens=24, temperature=5.0, seed=0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from biogpt.service import Health
+from biogpt.serving.text_generator import Health
 from biogpt.ui.models import OnShelf, Shelf
 
 

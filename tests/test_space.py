@@ -12,7 +12,7 @@ import pytest
 from app_server import ROOT, app_server
 
 from biogpt import GenerationOptions, TextGenerator
-from biogpt.ui.zero import gpu_is_lent, seconds_of
+from biogpt.serving.zero import gpu_is_lent, seconds_of
 
 LARGEST = 10_000_000  # bytes of a file that plain Git takes there
 

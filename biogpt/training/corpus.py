@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from biogpt.device import interrupts_ignored
-from biogpt.files import written_whole
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.checkpoint.files import written_whole
+from biogpt.runners.precision import interrupts_ignored
+from biogpt.text.tokenizer import BioGptTokenizer
 
 _LINES_AT_ONCE = 1000
 _RESTS_AT_MOST = 1000

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from biogpt.config import BioGptConfig
-from biogpt.device import bfloat16_pays, choose_device
-from biogpt.entities import forms_of
-from biogpt.files import written_whole
-from biogpt.heads import BioGptForSequenceClassification, BioGptForTokenClassification
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.checkpoint.files import written_whole
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForSequenceClassification, BioGptForTokenClassification
+from biogpt.runners.precision import bfloat16_pays, choose_device
+from biogpt.tasks.entities import forms_of
+from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.training.optimizer import Muon
 from biogpt.training.plots import confusion_plot
 from biogpt.training.state import read_state, restore, write_state

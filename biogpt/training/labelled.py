@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biogpt.documents import read_lines, read_table
+from biogpt.text.documents import read_lines, read_table
 
 _TAG = re.compile(r"([BILUSE])-(.+)|O")
 _LABEL_COLUMNS = ("label", "labels")

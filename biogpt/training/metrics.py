@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from biogpt.heads import BioGptForCausalLM
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.model.heads import BioGptForCausalLM
+from biogpt.text.tokenizer import BioGptTokenizer
 
 ALL = "micro"  # the row of a table that counts all labels together
 NONE = "none"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biogpt.device import bfloat16_pays
+from biogpt.runners.precision import bfloat16_pays
 
 
 class Muon(torch.optim.Optimizer):

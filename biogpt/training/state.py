@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from biogpt.files import written_whole
+from biogpt.checkpoint.files import written_whole
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, pairwise
 from multiprocessing import get_context
 
-from biogpt.device import interrupts_ignored
-from biogpt.tokenizer import (
+from biogpt.runners.precision import interrupts_ignored
+from biogpt.text.tokenizer import (
     CONTROL_TOKENS,
     END_OF_WORD,
     NORMALIZATION,

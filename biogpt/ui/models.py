@@ -13,8 +13,17 @@ from weakref import WeakSet
 
 import gradio as gr
 
-from biogpt.hub import CONFIG, EMBEDDED, INDEX, download_size, embedded_names, find, shard_names, weights_file
-from biogpt.service import TextGenerator
+from biogpt.checkpoint.hub import (
+    CONFIG,
+    EMBEDDED,
+    INDEX,
+    download_size,
+    embedded_names,
+    find,
+    shard_names,
+    weights_file,
+)
+from biogpt.serving.text_generator import TextGenerator
 from biogpt.ui.buttons import Buttons
 
 Model = TypeVar("Model")
@@ -228,7 +237,7 @@ def size_of(name: str) -> tuple[int, bool]:
     """Bytes of a model's weights, and whether they still have to be downloaded.
 
     Raises:
-        ValueError, OSError: as ``biogpt.hub.find``.
+        ValueError, OSError: as ``biogpt.checkpoint.hub.find``.
     """
     if (EMBEDDED / name).is_dir() or Path(name).expanduser().is_dir():
         folder = find(name)

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from biogpt.classify import TextClassifier
-from biogpt.device import describe
-from biogpt.entities import EntityRecognizer
+from biogpt.runners.precision import describe
+from biogpt.tasks.classification import TextClassifier
+from biogpt.tasks.entities import EntityRecognizer
 from biogpt.ui.classify import classify_tab
 from biogpt.ui.elsewhere import DEFAULT_ADDRESS, elsewhere
 from biogpt.ui.entities import entities_tab

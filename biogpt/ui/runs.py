@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from biogpt.documents import FORMATS, Document, read_documents
-from biogpt.engine import QueueFull
+from biogpt.serving.engine import QueueFull
+from biogpt.text.documents import FORMATS, Document, read_documents
 from biogpt.ui.buttons import Buttons
 from biogpt.ui.models import LazyModel, Model
 

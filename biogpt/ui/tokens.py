@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from biogpt.service import Step, TextGenerator
-from biogpt.tokenizer import CONTROL_TOKENS, END_OF_WORD, BioGptTokenizer
+from biogpt.serving.text_generator import Step, TextGenerator
+from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD, BioGptTokenizer
 
 ALTERNATIVES = 8
 ATTENTION_TOKENS = 96  # most that the attention view shows: a square of them
@@ -99,9 +99,9 @@ class Sample:
     Attributes:
         context: ids before its first token.
         text: prompt left out.
-        ids, logprobs, alternatives: of each token, as in ``biogpt.generate.Token``.
+        ids, logprobs, alternatives: of each token, as in ``biogpt.generation.search.Token``.
         ends: where each token's characters end in ``text``.
-        finish_reason: as in ``biogpt.service.Step``.
+        finish_reason: as in ``biogpt.serving.text_generator.Step``.
     """
 
     context: list[int]

@@ -13,8 +13,8 @@ from typing import Any
 
 import gradio as gr
 
-from biogpt.generate import GenerationOptions
-from biogpt.service import Step, Stream, TextGenerator
+from biogpt.generation.search import GenerationOptions
+from biogpt.serving.text_generator import Step, Stream, TextGenerator
 from biogpt.ui.buttons import Buttons
 from biogpt.ui.models import Shelf, title
 from biogpt.ui.runs import MOST_CHARACTERS, PASSAGES, REFUSALS

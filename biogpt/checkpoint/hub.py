@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from biogpt.config import BioGptConfig
+from biogpt.model.config import BioGptConfig
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "models"
+EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "models"
 CONFIG = "config.json"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 WEIGHTS = (  # the first that exists is read; an index names its shards

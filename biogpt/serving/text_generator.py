@@ -1,7 +1,7 @@
 """Text in, steps of text out: a language model with its tokenizer, served by one thread.
 
 Requests may come from any number of threads; one thread, started with the first of them, owns the model and runs the
-steps of ``biogpt.engine``. Readers get ids from it and make the text of them in their own time.
+steps of ``biogpt.serving.engine``. Readers get ids from it and make the text of them in their own time.
 
 ``prompt + step.text`` reads right. What Moses' detokenizer makes of new words depends on the words before them (a
 comma takes no space, a second quote closes the first), so prompt and new tokens are decoded together, as a whole at
@@ -27,13 +27,13 @@ from typing import Any, Literal, Self, TypeVar
 
 from torch import nn
 
-from biogpt.config import BioGptConfig
-from biogpt.device import fulfil, rest_threads, use_threads
-from biogpt.engine import Engine, Result, Slot
-from biogpt.generate import GenerationOptions, Hypothesis, Token, start_search
-from biogpt.heads import BioGptForCausalLM
-from biogpt.quantize import SMALL, pack
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.generation.search import GenerationOptions, Hypothesis, Token, start_search
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForCausalLM
+from biogpt.runners.layers import SMALL, pack
+from biogpt.runners.precision import fulfil, rest_threads, use_threads
+from biogpt.serving.engine import Engine, Result, Slot
+from biogpt.text.tokenizer import BioGptTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Step:
     """The state of a text after one more token.
 
     Attributes:
-        token_id, logprob, alternatives: of the newest token, as in ``biogpt.generate.Token``.
+        token_id, logprob, alternatives: of the newest token, as in ``biogpt.generation.search.Token``.
         text: everything generated so far, prompt left out; may begin with a space. A later step may change the end
             of it: a space goes, a stop string is cut.
         finish_reason: on the last step of a text: "stop" (a stop string came up), "eos" (the model ended it) or
@@ -105,7 +105,7 @@ class Worker:
 
     It starts with the first request, so that a process may be forked before, and ends by itself once the generator
     or the main thread is gone. Those who ask for something, and the thread itself while it is idle, keep no helpers
-    (``biogpt.device.rest_threads``).
+    (``biogpt.runners.precision.rest_threads``).
 
     Args:
         engine: nobody else may call its ``step``.
@@ -338,7 +338,7 @@ class TextGenerator:
     Args:
         model: put in evaluation mode.
         tokenizer: the one it was trained with.
-        cache_bytes, max_running, max_waiting: limits, as in ``biogpt.engine.Engine``.
+        cache_bytes, max_running, max_waiting: limits, as in ``biogpt.serving.engine.Engine``.
         threaded: as in ``Worker``.
     """
 
@@ -367,7 +367,7 @@ class TextGenerator:
     ) -> Self:
         """Load model and tokenizer; arguments and errors are those of ``BioGptForCausalLM.from_pretrained``.
 
-        The weights of a large model are laid out for serving (``biogpt.quantize.pack``).
+        The weights of a large model are laid out for serving (``biogpt.runners.layers.pack``).
         """
         model = BioGptForCausalLM.from_pretrained(source, revision, device, precision, trainable=False)
         pack(model)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from biogpt.quantize import SMALL, float_speeds, int8_kernel, int8_speeds
+from biogpt.runners.layers import SMALL, float_speeds, int8_kernel, int8_speeds
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Generator, Hashable
 from pathlib import Path
 from typing import Any, Self
 
-from biogpt.generate import GenerationOptions, start_search
-from biogpt.service import Step, Stream, TextGenerator
+from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.serving.text_generator import Step, Stream, TextGenerator
 
 _START_SECONDS = 15  # until the first token of a call
 _TOKENS_A_SECOND = 20  # fewer than any GPU that is lent makes

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biogpt.cache import KVCache
-from biogpt.device import rest_threads, side_by_side
-from biogpt.heads import BioGptForCausalLM, BioGptForSequenceClassification
-from biogpt.quantize import pack
-from biogpt.sentences import sentence_spans
-from biogpt.tokenizer import BioGptTokenizer
+from biogpt.model.cache import KVCache
+from biogpt.model.heads import BioGptForCausalLM, BioGptForSequenceClassification
+from biogpt.runners.layers import pack
+from biogpt.runners.precision import rest_threads, side_by_side
+from biogpt.text.sentences import sentence_spans
+from biogpt.text.tokenizer import BioGptTokenizer
 
 TEMPLATE = "{text} This abstract is about {label}."
 _BATCH_TOKENS = 4096  # of a batch of windows, padding included

@@ -32,14 +32,14 @@ from threading import Event, Lock
 import torch
 from torch import Tensor
 
-from biogpt.cache import KVCache
-from biogpt.device import has_pair, side_by_side
-from biogpt.generate import Hypothesis, Search, Token
-from biogpt.heads import BioGptForCausalLM
-from biogpt.model import DecoderLayer
-from biogpt.pages import Int8KVCache, Pages
-from biogpt.program import Step, step_program
-from biogpt.quantize import Int8Linear, PackedLinear
+from biogpt.generation.search import Hypothesis, Search, Token
+from biogpt.model.cache import KVCache
+from biogpt.model.decoder import DecoderLayer
+from biogpt.model.heads import BioGptForCausalLM
+from biogpt.runners.byte_cache import Int8KVCache, Pages
+from biogpt.runners.layers import Int8Linear, PackedLinear
+from biogpt.runners.precision import has_pair, side_by_side
+from biogpt.runners.step import Step, step_program
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biogpt.checkpoint import read_pickle
-from biogpt.config import BioGptConfig
-from biogpt.files import written_whole
-from biogpt.heads import BioGptForCausalLM
+from biogpt.checkpoint.files import written_whole
+from biogpt.checkpoint.pretrained import read_pickle
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForCausalLM
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from biogpt.cache import KVCache, Places
-from biogpt.config import BioGptConfig
+from biogpt.model.cache import KVCache, Places
+from biogpt.model.config import BioGptConfig
 
 POSITION_OFFSET = 2  # fairseq keeps the first two rows of the position table for padding
 
@@ -309,7 +309,7 @@ class BioGptModel(nn.Module):
             input_ids: [R] ids, one a row of each cache in turn; what is left over is padding.
             caches: of one kind, R or fewer rows in all, each with room for one more position; they are written to.
                 No row is padded: position 0 is its first token.
-            program: the layers' steps for that kind, compiled (``biogpt.program``); None calls them one by one.
+            program: the layers' steps for that kind, compiled (``biogpt.runners.step``); None calls them one by one.
 
         Returns:
             [R, D], after the last LayerNorm.

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biogpt.config import BioGptConfig
-from biogpt.device import rest_threads, side_by_side
-from biogpt.heads import BioGptForTokenClassification
-from biogpt.quantize import pack
-from biogpt.tokenizer import END_OF_WORD, BioGptTokenizer
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForTokenClassification
+from biogpt.runners.layers import pack
+from biogpt.runners.precision import rest_threads, side_by_side
+from biogpt.text.tokenizer import END_OF_WORD, BioGptTokenizer
 
 OUTSIDE = "O"
 _BATCH_TOKENS = 4096  # of a batch of windows, padding included

@@ -4,7 +4,7 @@ A step of few rows is hundreds of operations of some microseconds each; called f
 The program is ``BioGptModel.step`` operation for operation, and gives its bits: one row of a model of 24 layers,
 64 wide, takes 2.7 ms in place of 10 (two cores, AVX2).
 
-Letters as in ``biogpt.model``: R rows, H heads, D width, B rows and S positions of one cache.
+Letters as in ``biogpt.model.decoder``: R rows, H heads, D width, B rows and S positions of one cache.
 """
 
 import logging
@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biogpt.cache import KVCache, Places
-from biogpt.model import Attention, BioGptModel, DecoderLayer
-from biogpt.quantize import Int8Linear, PackedLinear, are_rounded, in_steps
+from biogpt.model.cache import KVCache, Places
+from biogpt.model.decoder import Attention, BioGptModel, DecoderLayer
+from biogpt.runners.layers import Int8Linear, PackedLinear, are_rounded, in_steps
 
 logger = logging.getLogger(__name__)
 

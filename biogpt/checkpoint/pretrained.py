@@ -23,12 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from biogpt.config import BioGptConfig
-from biogpt.device import Precision, check_precision, choose_device, choose_precision
-from biogpt.files import written_whole
-from biogpt.hub import CONFIG, INDEX, WEIGHTS, find, require, shard_names, weights_file
-from biogpt.model import BioGptModel, initialize
-from biogpt.quantize import SCALE_BYTES, dequantize, load_int8
+from biogpt.checkpoint.files import written_whole
+from biogpt.checkpoint.hub import CONFIG, INDEX, WEIGHTS, find, require, shard_names, weights_file
+from biogpt.model.config import BioGptConfig
+from biogpt.model.decoder import BioGptModel, initialize
+from biogpt.runners.layers import SCALE_BYTES, dequantize, load_int8
+from biogpt.runners.precision import Precision, check_precision, choose_device, choose_precision
 
 logger = logging.getLogger(__name__)
 
@@ -107,14 +107,14 @@ class PretrainedModel(nn.Module):
             revision: branch, tag or commit of a Hub id.
             device: ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
             precision: ``auto``, ``float32``, ``bfloat16``, ``float16`` or ``int8``; see
-                ``biogpt.device.choose_precision``. Layers are made int8 one by one, so that little more than the
+                ``biogpt.runners.precision.choose_precision``. Layers are made int8 one by one, so that little more than the
                 result is ever held; they cannot be trained.
             labels: names of the labels of a new head, drawn at random to be fine-tuned; whatever head the
                 checkpoint has is left out. None takes the checkpoint's own head.
             trainable: False lets ``auto`` take int8 where that is fastest, as those do who only serve a model.
 
         Raises:
-            OSError: a file is missing, or cannot be downloaded (see ``biogpt.hub.find``).
+            OSError: a file is missing, or cannot be downloaded (see ``biogpt.checkpoint.hub.find``).
             ValueError: the checkpoint holds another architecture or head, does not fit its config or its
                 vocabulary, or is damaged; or an argument is wrong.
         """

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from biogpt.config import BioGptConfig
+from biogpt.model.config import BioGptConfig
 
 Places = list[list[Tensor]]  # of one layer: what ``attend`` takes for each cache, or each group of caches
 

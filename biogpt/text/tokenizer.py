@@ -18,8 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from sacremoses import MosesDetokenizer, MosesTokenizer
 
-from biogpt.files import written_whole
-from biogpt.hub import find
+from biogpt.checkpoint.files import written_whole
+from biogpt.checkpoint.hub import find
 
 CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 END_OF_WORD = "</w>"
@@ -143,7 +143,7 @@ class BioGptTokenizer:
         """Load the tokenizer of a checkpoint.
 
         Args:
-            source: embedded name, folder or Hub id; ``biogpt.hub.find`` tells them apart.
+            source: embedded name, folder or Hub id; ``biogpt.checkpoint.hub.find`` tells them apart.
             revision: branch, tag or commit on the Hub.
 
         Raises:

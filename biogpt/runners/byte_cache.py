@@ -26,8 +26,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from biogpt.cache import KVCache, Places
-from biogpt.config import BioGptConfig
+from biogpt.model.cache import KVCache, Places
+from biogpt.model.config import BioGptConfig
 
 PAGE = 128  # positions
 _RANGE = 8  # bytes at the end of a row of a bag: two float32 numbers, the size of a step and what step 0 stands for
@@ -47,7 +47,7 @@ def encode(keys: Tensor, values: Tensor) -> list[Tensor]:
 
 
 def attend(query: Tensor, new: list[Tensor], place: list[Tensor]) -> Tensor:
-    """As ``biogpt.cache.attend``, for all rows of all caches. Also compiled, so plain."""
+    """As ``biogpt.model.cache.attend``, for all rows of all caches. Also compiled, so plain."""
     at, stored, keys, steps, values = place[:5]
     heads, owners, key_rows, key_bags, closed, slots, empty, open_, value_rows, value_bags = place[5:]
     stored.put_(at, new[0])

@@ -1,6 +1,6 @@
 """Which token comes next: options, greedy and sampled continuations, beam search; ids only.
 
-Nothing here knows text, and nothing computes logits: ``biogpt.engine`` drives many searches at once. Everything
+Nothing here knows text, and nothing computes logits: ``biogpt.serving.engine`` drives many searches at once. Everything
 happens on the CPU in float32: one seed draws the same numbers on every machine.
 
 Letters: B rows (beams), S tokens so far (prompt included), V vocabulary.
@@ -14,10 +14,10 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from biogpt import sampling
-from biogpt.cache import KVCache
-from biogpt.config import BioGptConfig
-from biogpt.heads import BioGptForCausalLM
+from biogpt.generation import sampling
+from biogpt.model.cache import KVCache
+from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import BioGptForCausalLM
 
 _LEAST_SCORE = -1e9  # of a beam that does not exist yet; the reference's number
 _SMALLEST_TEMPERATURE = 1e-6  # below it the division leaves the range of float32

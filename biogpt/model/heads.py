@@ -1,6 +1,6 @@
 """Task heads on the decoder, with their losses: causal language model, token and sequence classification.
 
-Letters as in ``biogpt.model``: B batch, T positions, D width, V vocabulary; N labels, W words of all rows.
+Letters as in ``biogpt.model.decoder``: B batch, T positions, D width, V vocabulary; N labels, W words of all rows.
 """
 
 import math
@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biogpt.cache import KVCache
-from biogpt.checkpoint import PretrainedModel
-from biogpt.config import BioGptConfig
-from biogpt.model import BioGptModel, initialize
+from biogpt.checkpoint.pretrained import PretrainedModel
+from biogpt.model.cache import KVCache
+from biogpt.model.config import BioGptConfig
+from biogpt.model.decoder import BioGptModel, initialize
 
 
 @dataclass
@@ -25,7 +25,7 @@ class HeadOutput:
     Attributes:
         logits: [B, T, V] for the language model, [B, T, N] for tokens, [B, N] for sequences.
         loss: scalar, when labels were given.
-        past_key_values, hidden_states, attentions: as in ``biogpt.model.ModelOutput``.
+        past_key_values, hidden_states, attentions: as in ``biogpt.model.decoder.ModelOutput``.
     """
 
     logits: Tensor
@@ -147,7 +147,7 @@ class WordEncoder(nn.Module):
         ValueError: the labels are not ``O`` and others with a prefix.
     """
 
-    FORMS = 5  # hashed looks of a word, see ``biogpt.entities.word_forms``
+    FORMS = 5  # hashed looks of a word, see ``biogpt.tasks.entities.word_forms``
 
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class BioGptForTokenClassification(PretrainedModel):
 
         Args:
             hidden: [W, D] of the decoder where each word is read.
-            forms: [W, 5] from ``biogpt.entities.word_forms``.
+            forms: [W, 5] from ``biogpt.tasks.entities.word_forms``.
             counts: words of each row; they sum to W.
             types: of each row, the types to score, None for all. Like ``forms``, for a word encoder only.
 

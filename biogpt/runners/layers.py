@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biogpt.model import Attention, BioGptModel, DecoderLayer
+from biogpt.model.decoder import Attention, BioGptModel, DecoderLayer
 
 SCALE_BYTES = 4  # of a float32; columns that an int8 matrix [N, K] has more in a file, see ``join``
 SMALL = 30_000_000  # parameters; below, a CPU spends its time on other things than reading weights

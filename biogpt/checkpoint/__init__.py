@@ -1,0 +1,1 @@
+"""Find, download, load, save, convert and push models; files written whole."""

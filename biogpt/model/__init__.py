@@ -1,0 +1,1 @@
+"""The network: configuration, key/value cache, decoder, and heads with their losses."""

@@ -1,0 +1,1 @@
+"""How rows are computed: plain torch on any device, and what makes a CPU fast."""

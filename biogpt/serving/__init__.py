@@ -1,0 +1,1 @@
+"""Many requests on one model: engine, worker, text in and text out, the shelf of loaded models."""

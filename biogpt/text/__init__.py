@@ -1,0 +1,1 @@
+"""Text to ids and back, sentences, documents in, results out."""
