@@ -4,19 +4,20 @@ A PyTorch re-implementation of BioGPT (Luo et al. 2022, arXiv 2210.10341): the n
 checkpoints, text made token by token, entities and labels found in text.
 """
 
+from biogpt.checkpoint.pretrained import (
+    BioGptForCausalLM,
+    BioGptForSequenceClassification,
+    BioGptForTokenClassification,
+    BioGptTokenizer,
+)
 from biogpt.generation.search import GenerationOptions
 from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
 from biogpt.model.decoder import BioGptModel
-from biogpt.model.heads import (
-    BioGptForCausalLM,
-    BioGptForSequenceClassification,
-    BioGptForTokenClassification,
-)
 from biogpt.serving.text_generator import TextGenerator
-from biogpt.tasks.classification import Classification, LabelScore, SentenceLabel, TextClassifier
-from biogpt.tasks.entities import Entity, EntityRecognizer
-from biogpt.text.tokenizer import BioGptTokenizer
+from biogpt.tasks.classification import TextClassifier
+from biogpt.tasks.entities import EntityRecognizer
+from biogpt.text.results import Classification, Entity, LabelScore, SentenceLabel
 
 __all__ = [
     "BioGptConfig",

@@ -22,19 +22,19 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from biogpt.generation.search import GenerationOptions, start_search
-from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import (
+from biogpt.checkpoint.pretrained import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
     BioGptForTokenClassification,
+    BioGptTokenizer,
 )
+from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.model.config import BioGptConfig
 from biogpt.runners.layers import pack
 from biogpt.runners.precision import choose_device, interrupts_ignored
 from biogpt.serving.engine import Engine, Slot
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
-from biogpt.text.tokenizer import BioGptTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -350,7 +350,9 @@ class _Ours(_Measured):
 
     def _submit(self, length: int, tokens: int, session: str | None) -> Slot:
         search = start_search(
-            self.model, self.ids(length), GenerationOptions(max_new_tokens=tokens, min_new_tokens=tokens)
+            self.model.config,
+            self.ids(length),
+            GenerationOptions(max_new_tokens=tokens, min_new_tokens=tokens),
         )
         slot = Slot(search, session)
         self.engine.submit(slot)

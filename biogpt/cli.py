@@ -16,16 +16,15 @@ from biogpt.bench import POSITIONS, PROMPTS, REFERENCE, BenchOptions, bench, tab
 from biogpt.checkpoint.convert import convert
 from biogpt.checkpoint.files import written_whole
 from biogpt.checkpoint.hub import check_hub_id, find, push_to_hub
+from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptForSequenceClassification, BioGptTokenizer
 from biogpt.generation.search import GenerationOptions
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM, BioGptForSequenceClassification
 from biogpt.runners.precision import DEVICES, PRECISIONS
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TEMPLATE, TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import FORMATS, Document, read_documents
 from biogpt.text.export import CLASS_FORMATS, ENTITY_FORMATS, classes_as, entities_as, sentences_as
-from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.training.corpus import read_lines
 from biogpt.training.finetune import ARITHMETIC, FinetuneOptions, Task, finetune
 from biogpt.training.labelled import read_labelled, read_sections

@@ -14,9 +14,8 @@ import pytest
 from app_server import ROOT, app_server, clean_environment
 
 from app import build_parser
+from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
-from biogpt.text.tokenizer import BioGptTokenizer
 
 FLAGS = (
     "model",

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
 
 CONFIG = BioGptConfig(
     vocab_size=40,

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from biogpt.checkpoint.pretrained import PretrainedModel
-from biogpt.model.heads import (
+from biogpt.checkpoint.pretrained import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
     BioGptForTokenClassification,
+    PretrainedModel,
 )
 
 HEADS = [BioGptForCausalLM, BioGptForTokenClassification, BioGptForSequenceClassification]

@@ -15,20 +15,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from biogpt.checkpoint.hub import EMBEDDED, find
-from biogpt.cli import main
-from biogpt.generation.search import GenerationOptions
-from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import (
+from biogpt.checkpoint.pretrained import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
     BioGptForTokenClassification,
+    BioGptTokenizer,
 )
+from biogpt.cli import main
+from biogpt.generation.search import GenerationOptions
+from biogpt.model.config import BioGptConfig
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import read_documents
 from biogpt.text.export import entities_as
-from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.training.vocabulary import count_words, learn_vocabulary
 
 TEXT = ["Aspirin reduces fever in patients .", "The BRCA1 gene repairs DNA in cells ."]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from biogpt.checkpoint.convert import convert
-from biogpt.model.heads import BioGptForCausalLM
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
 
 SYMBOLS = ["the", "gen@@", "e", "\u2028", "α@@", "@-@", "ex@@", "madeupword0000", "learned"]
 BPE_CODES = "e x 9\nth e</w> 8\ng en 7\n"

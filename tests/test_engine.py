@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions, Token, start_search
 from biogpt.model.cache import KVCache
 from biogpt.model.decoder import DecoderLayer
-from biogpt.model.heads import BioGptForCausalLM
 from biogpt.runners.layers import PackedLinear
 from biogpt.serving import engine as engine_module
 from biogpt.serving.engine import Engine, QueueFull, Slot, steady_sizes, swift_sizes
@@ -38,7 +38,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def submit(engine: Engine, ids: list[int], options: GenerationOptions, session=None, lead=None) -> Slot:
-    slot = Slot(start_search(engine.model, ids, options), session, lead)
+    slot = Slot(start_search(engine.model.config, ids, options), session, lead)
     engine.submit(slot)
     return slot
 
@@ -56,7 +56,7 @@ def taken(slot: Slot) -> list:
 
 
 def alone(model: BioGptForCausalLM, ids: list[int], options: GenerationOptions) -> list:
-    return list(Engine(model).run(start_search(model, ids, options)))
+    return list(Engine(model).run(start_search(model.config, ids, options)))
 
 
 def mixed_requests(count: int) -> list[tuple[list[int], GenerationOptions]]:
@@ -350,7 +350,7 @@ def test_an_error_of_the_model_ends_its_requests_and_not_the_engine(model, monke
     assert engine.running == []
     with pytest.raises(ZeroDivisionError):
         taken(slot)
-    assert alone(model, prompt(2), LONG) == list(engine.run(start_search(model, prompt(2), LONG)))
+    assert alone(model, prompt(2), LONG) == list(engine.run(start_search(model.config, prompt(2), LONG)))
 
 
 def test_one_row_of_broken_numbers_fails_alone(model) -> None:

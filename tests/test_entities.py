@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from biogpt import BioGptForTokenClassification, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
-from biogpt.tasks.entities import Entity, EntityRecognizer, TagScheme, windows_of, word_forms, words_of
+from biogpt.tasks.entities import EntityRecognizer, TagScheme, windows_of, word_forms, words_of
+from biogpt.text.results import Entity
 
 BIO = ("O", "B-Disease", "I-Disease", "B-Gene", "I-Gene")
 IOBES = ("O", "B-X", "I-X", "E-X", "S-X")

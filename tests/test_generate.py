@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers as reference
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions, start_search
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
 from biogpt.serving.engine import Engine
 
 EOS = 2
@@ -76,7 +76,7 @@ def run(
     model: BioGptForCausalLM, prompt: list[int], options: GenerationOptions
 ) -> Generator[Any, None, None]:
     """Tokens, or rankings of hypotheses, each computed when asked for."""
-    return Engine(model).run(start_search(model, prompt, options))
+    return Engine(model).run(start_search(model.config, prompt, options))
 
 
 def generate_ids(model: BioGptForCausalLM, prompt: list[int], options: GenerationOptions) -> list[list[int]]:
@@ -331,7 +331,7 @@ def test_tokens_are_made_one_at_a_time_and_close_ends_the_work(model, forward_ca
 def test_close_ends_a_search_and_its_memory(model, change, forward_calls) -> None:
     engine = Engine(model)
     options = GenerationOptions(max_new_tokens=30, min_new_tokens=30, **change)
-    results = engine.run(start_search(model, [2, 5], options))
+    results = engine.run(start_search(model.config, [2, 5], options))
     next(results), next(results)
     [slot] = engine.running
     assert slot.cache.keys.numel() == options.num_beams * 24 * 32
@@ -350,21 +350,21 @@ def test_the_last_position_can_be_reached_but_not_passed(model, forward_calls) -
         with pytest.raises(
             ValueError, match=r"54 tokens .* 11 .* 64 positions; cut 1 tokens .* to 10 or less"
         ):
-            start_search(model, prompt, replace(options, max_new_tokens=11, num_beams=beams))
+            start_search(model.config, prompt, replace(options, max_new_tokens=11, num_beams=beams))
     with pytest.raises(ValueError, match=r"64 tokens and the model 64 positions.*cut at least 1 token"):
-        start_search(model, [5] * 64, options)
+        start_search(model.config, [5] * 64, options)
     assert forward_calls == [], "a request that cannot finish must not start"
 
 
 def test_requests_that_make_no_sense_are_refused_at_once(model) -> None:
     options = GenerationOptions(max_new_tokens=5)
     with pytest.raises(ValueError, match="prompt_ids is empty"):
-        start_search(model, [], options)
+        start_search(model.config, [], options)
     with pytest.raises(ValueError, match="holds 40; the vocabulary ends at 39"):
-        start_search(model, [2, 40], options)
+        start_search(model.config, [2, 40], options)
     training = make_pair(0)[0].train()
     with pytest.raises(ValueError, match="training mode"):
-        start_search(training, [2], options)
+        Engine(training)
 
 
 def test_logits_that_are_not_numbers_are_reported() -> None:

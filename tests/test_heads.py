@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import biogpt.model.decoder
-from biogpt.model.cache import KVCache
-from biogpt.model.config import ACTIVATIONS
-from biogpt.model.heads import (
+from biogpt.checkpoint.pretrained import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
     BioGptForTokenClassification,
 )
+from biogpt.model.cache import KVCache
+from biogpt.model.config import ACTIVATIONS
 
 HEADS = (BioGptForCausalLM, BioGptForTokenClassification, BioGptForSequenceClassification)
 PAD, EOS = 1, 2

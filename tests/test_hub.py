@@ -13,8 +13,8 @@ import torch
 from hub_server import HubServer, Repository
 
 from biogpt.checkpoint import hub
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = BioGptConfig(

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.model.cache import KVCache
 from biogpt.model.decoder import POSITION_OFFSET, BioGptModel
-from biogpt.model.heads import BioGptForCausalLM
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 

@@ -22,18 +22,18 @@ import gradio as gr
 import pytest
 import torch
 
-from biogpt.generation.search import GenerationOptions
-from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import (
+from biogpt.checkpoint.pretrained import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
     BioGptForTokenClassification,
+    BioGptTokenizer,
 )
+from biogpt.generation.search import GenerationOptions
+from biogpt.model.config import BioGptConfig
 from biogpt.serving.text_generator import Step, TextGenerator
 from biogpt.serving.zero import _LentStream
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
-from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.ui.buttons import Buttons
 from biogpt.ui.entities import Tagger
 from biogpt.ui.models import LazyModel, Shelf

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions, start_search
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
 from biogpt.runners import byte_cache as pages_module
 from biogpt.runners.byte_cache import PAGE, Int8KVCache, Pages, encode
 from biogpt.serving.engine import Engine, Slot
@@ -176,7 +176,7 @@ def int8_model() -> BioGptForCausalLM:
 
 
 def results(engine: Engine, ids: Sequence[int], options: GenerationOptions, session: str | None) -> list:
-    slot = Slot(start_search(engine.model, ids, options), session)
+    slot = Slot(start_search(engine.model.config, ids, options), session)
     engine.submit(slot)
     while engine.has_work:
         engine.step()
@@ -209,7 +209,7 @@ def test_the_engine_pages_what_it_promised(int8_model, monkeypatch) -> None:
     take = pages_module.Pages.take
     monkeypatch.setattr(pages_module.Pages, "take", lambda self: taken.append(len(self._free)) or take(self))
     options = GenerationOptions(max_new_tokens=20, min_new_tokens=20)
-    slots = [Slot(start_search(int8_model, list(range(4, 124)), options)) for _ in range(5)]
+    slots = [Slot(start_search(int8_model.config, list(range(4, 124)), options)) for _ in range(5)]
     for slot in slots:
         engine.submit(slot)
     while engine.has_work:

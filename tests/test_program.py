@@ -7,9 +7,9 @@ import weakref
 import pytest
 import torch
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
 from biogpt.runners import layers as quantize
 from biogpt.runners.byte_cache import Int8KVCache
 from biogpt.runners.layers import Int8Kernel, pack

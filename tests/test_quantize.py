@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from biogpt.checkpoint import pretrained as checkpoint
-from biogpt.generation.search import GenerationOptions, start_search
-from biogpt.model.cache import KVCache
-from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import (
+from biogpt.checkpoint.pretrained import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
     BioGptForTokenClassification,
+    BioGptTokenizer,
 )
+from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.model.cache import KVCache
+from biogpt.model.config import BioGptConfig
 from biogpt.runners import layers as quantize
 from biogpt.runners.byte_cache import Int8KVCache
 from biogpt.runners.layers import Int8Kernel, Int8Linear, PackedLinear, RowLinear, int8_kernel, pack
@@ -25,7 +26,6 @@ from biogpt.runners.step import _scriptable
 from biogpt.serving.engine import _SIZES, Engine, Slot, is_steady_alone, steady_sizes
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.entities import EntityRecognizer
-from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.training.corpus import read_lines
 from biogpt.training.metrics import entity_scores
 from biogpt.training.tasks import EntityCorpus
@@ -274,7 +274,7 @@ def made(engine: Engine, requests: list) -> list[list]:
     slots = []
 
     for ids, options in requests:
-        slots.append(Slot(start_search(engine.model, ids, options)))
+        slots.append(Slot(start_search(engine.model.config, ids, options)))
         engine.submit(slots[-1])
         engine.step()
     while engine.has_work:
@@ -327,8 +327,8 @@ def test_ten_thousand_tokens_in_float32_are_the_same_in_any_company() -> None:
 
     def ids_of(most: int, chosen: list, guests: int) -> list[list[int]]:
         engine = Engine(generator.model, max_running=most)
-        slots = [Slot(start_search(engine.model, *request)) for request in chosen]
-        others = [Slot(start_search(engine.model, words[:150], requests[0][1])) for _ in range(guests)]
+        slots = [Slot(start_search(engine.model.config, *request)) for request in chosen]
+        others = [Slot(start_search(engine.model.config, words[:150], requests[0][1])) for _ in range(guests)]
         for slot in (*others[::2], *slots, *others[1::2]):
             engine.submit(slot)
         steps = 0

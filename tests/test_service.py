@@ -15,13 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.generation.search import GenerationOptions, start_search
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
 from biogpt.runners.precision import _gnu_openmp, rest_threads
 from biogpt.serving.engine import Engine, QueueFull
 from biogpt.serving.text_generator import Health, Step, TextGenerator
-from biogpt.text.tokenizer import BioGptTokenizer
 
 PROMPT = "The BRCA1 gene"
 DRAW = GenerationOptions(max_new_tokens=24, min_new_tokens=24, temperature=5.0, seed=0)
@@ -95,7 +94,7 @@ def test_each_step_holds_the_text_so_far_and_one_token(generator) -> None:
     options = replace(DRAW, top_logprobs=3)
     steps = list(generator.stream(PROMPT, options))
     prompt_ids = generator.tokenizer.encode(PROMPT).ids
-    tokens = list(Engine(generator.model).run(start_search(generator.model, prompt_ids, options)))
+    tokens = list(Engine(generator.model).run(start_search(generator.model.config, prompt_ids, options)))
     assert [step.token_id for step in steps] == [token.id for token in tokens]
     assert [step.logprob for step in steps] == [token.logprob for token in tokens]
     assert [step.alternatives for step in steps] == [token.alternatives for token in tokens]

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacremoses import MosesDetokenizer
 
-from biogpt.text.tokenizer import NORMALIZATION, BioGptTokenizer, Encoding
+from biogpt.checkpoint.pretrained import BioGptTokenizer
+from biogpt.text.tokenizer import NORMALIZATION, Encoding
 from biogpt.training.vocabulary import train_vocabulary
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

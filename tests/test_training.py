@@ -18,9 +18,8 @@ import pytest
 import torch
 import transformers
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
-from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.training import corpus
 from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
 from biogpt.training.metrics import bits_per_byte

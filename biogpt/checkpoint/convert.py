@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from biogpt.checkpoint.files import written_whole
-from biogpt.checkpoint.pretrained import read_pickle
+from biogpt.checkpoint.pretrained import BioGptForCausalLM, read_pickle
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
 
 logger = logging.getLogger(__name__)
 

@@ -16,19 +16,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from biogpt.checkpoint.files import written_whole
 from biogpt.checkpoint.hub import CONFIG, INDEX, WEIGHTS, find, require, shard_names, weights_file
 from biogpt.model.config import BioGptConfig
-from biogpt.model.decoder import BioGptModel, initialize
+from biogpt.model.decoder import initialize
+from biogpt.model.heads import Head, LanguageModel, SequenceClassifier, TokenClassifier
 from biogpt.runners.layers import SCALE_BYTES, dequantize, load_int8
 from biogpt.runners.precision import Precision, check_precision, choose_device, choose_precision
+from biogpt.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -51,41 +53,14 @@ _SAVED = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index
 _FAULTS_SHOWN = 8
 
 
-class PretrainedModel(nn.Module):
-    """A decoder, ``biogpt``, with one head of ``HEADS``; what the three heads share."""
+class PretrainedModel(Head):
+    """A head that can be loaded and saved.
 
-    biogpt: BioGptModel
-    tied_weights: ClassVar[dict[str, str]] = {}  # parameter: the one it shares its tensor with
+    Attributes:
+        precision: as chosen by ``from_pretrained``; None before.
+    """
 
-    def __init__(self, config: BioGptConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.precision: Precision | None = None  # as chosen by ``from_pretrained``
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.biogpt.embed_positions.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of its hidden states."""
-        return self.biogpt.embed_positions.weight.dtype
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.biogpt.get_input_embeddings()
-
-    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
-        self.biogpt.set_input_embeddings(embeddings)
-        self.tie_weights()
-
-    def tie_weights(self) -> None:
-        """Let tied parameters be one, when the config says so."""
-        for target, source in self._ties().items():
-            self.get_submodule(target.rpartition(".")[0]).weight = self.get_parameter(source)
-
-    def _ties(self) -> dict[str, str]:
-        return self.tied_weights if self.config.tie_word_embeddings else {}
+    precision: Precision | None = None
 
     @classmethod
     def from_pretrained(
@@ -172,7 +147,7 @@ class PretrainedModel(nn.Module):
         ]
         if faults:
             raise ValueError(f"{origin}: shapes do not fit {CONFIG}: {_listed(faults, '; ')}")
-        ties = self._ties()
+        ties = self.ties
         if int8:
             load_int8(self, weights, BODY, partial(_forget, _mappings(weights.values())))
             ties = {}
@@ -210,7 +185,7 @@ class PretrainedModel(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        ties = self._ties()
+        ties = self.ties
         state = self.state_dict()
         for name in ties:
             state.pop(name)
@@ -255,7 +230,7 @@ class PretrainedModel(nn.Module):
 
     def _fill_ties(self, weights: dict[str, Tensor], origin: Path) -> None:
         """Of two tied tensors a checkpoint may hold either; if it holds two different ones, both are used."""
-        for target, source in self._ties().items():
+        for target, source in self.ties.items():
             if target in weights and source in weights:
                 if not torch.equal(weights[target], weights[source]):
                     # As the reference does: what was trained counts, not what the config says of it.
@@ -291,6 +266,49 @@ class PretrainedModel(nn.Module):
                 f"{origin} does not fit {type(self).__name__} and its {CONFIG}: "
                 f"missing {_listed(missing)}; unexpected {_listed(unexpected)}"
             )
+
+
+class BioGptForCausalLM(PretrainedModel, LanguageModel):
+    """``biogpt.model.heads.LanguageModel`` that can be loaded and saved."""
+
+
+class BioGptForTokenClassification(PretrainedModel, TokenClassifier):
+    """``biogpt.model.heads.TokenClassifier`` that can be loaded and saved."""
+
+
+class BioGptForSequenceClassification(PretrainedModel, SequenceClassifier):
+    """``biogpt.model.heads.SequenceClassifier`` that can be loaded and saved."""
+
+
+class BioGptTokenizer(Tokenizer):
+    """``biogpt.text.tokenizer.Tokenizer`` that can be loaded and saved."""
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None, normalize: bool = True) -> Self:
+        """Load the tokenizer of a checkpoint.
+
+        Args:
+            source: embedded name, folder or Hub id; ``biogpt.checkpoint.hub.find`` tells them apart.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``from_files``, or the checkpoint is not found.
+        """
+        folder = find(source, revision)
+        return cls.from_files(folder / VOCAB_FILE, folder / MERGES_FILE, normalize)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``vocab.json``, ``merges.txt`` and ``tokenizer_config.json``, as ``transformers`` reads them.
+
+        Raises:
+            OSError: the folder cannot be written to, or the disk is full; what was there is kept.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = self.files()
+        with written_whole(folder, *files) as unfinished:
+            for path, content in zip(unfinished, files.values(), strict=True):
+                path.write_text(content, encoding="utf-8", newline="\n")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

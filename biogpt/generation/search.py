@@ -17,7 +17,6 @@ from torch import Tensor
 from biogpt.generation import sampling
 from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
 
 _LEAST_SCORE = -1e9  # of a beam that does not exist yet; the reference's number
 _SMALLEST_TEMPERATURE = 1e-6  # below it the division leaves the range of float32
@@ -310,23 +309,18 @@ class Beams:
 Search = Samples | Beams
 
 
-def start_search(model: BioGptForCausalLM, prompt_ids: Sequence[int], options: GenerationOptions) -> Search:
+def start_search(config: BioGptConfig, prompt_ids: Sequence[int], options: GenerationOptions) -> Search:
     """The search that the options ask for, checked before any compute.
 
     Raises:
-        ValueError: no or unknown prompt ids; prompt and ``max_new_tokens`` beyond the model's positions; a model in
-            training mode.
+        ValueError: no or unknown prompt ids; prompt and ``max_new_tokens`` beyond the model's positions.
     """
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout is random; call model.eval() first")
-    check_length(model.config, len(prompt_ids), options)
-    unknown = [token_id for token_id in prompt_ids if not 0 <= token_id < model.config.vocab_size]
+    check_length(config, len(prompt_ids), options)
+    unknown = [token_id for token_id in prompt_ids if not 0 <= token_id < config.vocab_size]
     if unknown:
-        raise ValueError(
-            f"prompt_ids holds {unknown[0]}; the vocabulary ends at {model.config.vocab_size - 1}"
-        )
+        raise ValueError(f"prompt_ids holds {unknown[0]}; the vocabulary ends at {config.vocab_size - 1}")
     kind = Beams if options.num_beams > 1 else Samples
-    return kind(prompt_ids, options, model.config.eos_token_id)
+    return kind(prompt_ids, options, config.eos_token_id)
 
 
 def _extend(

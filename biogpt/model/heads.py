@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biogpt.checkpoint.pretrained import PretrainedModel
 from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
 from biogpt.model.decoder import BioGptModel, initialize
@@ -35,7 +34,48 @@ class HeadOutput:
     attentions: tuple[Tensor, ...] | None = None
 
 
-class BioGptForCausalLM(PretrainedModel):
+class Head(nn.Module):
+    """A decoder, ``biogpt``, with one head above it; what the three heads share.
+
+    ``biogpt.checkpoint`` gives each of them ``from_pretrained`` and ``save_pretrained``, under its public name.
+    """
+
+    biogpt: BioGptModel
+    tied_weights: ClassVar[dict[str, str]] = {}  # parameter: the one it shares its tensor with
+
+    def __init__(self, config: BioGptConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.biogpt.embed_positions.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its hidden states."""
+        return self.biogpt.embed_positions.weight.dtype
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """``tied_weights``, where the config ties any."""
+        return self.tied_weights if self.config.tie_word_embeddings else {}
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.biogpt.get_input_embeddings()
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        self.biogpt.set_input_embeddings(embeddings)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let tied parameters be one, when the config says so."""
+        for target, source in self.ties.items():
+            self.get_submodule(target.rpartition(".")[0]).weight = self.get_parameter(source)
+
+
+class LanguageModel(Head):
     """BioGPT that predicts the next token; the output projection shares the embedding's weight when tied."""
 
     tied_weights: ClassVar[dict[str, str]] = {"output_projection.weight": "biogpt.embed_tokens.weight"}
@@ -206,7 +246,7 @@ def _dropout(config: BioGptConfig) -> float:
     return config.hidden_dropout_prob if dropout is None else dropout
 
 
-class BioGptForTokenClassification(PretrainedModel):
+class TokenClassifier(Head):
     """BioGPT with dropout and a linear layer on every position; with ``word_encoder_size``, on every word."""
 
     def __init__(self, config: BioGptConfig) -> None:
@@ -297,7 +337,7 @@ class BioGptForTokenClassification(PretrainedModel):
         return HeadOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
 
 
-class BioGptForSequenceClassification(PretrainedModel):
+class SequenceClassifier(Head):
     """BioGPT with a linear layer, without bias, on the last token that is not padding."""
 
     def __init__(self, config: BioGptConfig) -> None:

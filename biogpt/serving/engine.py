@@ -32,10 +32,10 @@ from threading import Event, Lock
 import torch
 from torch import Tensor
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import Hypothesis, Search, Token
 from biogpt.model.cache import KVCache
 from biogpt.model.decoder import DecoderLayer
-from biogpt.model.heads import BioGptForCausalLM
 from biogpt.runners.byte_cache import Int8KVCache, Pages
 from biogpt.runners.layers import Int8Linear, PackedLinear
 from biogpt.runners.precision import has_pair, side_by_side
@@ -111,6 +111,9 @@ class Engine:
         cache_bytes: most memory for keys and values, those kept for reuse included; a quarter of the machine's when
             None.
         max_running, max_waiting: most slots that run at once, and that then wait for one to leave.
+
+    Raises:
+        ValueError: the model is in training mode.
     """
 
     def __init__(
@@ -120,6 +123,10 @@ class Engine:
         max_running: int = 16,
         max_waiting: int = 64,
     ) -> None:
+        if model.training:
+            raise ValueError(
+                "the model is in training mode, where dropout is random; call model.eval() first"
+            )
         self.model = model
         self.cache_bytes = _share_of_memory(model.device) if cache_bytes is None else cache_bytes
         self.max_running = max_running

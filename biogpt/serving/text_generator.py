@@ -27,13 +27,12 @@ from typing import Any, Literal, Self, TypeVar
 
 from torch import nn
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.generation.search import GenerationOptions, Hypothesis, Token, start_search
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
 from biogpt.runners.layers import SMALL, pack
 from biogpt.runners.precision import fulfil, rest_threads, use_threads
 from biogpt.serving.engine import Engine, Result, Slot
-from biogpt.text.tokenizer import BioGptTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -493,7 +492,7 @@ class TextGenerator:
     def _submit(self, prompt_ids: list[int], options: GenerationOptions, session: Hashable) -> Slot:
         # A reader that looks for a stop string must see each token before the next one is made.
         lead = 1 if options.stop and options.num_beams == 1 else None
-        slot = Slot(start_search(self.model, prompt_ids, options), session, lead)
+        slot = Slot(start_search(self.model.config, prompt_ids, options), session, lead)
         self._worker.submit(slot)
         return slot
 

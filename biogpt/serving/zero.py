@@ -58,7 +58,9 @@ class LentGenerator(TextGenerator):
     ) -> Stream:
         """As ``TextGenerator.stream``; no prompt is reused, since the process ends with its call."""
         options = GenerationOptions() if options is None else options
-        start_search(self.model, self._prompt_ids(prompt), options)  # refuses at once what the far one would
+        start_search(
+            self.model.config, self._prompt_ids(prompt), options
+        )  # refuses at once what the far one would
         return _LentStream(self._write(prompt, options))
 
 

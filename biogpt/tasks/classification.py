@@ -6,7 +6,6 @@ hallmark when any part of it does.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -14,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptForSequenceClassification, BioGptTokenizer
 from biogpt.model.cache import KVCache
-from biogpt.model.heads import BioGptForCausalLM, BioGptForSequenceClassification
 from biogpt.runners.layers import pack
 from biogpt.runners.precision import rest_threads, side_by_side
+from biogpt.text.results import Classification, LabelScore, SentenceLabel
 from biogpt.text.sentences import sentence_spans
-from biogpt.text.tokenizer import BioGptTokenizer
 
 TEMPLATE = "{text} This abstract is about {label}."
 _BATCH_TOKENS = 4096  # of a batch of windows, padding included
@@ -30,39 +29,6 @@ _NOT_FINITE = "the model's scores are not finite: its weights may be damaged, or
 _CACHE_BYTES = 2**30  # of the cache that labels of your own share; more labels are compared in turns
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class LabelScore:
-    """A label and its probability, 0 to 1."""
-
-    label: str
-    score: float
-
-
-@dataclass(frozen=True)
-class SentenceLabel:
-    """The likeliest label of the sentence ``text[start:end]``, and its probability."""
-
-    label: str
-    start: int
-    end: int
-    score: float
-
-
-@dataclass(frozen=True)
-class Classification:
-    """What was found in one text.
-
-    Attributes:
-        scores: of all labels, highest first.
-        windows: how many stretches the text was read in.
-        cut: tokens at its end that were not read.
-    """
-
-    scores: list[LabelScore]
-    windows: int = 1
-    cut: int = 0
 
 
 class TextClassifier:

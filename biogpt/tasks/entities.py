@@ -8,7 +8,6 @@ overlap by half; a word takes its label from the window in which it is furthest 
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -17,33 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from biogpt.checkpoint.pretrained import BioGptForTokenClassification, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForTokenClassification
 from biogpt.runners.layers import pack
 from biogpt.runners.precision import rest_threads, side_by_side
-from biogpt.text.tokenizer import END_OF_WORD, BioGptTokenizer
+from biogpt.text.results import Entity
+from biogpt.text.tokenizer import END_OF_WORD
 
 OUTSIDE = "O"
 _BATCH_TOKENS = 4096  # of a batch of windows, padding included
 _CPU_BATCH_TOKENS = 512  # the activations of more leave a CPU's caches
 _PREFIXES = frozenset("BILUSE")
-
-
-@dataclass(frozen=True)
-class Entity:
-    """A span of a text that names something.
-
-    Attributes:
-        label: its type, such as ``Disease``.
-        start, end: characters of the text as given; ``text[start:end]`` is the entity's text.
-        score: the model's probability, 0 to 1, that an entity of this type begins and ends right here.
-    """
-
-    label: str
-    start: int
-    end: int
-    text: str
-    score: float
 
 
 class Words(NamedTuple):

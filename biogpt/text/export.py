@@ -11,9 +11,8 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from biogpt.tasks.classification import Classification, SentenceLabel
-from biogpt.tasks.entities import Entity
 from biogpt.text.documents import Document
+from biogpt.text.results import Classification, Entity, SentenceLabel
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet may run (OWASP, "CSV Injection")
 _UNSAFE_NAME = re.compile(r"[^\w.-]+")

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from sacremoses import MosesDetokenizer, MosesTokenizer
-
-from biogpt.checkpoint.files import written_whole
-from biogpt.checkpoint.hub import find
 
 CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 END_OF_WORD = "</w>"
@@ -104,7 +101,7 @@ class _Piece(NamedTuple):
     last: int
 
 
-class BioGptTokenizer:
+class Tokenizer:
     """The tokenizer of BioGPT; threads may share one.
 
     Args:
@@ -132,30 +129,12 @@ class BioGptTokenizer:
         )
         self._split_cached = lru_cache(_CACHED_WORDS)(self._split)
 
-    def __reduce__(self) -> tuple[type["BioGptTokenizer"], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         # The cache can be neither pickled nor copied; a copy starts with an empty one.
         return type(self), (self.vocab, self.merges, self.normalize)
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | Path, revision: str | None = None, normalize: bool = True
-    ) -> "BioGptTokenizer":
-        """Load the tokenizer of a checkpoint.
-
-        Args:
-            source: embedded name, folder or Hub id; ``biogpt.checkpoint.hub.find`` tells them apart.
-            revision: branch, tag or commit on the Hub.
-
-        Raises:
-            FileNotFoundError, ValueError: as ``from_files``, or the checkpoint is not found.
-        """
-        folder = find(source, revision)
-        return cls.from_files(folder / VOCAB_FILE, folder / MERGES_FILE, normalize)
-
-    @classmethod
-    def from_files(
-        cls, vocab_path: str | Path, merges_path: str | Path, normalize: bool = True
-    ) -> "BioGptTokenizer":
+    def from_files(cls, vocab_path: str | Path, merges_path: str | Path, normalize: bool = True) -> Self:
         """Read a ``vocab.json`` (piece: id) and a ``merges.txt`` (two pieces and, if any, a count a line).
 
         Raises:
@@ -179,18 +158,14 @@ class BioGptTokenizer:
             )
         return tokenizer
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``vocab.json``, ``merges.txt`` and ``tokenizer_config.json``, as ``transformers`` reads them."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def files(self) -> dict[str, str]:
+        """The content of the files of a checkpoint by their names, as ``transformers`` reads them."""
         files = {  # the vocabulary last: where it is, all are
             MERGES_FILE: "\n".join(" ".join(pair) for pair in self.merges),
             CONFIG_FILE: json.dumps(_TOKENIZER_CONFIG, indent=2),
             VOCAB_FILE: json.dumps(self.vocab, ensure_ascii=False, indent=0),
         }
-        with written_whole(folder, *files) as unfinished:
-            for path, content in zip(unfinished, files.values(), strict=True):
-                path.write_text(content + "\n", encoding="utf-8", newline="\n")
+        return {name: content + "\n" for name, content in files.items()}
 
     @property
     def vocab_size(self) -> int:

@@ -23,11 +23,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from biogpt.checkpoint.files import written_whole
+from biogpt.checkpoint.pretrained import (
+    BioGptForSequenceClassification,
+    BioGptForTokenClassification,
+    BioGptTokenizer,
+)
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.runners.precision import bfloat16_pays, choose_device
 from biogpt.tasks.entities import forms_of
-from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.training.optimizer import Muon
 from biogpt.training.plots import confusion_plot
 from biogpt.training.state import read_state, restore, write_state

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from biogpt.model.heads import BioGptForCausalLM
-from biogpt.text.tokenizer import BioGptTokenizer
+from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 
 ALL = "micro"  # the row of a table that counts all labels together
 NONE = "none"

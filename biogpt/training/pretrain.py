@@ -23,10 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from biogpt.checkpoint.files import written_whole
+from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForCausalLM
 from biogpt.runners.precision import bfloat16_pays
-from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
 from biogpt.training.metrics import bits_per_byte
 from biogpt.training.optimizer import make_optimizers

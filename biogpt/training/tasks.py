@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from biogpt.checkpoint.pretrained import (
+    BioGptForSequenceClassification,
+    BioGptForTokenClassification,
+    BioGptTokenizer,
+)
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import BioGptForSequenceClassification, BioGptForTokenClassification
 from biogpt.tasks.classification import TextClassifier, sentence_rows
 from biogpt.tasks.entities import OUTSIDE, EntityRecognizer, Words, windows_of, words_of
 from biogpt.text.documents import is_pubtator, read_pubtator, read_text
 from biogpt.text.sentences import sentence_spans
-from biogpt.text.tokenizer import BioGptTokenizer
 from biogpt.training.finetune import Example, Result
 from biogpt.training.labelled import (
     LabelledSentences,

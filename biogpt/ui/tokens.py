@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from biogpt.checkpoint.pretrained import BioGptTokenizer
 from biogpt.serving.text_generator import Step, TextGenerator
-from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD, BioGptTokenizer
+from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD
 
 ALTERNATIVES = 8
 ATTENTION_TOKENS = 96  # most that the attention view shows: a square of them
