@@ -30,8 +30,10 @@ from biogpt.checkpoint.pretrained import (
 )
 from biogpt.generation.search import GenerationOptions, start_search
 from biogpt.model.config import BioGptConfig
-from biogpt.runners.layers import pack
-from biogpt.runners.precision import choose_device, interrupts_ignored
+from biogpt.runners import runner_for
+from biogpt.runners.packing import pack
+from biogpt.runners.precision import choose_device
+from biogpt.runners.threads import interrupts_ignored
 from biogpt.serving.engine import Engine, Slot
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
@@ -308,7 +310,7 @@ class _Ours(_Measured):
         self.info = self.model.precision.reason
         self.weight_bytes = 1 if self.model.precision.int8 else self.model.dtype.itemsize
         if task == "generate":
-            self.engine = Engine(self.model, cache_bytes=2**62, max_running=1024)
+            self.engine = Engine(runner_for(self.model), cache_bytes=2**62, max_running=1024)
         elif task == "ner":
             self.batch: Any = EntityRecognizer(self.model, self.tokenizer).batch
         else:
@@ -325,7 +327,7 @@ class _Ours(_Measured):
 
     def decode(self, streams: int, position: int, steps: int) -> float:
         """Tokens a second in all."""
-        self.engine.prepare()  # once for a process, so it is no part of any figure
+        self.engine.runner.prepare()  # once for a process, so it is no part of any figure
         slots: list[Slot] = []
         for _ in range(streams):  # of one session: the first reads the prompt, the others take it from there
             slots.append(self._submit(position, steps + _spare(streams), session="bench"))

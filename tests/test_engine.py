@@ -7,14 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engines import engine_of
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions, Token, start_search
 from biogpt.model.cache import KVCache
 from biogpt.model.decoder import DecoderLayer
-from biogpt.runners.layers import PackedLinear
-from biogpt.serving import engine as engine_module
-from biogpt.serving.engine import Engine, QueueFull, Slot, steady_sizes, swift_sizes
+from biogpt.runners import plain
+from biogpt.runners.cpu import CpuRunner
+from biogpt.runners.plain import PlainRunner
+from biogpt.runners.steady import steady_sizes, swift_sizes
+from biogpt.runners.step import DecodeStep
+from biogpt.serving.engine import Engine, QueueFull, Slot
 
 LONG = GenerationOptions(max_new_tokens=20, min_new_tokens=20, top_logprobs=3)
 
@@ -29,7 +33,7 @@ def model(tiny_config, lively) -> BioGptForCausalLM:
 
 @pytest.fixture
 def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(engine_module, "CHUNK", 8)
+    monkeypatch.setattr(PlainRunner, "stretch", 8)
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -38,7 +42,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def submit(engine: Engine, ids: list[int], options: GenerationOptions, session=None, lead=None) -> Slot:
-    slot = Slot(start_search(engine.model.config, ids, options), session, lead)
+    slot = Slot(start_search(engine.runner.config, ids, options), session, lead)
     engine.submit(slot)
     return slot
 
@@ -56,7 +60,7 @@ def taken(slot: Slot) -> list:
 
 
 def alone(model: BioGptForCausalLM, ids: list[int], options: GenerationOptions) -> list:
-    return list(Engine(model).run(start_search(model.config, ids, options)))
+    return list(engine_of(model).run(start_search(model.config, ids, options)))
 
 
 def mixed_requests(count: int) -> list[tuple[list[int], GenerationOptions]]:
@@ -86,7 +90,7 @@ def test_a_request_gets_the_same_bits_alone_and_among_others(model, dtype, small
     """
     model.to(dtype)
     requests = mixed_requests(24)
-    engine = Engine(model, max_running=9)
+    engine = engine_of(model, max_running=9)
     slots, cancelled = [], []
     numbers = random.Random(2)
     most = 0
@@ -124,7 +128,7 @@ def test_a_gpu_gives_the_cpus_logits_and_the_same_bits_in_any_company(model, dty
     tolerance = 1e-4 if dtype == torch.float32 else 0.05 * float(wanted.abs().max())
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
     requests = mixed_requests(8)
-    engine = Engine(on_gpu)
+    engine = engine_of(on_gpu)
     slots = [submit(engine, *request) for request in requests]
     while engine.has_work:
         engine.step()
@@ -136,8 +140,9 @@ def test_the_comparison_notices_rows_that_depend_on_their_number(model, monkeypa
     if 1 in steady_sizes(model):
         pytest.skip("this machine's float32 kernels give a row the same bits in any number")
     requests = mixed_requests(8)
-    monkeypatch.setattr(engine_module, "steady_sizes", lambda model: tuple(range(1, 17)))
-    engine = Engine(model)
+    runner = CpuRunner(model)
+    monkeypatch.setattr(runner, "find_sizes", lambda: tuple(range(1, 17)))
+    engine = Engine(runner)
     slots = [submit(engine, *request) for request in requests]
     while engine.has_work:
         engine.step()
@@ -148,19 +153,19 @@ def test_steady_sizes_keep_every_bit_of_every_row(model) -> None:
     sizes = steady_sizes(model)
     caches = [KVCache(model.config, 1, 4) for _ in range(sizes[-1])]
     ids = torch.arange(4, 4 + sizes[-1])
-    full = model.biogpt.step(ids, caches)
+    step = DecodeStep(model.biogpt)
+    full = step(ids, caches)
     for size in sizes:
         for first in range(0, sizes[-1] - size + 1, size):
             for cache in caches:
                 cache.truncate(0)
             rows = slice(first, first + size)
-            assert torch.equal(model.biogpt.step(ids[rows], caches[rows]), full[rows])
+            assert torch.equal(step(ids[rows], caches[rows]), full[rows])
 
 
 def test_a_step_takes_more_rows_where_these_are_faster(model, monkeypatch) -> None:
     """As oneDNN's are, of four rows in place of one or two."""
     milliseconds = {1: 5, 2: 4, 4: 1, 8: 3}
-    model.output_projection = PackedLinear(model.output_projection.weight.detach(), None)
     monkeypatch.setattr(
         DecoderLayer, "feed_forward", lambda _, rows: time.sleep(milliseconds[len(rows)] / 1000)
     )
@@ -177,7 +182,7 @@ def test_reading_in_chunks_and_steps_equals_one_pass(model, small_chunks) -> Non
 
 
 def test_a_long_prompt_does_not_hold_up_the_others(model, small_chunks) -> None:
-    engine = Engine(model)
+    engine = engine_of(model)
     writer = submit(engine, prompt(2), LONG)
     engine.step()
     reader = submit(engine, prompt(80), LONG)
@@ -188,7 +193,7 @@ def test_a_long_prompt_does_not_hold_up_the_others(model, small_chunks) -> None:
 
 
 def test_a_slot_leaves_within_one_step_and_gives_its_memory_back(model) -> None:
-    engine = Engine(model)
+    engine = engine_of(model)
     first, second = (submit(engine, prompt(3, seed=i), LONG) for i in range(2))
     engine.step(), engine.step()
     cache = first.cache
@@ -202,7 +207,7 @@ def test_a_slot_leaves_within_one_step_and_gives_its_memory_back(model) -> None:
 def test_cache_memory_is_bounded_and_the_line_keeps_its_order(model) -> None:
     """A small request does not pass a large one that waits for room."""
     size = KVCache.size(model.config, 1, 23, torch.float32)
-    engine = Engine(model, cache_bytes=2 * size)
+    engine = engine_of(model, cache_bytes=2 * size)
     slots = [submit(engine, prompt(3, seed=i), LONG) for i in range(4)]
     slots.append(submit(engine, prompt(2), replace(LONG, max_new_tokens=20)))
     engine.step()
@@ -217,7 +222,7 @@ def test_cache_memory_is_bounded_and_the_line_keeps_its_order(model) -> None:
 
 
 def test_a_request_beyond_the_budget_is_refused_with_both_numbers(model) -> None:
-    engine = Engine(model, cache_bytes=40_000)
+    engine = engine_of(model, cache_bytes=40_000)
     with pytest.raises(
         ValueError, match=r"0\.1 MB of cache for 3 rows of 23 positions, and the limit is 0\.0"
     ):
@@ -226,7 +231,7 @@ def test_a_request_beyond_the_budget_is_refused_with_both_numbers(model) -> None
 
 
 def test_the_line_is_bounded(model) -> None:
-    engine = Engine(model, max_running=1, max_waiting=2)
+    engine = engine_of(model, max_running=1, max_waiting=2)
     submit(engine, prompt(2), LONG)
     engine.step()
     waiting = [submit(engine, prompt(2), LONG) for _ in range(2)]
@@ -239,7 +244,7 @@ def test_the_line_is_bounded(model) -> None:
 
 
 def test_a_reader_that_lags_is_waited_for(model) -> None:
-    engine = Engine(model)
+    engine = engine_of(model)
     slot = submit(engine, prompt(2), LONG, lead=1)
     engine.step(), engine.step()
     assert slot.made == 1
@@ -254,7 +259,7 @@ def test_a_sample_can_be_ended_from_outside(model) -> None:
     """A stop string ends a sample; the next one is what it would be anyway."""
     options = replace(LONG, temperature=2.0, seed=5, num_return_sequences=2)
     first, second = ([t for t in alone(model, prompt(3), options) if t.sequence == i] for i in range(2))
-    engine = Engine(model)
+    engine = engine_of(model)
     slot = submit(engine, prompt(3), options, lead=1)
     results: list[Token] = []
     while engine.has_work:
@@ -275,7 +280,7 @@ def test_reuse_of_a_prompt_changes_nothing_but_the_work(model, small_chunks, mon
         return forward(input_ids, **arguments)
 
     monkeypatch.setattr(model.biogpt, "forward", spied)
-    engine = Engine(model)
+    engine = engine_of(model)
     options = replace(LONG, temperature=1.0, seed=3)
 
     def made(ids: list[int], session: str | None) -> tuple[list[int], list]:
@@ -306,8 +311,8 @@ def test_reuse_of_a_prompt_changes_nothing_but_the_work(model, small_chunks, mon
 
 def test_a_prompt_too_long_for_the_room_keeps_its_beginning(model, small_chunks) -> None:
     """Chunks are found from the first on: without it the others would be held for nothing."""
-    engine, ids = Engine(model), prompt(25)
-    chunk = 8 * engine._kind.size(model.config, 1, 1, torch.float32)
+    engine, ids = engine_of(model), prompt(25)
+    chunk = engine.runner.cache_bytes(1, 8)
     slot = submit(engine, ids, replace(LONG, max_new_tokens=1, min_new_tokens=1), session="a")
     engine.cache_bytes = engine.need(slot) + 2 * chunk
     while engine.has_work:
@@ -324,7 +329,7 @@ def test_a_prompt_too_long_for_the_room_keeps_its_beginning(model, small_chunks)
 
 def test_what_is_kept_for_reuse_stays_within_the_budget_and_goes_first(model, small_chunks) -> None:
     size = KVCache.size(model.config, 1, 8, torch.float32)
-    engine = Engine(model, cache_bytes=9 * size)
+    engine = engine_of(model, cache_bytes=9 * size)
     short = GenerationOptions(max_new_tokens=8, min_new_tokens=8)
     for seed in range(6):
         submit(engine, prompt(24, seed), short, session="a")
@@ -339,12 +344,11 @@ def test_what_is_kept_for_reuse_stays_within_the_budget_and_goes_first(model, sm
 
 
 def test_an_error_of_the_model_ends_its_requests_and_not_the_engine(model, monkeypatch) -> None:
-    engine = Engine(model)
-    engine.prepare()
+    engine = engine_of(model)
     slot = submit(engine, prompt(2), LONG)
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_program", lambda *_: 1 / 0)
+        patch.setattr(engine.runner, "step", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
     assert engine.running == []
@@ -358,7 +362,7 @@ def test_one_row_of_broken_numbers_fails_alone(model) -> None:
     with torch.no_grad():
         model.biogpt.embed_tokens.weight[39] = float("nan")
         model.output_projection.weight = torch.nn.Parameter(model.output_projection.weight.nan_to_num())
-    engine = Engine(model)
+    engine = engine_of(model)
     good, bad = submit(engine, prompt(2), LONG), submit(engine, [2, 39], LONG)
     while engine.has_work:
         engine.step()
@@ -368,7 +372,7 @@ def test_one_row_of_broken_numbers_fails_alone(model) -> None:
 
 
 def test_a_request_that_fails_by_itself_takes_no_other_with_it(model, caplog) -> None:
-    engine = Engine(model)
+    engine = engine_of(model)
     good, bad = submit(engine, prompt(2), LONG), submit(engine, prompt(3), LONG)
     bad.search.advance = None
     while engine.has_work:
@@ -381,11 +385,11 @@ def test_a_request_that_fails_by_itself_takes_no_other_with_it(model, caplog) ->
 
 def test_a_session_must_have_a_hash(model) -> None:
     with pytest.raises(TypeError, match=r"session is \['me'\], which has no hash; give a string"):
-        submit(Engine(model), prompt(2), LONG, session=["me"])
+        submit(engine_of(model), prompt(2), LONG, session=["me"])
 
 
 def test_one_that_waits_for_a_reader_of_another_is_no_work(model) -> None:
-    engine = Engine(model, max_running=1)
+    engine = engine_of(model, max_running=1)
     held = submit(engine, prompt(2), LONG, lead=1)
     submit(engine, prompt(2), LONG)
     engine.step()
@@ -395,7 +399,7 @@ def test_one_that_waits_for_a_reader_of_another_is_no_work(model) -> None:
 
 
 def test_cancelled_requests_take_no_place_in_line(model) -> None:
-    engine = Engine(model, max_running=1, max_waiting=2)
+    engine = engine_of(model, max_running=1, max_waiting=2)
     for slot in [submit(engine, prompt(2), LONG) for _ in range(3)]:
         slot.cancelled = True
     assert len([submit(engine, prompt(2), LONG) for _ in range(3)]) == 3
@@ -403,16 +407,16 @@ def test_cancelled_requests_take_no_place_in_line(model) -> None:
 
 def test_a_container_limits_the_memory_for_caches(model, monkeypatch, tmp_path) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(engine_module, "_CONTAINER_LIMITS", (limit, tmp_path / "absent"))
+    monkeypatch.setattr(plain, "_CONTAINER_LIMITS", (limit, tmp_path / "absent"))
     limit.write_text("max\n")
-    free = Engine(model).cache_bytes
+    free = engine_of(model).cache_bytes
     limit.write_text("1000000\n")
-    assert Engine(model).cache_bytes == 250_000 < free
+    assert engine_of(model).cache_bytes == 250_000 < free
 
 
 def test_a_sample_is_ended_although_its_reader_is_slower_than_the_step(model) -> None:
     """The reader says ``skip`` and ``taken`` while the step lets others join: the sample must not get one token more."""
-    engine = Engine(model)
+    engine = engine_of(model)
     slot = submit(engine, prompt(2), replace(LONG, temperature=1.0, num_return_sequences=2, seed=1), lead=1)
     engine.step()
     join = engine._join

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as reference
+from engines import engine_of
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions, start_search
 from biogpt.model.config import BioGptConfig
-from biogpt.serving.engine import Engine
+from biogpt.runners.cpu import CpuRunner
 
 EOS = 2
 PROMPTS = ([2], [2, 5, 9, 5], [2, 7, 7, 8, 4, 11, 7, 7])
@@ -57,18 +58,18 @@ def model(pairs) -> BioGptForCausalLM:
 def forward_calls(model, monkeypatch) -> list[int]:
     """The number of new positions in each call of the model: of a prompt's chunk, and of the rows of a step."""
     calls: list[int] = []
-    forward, step = model.biogpt.forward, model.biogpt.step
+    forward, step = model.biogpt.forward, CpuRunner.step
 
     def spied_forward(input_ids, **arguments):
         calls.append(input_ids.shape[1])
         return forward(input_ids, **arguments)
 
-    def spied_step(input_ids, caches, *program):
+    def spied_step(runner, ids, caches):
         calls.append(sum(cache.batch_size for cache in caches))
-        return step(input_ids, caches, *program)
+        return step(runner, ids, caches)
 
     monkeypatch.setattr(model.biogpt, "forward", spied_forward)
-    monkeypatch.setattr(model.biogpt, "step", spied_step)
+    monkeypatch.setattr(CpuRunner, "step", spied_step)
     return calls
 
 
@@ -76,7 +77,7 @@ def run(
     model: BioGptForCausalLM, prompt: list[int], options: GenerationOptions
 ) -> Generator[Any, None, None]:
     """Tokens, or rankings of hypotheses, each computed when asked for."""
-    return Engine(model).run(start_search(model.config, prompt, options))
+    return engine_of(model).run(start_search(model.config, prompt, options))
 
 
 def generate_ids(model: BioGptForCausalLM, prompt: list[int], options: GenerationOptions) -> list[list[int]]:
@@ -329,7 +330,7 @@ def test_tokens_are_made_one_at_a_time_and_close_ends_the_work(model, forward_ca
 
 @pytest.mark.parametrize("change", [{}, {"num_beams": 3}], ids=str)
 def test_close_ends_a_search_and_its_memory(model, change, forward_calls) -> None:
-    engine = Engine(model)
+    engine = engine_of(model)
     options = GenerationOptions(max_new_tokens=30, min_new_tokens=30, **change)
     results = engine.run(start_search(model.config, [2, 5], options))
     next(results), next(results)
@@ -364,7 +365,7 @@ def test_requests_that_make_no_sense_are_refused_at_once(model) -> None:
         start_search(model.config, [2, 40], options)
     training = make_pair(0)[0].train()
     with pytest.raises(ValueError, match="training mode"):
-        Engine(training)
+        engine_of(training)
 
 
 def test_logits_that_are_not_numbers_are_reported() -> None:

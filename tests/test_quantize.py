@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from engines import engine_of
 
 from biogpt.checkpoint import pretrained as checkpoint
 from biogpt.checkpoint.pretrained import (
@@ -16,14 +17,16 @@ from biogpt.checkpoint.pretrained import (
     BioGptTokenizer,
 )
 from biogpt.generation.search import GenerationOptions, start_search
-from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
-from biogpt.runners import layers as quantize
+from biogpt.runners import kernels as kernels_module
 from biogpt.runners.byte_cache import Int8KVCache
-from biogpt.runners.layers import Int8Kernel, Int8Linear, PackedLinear, RowLinear, int8_kernel, pack
+from biogpt.runners.kernels import Int8Kernel, PlainProduct, are_rounded, in_steps
+from biogpt.runners.layers import Int8Linear, PackedLinear, can_pack, quantize
+from biogpt.runners.packing import pack
 from biogpt.runners.precision import bfloat16_pays, choose_precision, describe
-from biogpt.runners.step import _scriptable
-from biogpt.serving.engine import _SIZES, Engine, Slot, is_steady_alone, steady_sizes
+from biogpt.runners.speeds import int8_kernel
+from biogpt.runners.steady import SIZES, is_steady_alone, steady_sizes
+from biogpt.serving.engine import Engine, Slot
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.training.corpus import read_lines
@@ -49,25 +52,24 @@ def wide(tiny_config) -> BioGptConfig:
 def test_a_kernel_that_cuts_sums_off_is_not_taken(monkeypatch) -> None:
     """As the 16-bit additions of CPUs without VNNI do at 8 bits a row."""
 
-    def cut_off(kernel, rows, packed):
-        pairs = (rows[:, None] * packed[0].float()).unflatten(-1, (-1, 2)).sum(-1)
+    def cut_off(product, counts):
+        pairs = (counts[:, None] * product.packed.float()).unflatten(-1, (-1, 2)).sum(-1)
         return pairs.clamp(-(2**15), 2**15 - 1).sum(-1)
 
-    monkeypatch.setattr(Int8Kernel, "multiply", cut_off)
+    monkeypatch.setattr(PlainProduct, "sums", cut_off)
     assert not Int8Kernel("plain", 255).is_exact
     assert Int8Kernel("plain", 127).is_exact, "7 bits cannot overflow"
 
 
 @pytest.mark.parametrize("kernel", kernels(), ids=str)
-def test_an_int8_layer_is_the_float_layer_but_for_rounding(kernel, monkeypatch) -> None:
+def test_an_int8_layer_is_the_float_layer_but_for_rounding(kernel) -> None:
     """Within the bound that follows from a step of each input and half a step of each weight."""
     assert kernel.is_exact
-    monkeypatch.setattr(quantize, "int8_kernel", lambda: kernel)
     random = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(48, 96, generator=random), torch.randn(48, generator=random)
     hidden = torch.randn(2, 5, 96, generator=random) + 0.5
     hidden[1, 3] = 7.0  # no range at all
-    layer = Int8Linear(*quantize.quantize(weight), bias, ("fc1",))
+    layer = Int8Linear(*quantize(weight), bias, ("fc1",), kernel)
     low, high = hidden.amin(-1, keepdim=True).clamp_max(0), hidden.amax(-1, keepdim=True).clamp_min(0)
     input_error = (high - low) / kernel.levels  # half for the value, half for a 0 that is a step itself
     weight_error = weight.abs().amax(1) / 127 / 2
@@ -77,7 +79,7 @@ def test_an_int8_layer_is_the_float_layer_but_for_rounding(kernel, monkeypatch) 
     error = (layer(hidden) - F.linear(hidden, weight, bias)).abs()
     assert (error <= bound + 1e-4).all()
     assert error.mean() < 0.1 * bound.mean()
-    assert torch.equal(layer.weight, quantize.quantize(weight)[0])
+    assert torch.equal(layer.weight, quantize(weight)[0])
 
 
 @pytest.mark.parametrize("levels", [127, 255])
@@ -90,7 +92,7 @@ def test_the_steps_of_a_row_are_those_that_torch_chooses(levels) -> None:
     )  # around 0, above it, below it
     special = torch.tensor([[0.0], [7.0], [-7.0], [1e-6], [-1e-30]]) * torch.linspace(1, 0.5, 64)
     for part in (rows, special, *rows[:50, None], *special[:, None]):
-        _, zero, step = quantize.in_steps(part, levels)
+        _, zero, step = in_steps(part, levels)
         found = torch.cat([step, zero], dim=1)
         wanted = [torch._choose_qparams_per_tensor(row, levels < 255) for row in part]
         assert torch.equal(found, torch.tensor(wanted))
@@ -101,20 +103,20 @@ def test_a_row_that_is_rounded_in_another_way_is_noticed(monkeypatch) -> None:
     kernel = int8_kernel()
     if not kernel.has_one_call:
         pytest.skip(f"{kernel} has no call for one row")
-    right = quantize.in_steps
+    right = kernels_module.in_steps
 
     def rounded_twice(rows, levels):
         _, zero, step = right(rows, levels)
         return (rows * step.reciprocal()).round_().add_(zero).clamp_(0, 255), zero, step
 
-    monkeypatch.setattr(quantize, "in_steps", rounded_twice)
-    quantize._one_call_agrees.cache_clear()
+    monkeypatch.setattr(kernels_module, "in_steps", rounded_twice)
+    kernels_module._one_call_agrees.cache_clear()
     assert not kernel.has_one_call
-    quantize._one_call_agrees.cache_clear()
+    kernels_module._one_call_agrees.cache_clear()
 
 
 def test_an_int8_row_is_the_same_in_any_company(wide, lively) -> None:
-    layer = Int8Linear(*quantize.quantize(torch.randn(64, 64)), torch.randn(64), ("fc1",))
+    layer = Int8Linear(*quantize(torch.randn(64, 64)), torch.randn(64), ("fc1",), int8_kernel())
     rows = torch.randn(64, 64) * torch.logspace(-2, 2, 64)[:, None]
     full = layer(rows)
     for size in range(1, 65, 7):
@@ -130,16 +132,16 @@ def test_sums_that_float32_would_round_are_those_of_the_call_for_one_row() -> No
     weight = torch.full((64, 4096), 127, dtype=torch.int8)
     weight[:, ::2] = -127
     weight[:, :64] = torch.randint(-127, 128, (64, 64), generator=random)
-    layer = Int8Linear(weight, torch.ones(64), torch.zeros(64), ("fc2",))
+    layer = Int8Linear(weight, torch.ones(64), torch.zeros(64), ("fc2",), int8_kernel())
     if not layer.one_call:
-        pytest.skip(f"{layer.kernel} has no call for one row")
+        pytest.skip(f"{int8_kernel()} has no call for one row")
     rows = torch.rand(12, 4096, generator=random) * 0.3 - 0.15
     rows[:, ::2] -= 0.85  # the steps of each row meet weights of one sign
-    counts, _, _ = quantize.in_steps(rows, layer.kernel.levels)
-    assert quantize.are_rounded(layer.kernel.multiply(counts, layer.packed))
+    counts, _, _ = in_steps(rows, layer.levels)
+    assert are_rounded(layer.product.sums(counts))
     alone = torch.cat([layer(row) for row in rows.split(1)])
     assert torch.equal(layer(rows), alone)
-    assert torch.equal(torch.jit.script(_scriptable(layer))(rows), alone)
+    assert torch.equal(torch.jit.script(layer)(rows), alone)
 
 
 def int8_copy(model, folder: Path):
@@ -207,74 +209,37 @@ def test_auto_keeps_a_small_model_exact_and_says_why() -> None:
     assert choose_precision("auto", cpu, parameters=10**9, trainable=True).name == "float32"
     large = choose_precision("auto", cpu, parameters=10**9)
     assert large.name in large.reason
-    assert describe(cpu, large).startswith(f"{large.name} · CPU, ")
+    assert describe(cpu, large.name).startswith(f"{large.name} · CPU, ")
 
 
 @pytest.fixture
-def packing(monkeypatch) -> Callable[[torch.nn.Module], None]:
-    """``pack`` for models of any size; the test is skipped where nothing can be packed."""
-    if not quantize._can_pack(torch.float32):
+def packing() -> Callable[[torch.nn.Module], None]:
+    """``pack``; the test is skipped where nothing can be packed."""
+    if not can_pack(torch.float32):
         pytest.skip("this build of torch packs no weights")
-    monkeypatch.setattr(quantize, "SMALL", 0)
     return pack
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_packed_layers_compute_and_save_what_plain_ones_do(head, wide, lively, packing, tmp_path) -> None:
     model = lively(head, wide)
+    layers = 4 * wide.num_hidden_layers + (head is BioGptForCausalLM)
     model.save_pretrained(tmp_path / "plain")
     with torch.inference_mode():
         wanted = model(IDS, attention_mask=MASK).logits
         packing(model)
-        assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 9
+        assert sum(isinstance(module, PackedLinear) for module in model.modules()) == layers
         torch.testing.assert_close(model(IDS, attention_mask=MASK).logits, wanted, rtol=0, atol=1e-5)
     model.save_pretrained(tmp_path / "packed")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "packed" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("size", [(256, 768), (1024, 256), (48, 33)])
-def test_a_row_of_a_small_layer_has_the_bits_of_the_plain_layer(size, bias) -> None:
-    """Alone and among others; a kernel for many rows would give others."""
-    layer = torch.nn.Linear(*size, bias=bias)
-    rows = torch.randn(16, size[0], generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        wanted = torch.cat([layer(row) for row in rows.split(1)])
-        prompt = layer(rows[None])
-        layer.__class__ = RowLinear
-        assert torch.equal(layer(rows), wanted)
-        assert torch.equal(torch.cat([layer(row) for row in rows.split(1)]), wanted)
-        assert torch.equal(layer(rows[None]), prompt)
-
-
-def test_mini_is_served_in_the_bits_of_its_plain_layers() -> None:
-    """Each step alone; so the logits are those of the reference's own steps, for which others compare the layers."""
-    plain = BioGptForCausalLM.from_pretrained("mini", device="cpu")
-    served = TextGenerator.from_pretrained("mini", device="cpu").model
-    assert isinstance(served.output_projection, RowLinear)
-    assert served.output_projection.weight is served.biogpt.embed_tokens.weight
-    caches = [KVCache(plain.config, 1, 9) for _ in range(2)]
-    ids = torch.tensor([[2, 17, 300, 9, 21, 55, 4, 8, 1000]])
-    with torch.inference_mode():
-        for one, cache in zip((plain, served), caches, strict=True):
-            one(ids[:, :4], past_key_values=cache)
-        for place in range(4, 9):
-            step = (
-                one.biogpt.step(ids[0, place : place + 1], [cache])
-                for one, cache in zip((plain, served), caches, strict=True)
-            )
-            wanted, found = (
-                one.output_projection(row) for one, row in zip((plain, served), step, strict=True)
-            )
-            assert torch.equal(found, wanted)
-
-
 def made(engine: Engine, requests: list) -> list[list]:
     slots = []
 
     for ids, options in requests:
-        slots.append(Slot(start_search(engine.model.config, ids, options)))
+        slots.append(Slot(start_search(engine.runner.config, ids, options)))
         engine.submit(slots[-1])
         engine.step()
     while engine.has_work:
@@ -287,13 +252,14 @@ def made(engine: Engine, requests: list) -> list[list]:
     return results
 
 
-@pytest.mark.parametrize("precision", ["int8", "float32", "packed"])
-def test_mini_gives_a_request_the_same_bits_in_any_company(precision, request) -> None:
+@pytest.mark.parametrize("precision", ["int8", "float32", "plain"])
+def test_mini_gives_a_request_the_same_bits_in_any_company(precision) -> None:
     """Eighteen requests that join one after another, against each alone; equal logprobs mean equal logits."""
-    name = "float32" if precision == "packed" else precision
+    name = "float32" if precision == "plain" else precision
     generator = TextGenerator.from_pretrained("mini", device="cpu", precision=name)
-    if precision == "packed":
-        request.getfixturevalue("packing")(generator.model)
+    if precision == "plain":  # as somebody who made the model has it
+        model = BioGptForCausalLM.from_pretrained("mini", device="cpu", precision=name)
+        generator = TextGenerator(model, generator.tokenizer)
     prompts = ["Aspirin", "The BRCA1 gene is", "", "We report a case of", "Insulin " * 40, "IL-2 and TNF"]
     requests = [
         (
@@ -303,11 +269,11 @@ def test_mini_gives_a_request_the_same_bits_in_any_company(precision, request) -
         for prompt in prompts
         for kind in ({"top_logprobs": 5}, {"temperature": 0.9}, {"num_beams": 3})
     ]
-    together = made(Engine(generator.model), requests)
-    assert together == [made(Engine(generator.model), [one])[0] for one in requests]
+    together = made(engine_of(generator.model), requests)
+    assert together == [made(engine_of(generator.model), [alone])[0] for alone in requests]
     if precision == "int8":
-        assert steady_sizes(generator.model) == _SIZES
-        assert is_steady_alone(generator.model, _SIZES)
+        assert steady_sizes(generator.model) == SIZES
+        assert is_steady_alone(generator.model, SIZES)
 
 
 @pytest.mark.slow
@@ -326,9 +292,11 @@ def test_ten_thousand_tokens_in_float32_are_the_same_in_any_company() -> None:
     ]
 
     def ids_of(most: int, chosen: list, guests: int) -> list[list[int]]:
-        engine = Engine(generator.model, max_running=most)
-        slots = [Slot(start_search(engine.model.config, *request)) for request in chosen]
-        others = [Slot(start_search(engine.model.config, words[:150], requests[0][1])) for _ in range(guests)]
+        engine = engine_of(generator.model, max_running=most)
+        slots = [Slot(start_search(engine.runner.config, *request)) for request in chosen]
+        others = [
+            Slot(start_search(engine.runner.config, words[:150], requests[0][1])) for _ in range(guests)
+        ]
         for slot in (*others[::2], *slots, *others[1::2]):
             engine.submit(slot)
         steps = 0

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines import engine_of
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.generation.search import GenerationOptions, start_search
 from biogpt.model.config import BioGptConfig
-from biogpt.runners.precision import _gnu_openmp, rest_threads
-from biogpt.serving.engine import Engine, QueueFull
+from biogpt.runners import cpu, runner_for
+from biogpt.runners.threads import _gnu_openmp, rest_threads
+from biogpt.serving.engine import QueueFull
 from biogpt.serving.text_generator import Health, Step, TextGenerator
 
 PROMPT = "The BRCA1 gene"
@@ -94,7 +96,7 @@ def test_each_step_holds_the_text_so_far_and_one_token(generator) -> None:
     options = replace(DRAW, top_logprobs=3)
     steps = list(generator.stream(PROMPT, options))
     prompt_ids = generator.tokenizer.encode(PROMPT).ids
-    tokens = list(Engine(generator.model).run(start_search(generator.model.config, prompt_ids, options)))
+    tokens = list(engine_of(generator.model).run(start_search(generator.model.config, prompt_ids, options)))
     assert [step.token_id for step in steps] == [token.id for token in tokens]
     assert [step.logprob for step in steps] == [token.logprob for token in tokens]
     assert [step.alternatives for step in steps] == [token.alternatives for token in tokens]
@@ -354,7 +356,8 @@ def test_a_small_model_that_shares_cores_computes_in_one_thread_and_others_as_be
     own = TextGenerator(generator.model, generator.tokenizer)
     own.share_cores()
     before = torch.get_num_threads()
-    assert own.run(torch.get_num_threads) == own.threads == 1
+    assert own.run(torch.get_num_threads) == 1
+    assert own.description.endswith("CPU, 1 thread")
     assert torch.get_num_threads() == before
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == before
@@ -363,13 +366,15 @@ def test_a_small_model_that_shares_cores_computes_in_one_thread_and_others_as_be
     own.close()
 
 
-def test_an_int8_model_does_not_pass_for_a_small_one(generator, tmp_path) -> None:
+def test_an_int8_model_does_not_pass_for_a_small_one(tiny_config, lively, tmp_path, monkeypatch) -> None:
     """Its weights are no parameters."""
-    generator.model.save_pretrained(tmp_path)
-    generator.tokenizer.save_pretrained(tmp_path)
-    own = TextGenerator.from_pretrained(tmp_path, precision="int8")
-    own.share_cores()
-    assert own.threads is None
+    model = lively(BioGptForCausalLM, tiny_config(hidden_size=48, intermediate_size=96))
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(cpu, "_SMALL", sum(weight.numel() for weight in model.parameters()) // 2)
+    for precision in ("float32", "int8"):
+        runner = runner_for(BioGptForCausalLM.from_pretrained(tmp_path, device="cpu", precision=precision))
+        runner.share_cores()
+        assert runner.threads is None
 
 
 def test_no_thread_keeps_helpers_while_another_computes(generator) -> None:
@@ -435,9 +440,8 @@ def test_without_a_thread_the_text_is_the_same(generator, change) -> None:
 
 def test_a_failure_is_told_to_its_reader_and_to_the_health(generator, monkeypatch) -> None:
     served = TextGenerator(generator.model, generator.tokenizer)
-    served._worker.engine.prepare()
     with monkeypatch.context() as patch:
-        patch.setattr(served._worker.engine, "_program", lambda *_: 1 / 0)
+        patch.setattr(served._worker.engine.runner, "step", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             list(served.stream(PROMPT, DRAW))
         wait_for(lambda: served.health() == Health("failed", "ZeroDivisionError: division by zero"))

@@ -28,7 +28,8 @@ from biogpt.checkpoint.hub import CONFIG, INDEX, WEIGHTS, find, require, shard_n
 from biogpt.model.config import BioGptConfig
 from biogpt.model.decoder import initialize
 from biogpt.model.heads import Head, LanguageModel, SequenceClassifier, TokenClassifier
-from biogpt.runners.layers import SCALE_BYTES, dequantize, load_int8
+from biogpt.runners.layers import SCALE_BYTES, dequantize
+from biogpt.runners.packing import load_int8
 from biogpt.runners.precision import Precision, check_precision, choose_device, choose_precision
 from biogpt.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 

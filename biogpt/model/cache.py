@@ -4,39 +4,11 @@ Letters: L layers, B batch, H heads, S key positions, T new positions, D head wi
 """
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from biogpt.model.config import BioGptConfig
-
-Places = list[list[Tensor]]  # of one layer: what ``attend`` takes for each cache, or each group of caches
-
-
-def encode(keys: Tensor, values: Tensor) -> list[Tensor]:
-    """New keys and values [R, H, D] as they are stored: here, as they are."""
-    return [keys, values]
-
-
-def attend(query: Tensor, new: list[Tensor], place: list[Tensor]) -> Tensor:
-    """Store one new position of each row of a cache, and attend from it to all positions. Also compiled, so plain.
-
-    As little as possible is done here, since a call costs more than the arithmetic in it. For one query, two matrix
-    products are quicker than the fused kernel.
-
-    Args:
-        query: [B H, 1, D], divided by the square root of D.
-        new: of ``encode``.
-        place: of ``KVCache.places``.
-
-    Returns:
-        [B H, 1, D], in the type of the cache.
-    """
-    key, value, keys, values = place
-    key.copy_(new[0])
-    value.copy_(new[1])
-    return torch.bmm(torch.bmm(query.to(keys.dtype), keys).softmax(dim=-1), values)
 
 
 class KVCache:
@@ -54,9 +26,6 @@ class KVCache:
     Raises:
         ValueError: ``batch_size`` or ``max_length`` is not positive, or the latter is beyond the model's limit.
     """
-
-    encode = staticmethod(encode)
-    attend = staticmethod(attend)
 
     def __init__(
         self,
@@ -137,30 +106,6 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    @classmethod
-    def places(cls, caches: Sequence[Self]) -> list[Places]:
-        """For each layer and cache, what ``attend`` takes: where a new position goes, and all that it attends to.
-
-        Slicing costs as much as the arithmetic on one position does; here it is done for all layers at once.
-
-        Raises:
-            ValueError: a cache is full.
-        """
-        by_cache = [cache._next_position() for cache in caches]
-        return [list(of_layer) for of_layer in zip(*by_cache, strict=True)]
-
-    def _next_position(self) -> Places:
-        self.require(self.batch_size, 1)
-        rows = self.batch_size * self.keys.shape[2]
-        new = (part[:, :, :, self.length].unbind() for part in (self.keys, self.values))
-        keys, values = (
-            part.view(len(part), rows, self.max_length, -1)[:, :, : self.length + 1]
-            for part in (self.keys, self.values)
-        )
-        return [
-            list(views) for views in zip(*new, keys.transpose(2, 3).unbind(), values.unbind(), strict=True)
-        ]
 
     def advance(self, count: int) -> None:
         """Count the positions that every layer has just written."""

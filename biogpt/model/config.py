@@ -152,6 +152,13 @@ class BioGptConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def num_parameters(self) -> int:
+        """Weights of the decoder: its tables and the matrices of its layers; biases and norms left out."""
+        width, layers = self.hidden_size, self.num_hidden_layers
+        matrices = layers * width * (4 * width + 2 * self.intermediate_size)
+        return matrices + width * (self.vocab_size + self.max_position_embeddings)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Label names by id; two unnamed ones where the checkpoint gives none, as in the reference."""
         if self.id2label is None:

@@ -3,12 +3,10 @@
 Luo et al., "BioGPT: generative pre-trained transformer for biomedical text generation and mining",
 Briefings in Bioinformatics 2022 (arXiv 2210.10341); reference: ``transformers`` ``models/biogpt``.
 
-Letters: B batch, T query positions, S key positions (past and new), H heads, D width, L layers; R rows of all
-caches together.
+Letters: B batch, T query positions, S key positions (past and new), H heads, D width, L layers.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from biogpt.model.cache import KVCache, Places
+from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
 
 POSITION_OFFSET = 2  # fairseq keeps the first two rows of the position table for padding
 
-_ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
+_ACTIVATIONS = {"gelu": nn.GELU(), "gelu_new": nn.GELU(approximate="tanh"), "relu": nn.ReLU()}
 
 
 @dataclass
@@ -111,39 +105,17 @@ class Attention(nn.Module):
         mixed = mixed.transpose(1, 2).reshape(batch, length, width)
         return self.out_proj(mixed), weights if with_weights else None
 
-    def query_key_value(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values, each in the shape of ``hidden``, [..., D]."""
+    @property
+    def projections(self) -> list[nn.Module]:
+        """The layers for queries, keys and values: three, or one for all."""
         if self.qkv_proj is not None:
-            return self.qkv_proj(hidden).chunk(3, dim=-1)
-        return self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+            return [self.qkv_proj]
+        return [self.q_proj, self.k_proj, self.v_proj]
 
-    def step(self, hidden: Tensor, places: Places, kind: type[KVCache]) -> Tensor:
-        """Attend from one new position of each row of several caches.
-
-        Each cache is attended to by itself, in shapes that depend on nothing else: a row's bits do not tell who
-        else is there.
-
-        Args:
-            hidden: [R, D].
-            places: of ``KVCache.places``, for this layer. Their rows are the first of the R.
-            kind: of the caches.
-
-        Returns:
-            [R, D].
-        """
-        query, key, value = (part.view(len(hidden), self.heads, -1) for part in self.query_key_value(hidden))
-        query = query / math.sqrt(query.shape[-1])  # [R, H, D/H]
-        counts = [len(place[0]) for place in places]
-        counts.append(len(hidden) - sum(counts))  # padding
-        new = zip(*(part.split(counts) for part in kind.encode(key, value)), strict=True)
-        queries = query.view(-1, 1, query.shape[-1]).split([count * self.heads for count in counts])
-        mixed = [
-            kind.attend(own_query, list(own_new), place)
-            for place, own_query, own_new in zip(places, queries, new, strict=False)
-        ]
-        if counts[-1]:
-            mixed.append(torch.zeros_like(queries[-1]))
-        return self.out_proj(torch.cat(mixed).to(hidden.dtype).view_as(hidden))
+    def query_key_value(self, hidden: Tensor) -> list[Tensor]:
+        """Queries, keys and values, each in the shape of ``hidden``, [..., D]."""
+        given = [projection(hidden) for projection in self.projections]
+        return given if len(given) == 3 else list(given[0].chunk(3, dim=-1))
 
 
 class DecoderLayer(nn.Module):
@@ -156,7 +128,6 @@ class DecoderLayer(nn.Module):
         self.fc1: nn.Module = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2: nn.Module = nn.Linear(config.intermediate_size, config.hidden_size)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
-        self.activation_name = config.hidden_act
         self.activation = _ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
@@ -179,11 +150,6 @@ class DecoderLayer(nn.Module):
     def feed_forward(self, hidden: Tensor) -> Tensor:
         """The two-layer perceptron on each position by itself, [..., D] to [..., D]."""
         return self.fc2(self.activation_dropout(self.activation(self.fc1(hidden))))
-
-    def step(self, hidden: Tensor, places: Places, kind: type[KVCache]) -> Tensor:
-        """Arguments and result are those of ``Attention.step``; for inference only."""
-        hidden = hidden + self.self_attn.step(self.self_attn_layer_norm(hidden), places, kind)
-        return hidden + self.feed_forward(self.final_layer_norm(hidden))
 
 
 class BioGptModel(nn.Module):
@@ -295,46 +261,6 @@ class BioGptModel(nn.Module):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
-
-    @torch.inference_mode()
-    def step(
-        self,
-        input_ids: Tensor,
-        caches: Sequence[KVCache],
-        program: Callable[[Tensor, list[Places]], Tensor] | None = None,
-    ) -> Tensor:
-        """One more position for each row of several caches, which may hold different numbers of positions.
-
-        Args:
-            input_ids: [R] ids, one a row of each cache in turn; what is left over is padding.
-            caches: of one kind, R or fewer rows in all, each with room for one more position; they are written to.
-                No row is padded: position 0 is its first token.
-            program: the layers' steps for that kind, compiled (``biogpt.runners.step``); None calls them one by one.
-
-        Returns:
-            [R, D], after the last LayerNorm.
-
-        Raises:
-            ValueError: a cache is full, or the rows are more than the ids.
-        """
-        lengths = [cache.length for cache in caches for _ in range(cache.batch_size)]
-        if len(lengths) > len(input_ids):
-            raise ValueError(f"{len(input_ids)} ids for {len(lengths)} rows; give one a row")
-        lengths += [0] * (len(input_ids) - len(lengths))
-        kind = type(caches[0])
-        places = kind.places(caches)
-        position_ids = torch.tensor(lengths, device=input_ids.device)
-        hidden = self.embed_tokens(input_ids) * self.embed_scale
-        hidden = hidden + self.embed_positions(position_ids + POSITION_OFFSET)
-        if program is not None:
-            hidden = program(hidden, places)
-        else:
-            for layer, of_layer in zip(self.layers, places, strict=True):
-                assert isinstance(layer, DecoderLayer)
-                hidden = layer.step(hidden, of_layer, kind)
-        for cache in caches:
-            cache.advance(1)
-        return self.layer_norm(hidden)
 
     def _check_lengths(
         self,

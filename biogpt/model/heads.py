@@ -6,7 +6,7 @@ Letters as in ``biogpt.model.decoder``: B batch, T positions, D width, V vocabul
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ class Head(nn.Module):
 
     biogpt: BioGptModel
     tied_weights: ClassVar[dict[str, str]] = {}  # parameter: the one it shares its tensor with
+    layout: Literal["plain", "packed", "int8"] = "plain"  # of the weights, see ``biogpt.runners.packing``
 
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__()

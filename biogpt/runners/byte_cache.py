@@ -26,8 +26,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from biogpt.model.cache import KVCache, Places
+from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
+from biogpt.runners.step import CacheKind, Places
 
 PAGE = 128  # positions
 _RANGE = 8  # bytes at the end of a row of a bag: two float32 numbers, the size of a step and what step 0 stands for
@@ -47,7 +48,7 @@ def encode(keys: Tensor, values: Tensor) -> list[Tensor]:
 
 
 def attend(query: Tensor, new: list[Tensor], place: list[Tensor]) -> Tensor:
-    """As ``biogpt.model.cache.attend``, for all rows of all caches. Also compiled, so plain."""
+    """As ``biogpt.runners.step.attend``, for all rows of all caches. Also scripted, so plain."""
     at, stored, keys, steps, values = place[:5]
     heads, owners, key_rows, key_bags, closed, slots, empty, open_, value_rows, value_bags = place[5:]
     stored.put_(at, new[0])
@@ -167,9 +168,6 @@ class Int8KVCache(KVCache):
         pages: where to take them from; as many of its own as it may need when None.
     """
 
-    encode = staticmethod(encode)
-    attend = staticmethod(attend)
-
     def __init__(
         self,
         config: BioGptConfig,
@@ -262,17 +260,6 @@ class Int8KVCache(KVCache):
         # Contiguous first, as attention is slow with numbers that lie apart; a single page would stay as it is.
         return tuple(part.contiguous().flatten(2, 3)[:, :, :end] for part in (keys, values))
 
-    @classmethod
-    def places(cls, caches: Sequence[Self]) -> list[Places]:
-        for cache in caches:
-            cache.require(cache.batch_size, 1)
-        groups = [list(group) for _, group in groupby(caches, lambda cache: id(cache.pages))]
-        by_group = [(group[0].pages.views, _plan(group)) for group in groups]
-        return [
-            [[plan[0], *views[layer], *plan[1:]] for views, plan in by_group]
-            for layer in range(len(by_group[0][0]))
-        ]
-
     def copy(self, first: int, last: int) -> list[Tensor]:
         return self._stored(slice(None), slice(0, 1), first, last)
 
@@ -298,6 +285,21 @@ class Int8KVCache(KVCache):
         self.pages.give(page for table in self.tables for page in table)
         self.tables = []
         self.length = self.max_length = 0
+
+
+def places(caches: Sequence[Int8KVCache]) -> list[Places]:
+    """Of ``biogpt.runners.step.CacheKind``: one place for all caches that share their pages."""
+    for cache in caches:
+        cache.require(cache.batch_size, 1)
+    groups = [list(group) for _, group in groupby(caches, lambda cache: id(cache.pages))]
+    by_group = [(group[0].pages.views, _plan(group)) for group in groups]
+    return [
+        [[plan[0], *views[layer], *plan[1:]] for views, plan in by_group]
+        for layer in range(len(by_group[0][0]))
+    ]
+
+
+BYTES = CacheKind(places, encode, attend)  # of ``Int8KVCache``
 
 
 def _pages(length: int) -> int:

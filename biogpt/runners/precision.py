@@ -1,44 +1,16 @@
-"""Which device and precision a model runs in, and why; and the threads that compute on a CPU."""
+"""Which device and precision a model runs in, and why."""
 
-import ctypes
-import os
-import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock, Thread, current_thread, main_thread
-from typing import Any, TypeVar
+from functools import cache
 
 import torch
 
-from biogpt.runners.layers import SMALL, float_speeds, int8_kernel, int8_speeds
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-_setting_threads = Lock()
+from biogpt.runners.speeds import float_speeds, int8_kernel, int8_speeds
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
-
-
-@contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """While it lasts, processes are started that leave Ctrl+C, which a terminal sends to all, to this one."""
-    if current_thread() is not main_thread():  # which alone may change what a signal does
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+SMALL = 30_000_000  # parameters; below, a CPU spends its time on other things than reading weights
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -142,15 +114,14 @@ def choose_precision(
     return Precision(torch.float32, False, "float32: nothing less is faster on this CPU")
 
 
-def describe(device: torch.device, precision: torch.dtype | Precision, threads: int | None = None) -> str:
+def describe(device: torch.device, precision: str, threads: int | None = None) -> str:
     """A line for people: precision, device and, on a CPU, the number of threads; as many as torch takes when None."""
-    name = precision.name if isinstance(precision, Precision) else str(precision).removeprefix("torch.")
     if device.type == "cuda":
-        return f"{name} · {torch.cuda.get_device_name(device)}"
+        return f"{precision} · {torch.cuda.get_device_name(device)}"
     if device.type == "mps":
-        return f"{name} · Apple GPU"
+        return f"{precision} · Apple GPU"
     threads = threads or torch.get_num_threads()
-    return f"{name} · CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{precision} · CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 @cache
@@ -175,96 +146,3 @@ def bfloat16_pays(kind: str) -> bool:
         return min(times)
 
     return seconds(torch.bfloat16) <= seconds(torch.float32)
-
-
-def use_threads(count: int) -> None:
-    """Compute with so many threads in the calling thread, and leave all other threads as they are."""
-    with _setting_threads:
-        others = torch.get_num_threads()
-        torch.set_num_threads(count)  # speaks for this thread, and for those that begin later
-        other = Thread(target=torch.set_num_threads, args=(others,))
-        other.start()
-        other.join()
-
-
-def side_by_side(function: Callable[[T], R], parts: Sequence[T]) -> Iterator[R]:
-    """What a function makes of each part in inference mode, in order; where torch computes with two threads, two at once.
-
-    Two threads that go their own ways do more than two that meet at every operation, where each waits for the slower
-    one and small operations are left to one of them. An odd part is left for both together.
-    """
-    if len(parts) < 2 or not has_pair():
-        for part in parts:
-            yield function(part)
-        return
-
-    @torch.inference_mode()
-    def run(part: T) -> R:
-        return function(part)
-
-    running: deque[Future[R]] = deque()
-    try:
-        for part in parts[: len(parts) // 2 * 2]:
-            if len(running) == 2:
-                yield running.popleft().result()
-            running.append(Future())
-            _pair().put((running[-1], partial(run, part)))
-        while running:
-            yield running.popleft().result()
-    finally:
-        wait(running)
-    if len(parts) % 2:
-        yield run(parts[-1])
-
-
-def has_pair() -> bool:
-    """Whether ``side_by_side`` computes two parts at once: on more cores it was not measured."""
-    return torch.get_num_threads() == 2
-
-
-@cache
-def _pair() -> "SimpleQueue[tuple[Future[Any], Callable[[], Any]]]":
-    """Tasks for two threads that last; no executor, since that refuses work while Python ends and others finish theirs."""
-    tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
-
-    def serve() -> None:
-        use_threads(1)
-        while True:
-            fulfil(*tasks.get())
-
-    for _ in range(2):
-        Thread(target=serve, name="biogpt-part", daemon=True).start()
-    return tasks
-
-
-def fulfil(future: "Future[T]", task: Callable[[], T]) -> None:
-    """Give a future what a task returns or raises."""
-    try:
-        future.set_result(task())
-    except BaseException as error:  # of whatever kind: it is raised where the task came from
-        future.set_exception(error)
-
-
-os.register_at_fork(after_in_child=_pair.cache_clear)  # which has none of its parent's threads
-
-
-def rest_threads() -> None:
-    """End the helpers that OpenMP keeps for the calling thread; its next large operation starts new ones.
-
-    A process that is forked while there are any waits for them for ever.
-
-    GNU's OpenMP lets helpers stay awake between two operations only while there are no more of them than cores. A
-    thread that has computed and then waits for another one would leave that one half as fast.
-    """
-    openmp = _gnu_openmp()
-    if openmp is not None:
-        openmp.omp_pause_resource_all(1)  # omp_pause_soft
-
-
-@cache
-def _gnu_openmp() -> ctypes.CDLL | None:
-    maps = Path("/proc/self/maps")
-    lines = maps.read_text(encoding="utf-8").splitlines() if maps.is_file() else []
-    paths = [line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line]
-    library = ctypes.CDLL(paths[0]) if paths else None
-    return library if hasattr(library, "omp_pause_resource_all") else None

@@ -1,55 +1,29 @@
-"""Many requests on one model: slots that join and leave between steps, and what each step computes.
+"""Many requests on one model: slots that join and leave between steps, and who runs in each.
 
-A step gives every running slot its next token, all in one pass through the linear layers, and reads one chunk of one
-prompt, so that a long prompt holds up nobody for long. What a slot gets depends on nothing but itself, to the bit:
-
-- A prompt is read alone, in chunks of a fixed size from position 0 on: the shapes follow from the prompt.
-- Attention is computed row by row, over the row's own keys and values.
-- The rest of the network works on rows, and only in numbers of rows for which the kernels of this machine give each
-  row the very same bits (``steady_sizes``, found by trying); a step is padded to the next such number that is not
-  slower than a greater one (``swift_sizes``).
-- Each slot draws from its own random numbers.
-
-Where torch computes with two threads, each makes the tokens of half of many slots by itself (``side_by_side``), if
-the bits are those of both together, unless large float weights would be read twice; and a long prompt that is alone is
-read two chunks at a time.
+A step gives every running slot its next token, and reads one stretch of one prompt, so that a long prompt holds up
+nobody for long. What a slot gets depends on nothing but itself, to the bit: a prompt is read alone, in stretches of a
+fixed size from position 0 on, a runner promises the same of each row (``biogpt.runners.runner``), and each slot draws
+from its own random numbers.
 
 Nothing here locks or waits, but for the short ``lock`` around the lists; one thread at a time may call ``step``.
 """
 
 import logging
 import math
-import os
-import statistics
-import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from copy import copy
-from pathlib import Path
+from collections import deque
+from collections.abc import Generator, Hashable
 from queue import SimpleQueue
-from threading import Event, Lock
+from threading import Lock
 
 import torch
 from torch import Tensor
 
-from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import Hypothesis, Search, Token
 from biogpt.model.cache import KVCache
-from biogpt.model.decoder import DecoderLayer
-from biogpt.runners.byte_cache import Int8KVCache, Pages
-from biogpt.runners.layers import Int8Linear, PackedLinear
-from biogpt.runners.precision import has_pair, side_by_side
-from biogpt.runners.step import Step, step_program
+from biogpt.runners import ModelRunner
+from biogpt.serving.prompts import PromptStore
 
 logger = logging.getLogger(__name__)
-
-CHUNK = 128  # positions of a prompt that are read at once
-_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)  # numbers of rows that are computed together
-_ROUNDED = 2**18  # numbers less precise than float32 that kernels are compared by
-_TIMED_LAYERS = 4  # more weights than caches hold, so that they come from memory as they do in a step
-_PAIR_ROWS = 8  # from which on two threads with half of the rows each are faster than both with all
-_SHARE_OF_MEMORY = 0.25  # for caches
-_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 Result = Token | list[Hypothesis]
 
@@ -107,51 +81,27 @@ class Engine:
     """The slots of one model, and their steps.
 
     Args:
-        model: in evaluation mode; its weights stay as they are from the first step on.
-        cache_bytes: most memory for keys and values, those kept for reuse included; a quarter of the machine's when
-            None.
+        runner: computes; nobody else may use it.
+        cache_bytes: most memory for keys and values, those kept for reuse included; as the runner advises when None.
         max_running, max_waiting: most slots that run at once, and that then wait for one to leave.
-
-    Raises:
-        ValueError: the model is in training mode.
     """
 
     def __init__(
         self,
-        model: BioGptForCausalLM,
+        runner: ModelRunner,
         cache_bytes: int | None = None,
         max_running: int = 16,
         max_waiting: int = 64,
     ) -> None:
-        if model.training:
-            raise ValueError(
-                "the model is in training mode, where dropout is random; call model.eval() first"
-            )
-        self.model = model
-        self.cache_bytes = _share_of_memory(model.device) if cache_bytes is None else cache_bytes
+        self.runner = runner
+        self.cache_bytes = runner.memory() if cache_bytes is None else cache_bytes
+        runner.limit(self.cache_bytes)
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.lock = Lock()  # of the two lists
         self.waiting: deque[Slot] = deque()
         self.running: list[Slot] = []
-        self.prompts = PromptStore()
-        self.device, self.dtype = model.device, model.dtype
-        self._cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        int8 = isinstance(model.output_projection, Int8Linear) and Int8KVCache.fits(model.config)
-        self._pages = Pages.within(model.config, self.cache_bytes) if int8 else None
-        self._kind = Int8KVCache if int8 else KVCache
-        self._sizes: tuple[int, ...] = ()
-        self._pairs = False  # whether two threads may compute half of the rows each
-        self._program: Step | None = None
-
-    def prepare(self) -> None:
-        """Compile the step, and find how many rows it may take: a second for a large model, here or at its first token."""
-        if self._program is None:
-            self._sizes = swift_sizes(self.model, steady_sizes(self.model))
-            # Large float weights are too much to be read by each of two threads.
-            may = self.device.type == "cpu" and not isinstance(self.model.output_projection, PackedLinear)
-            self._pairs = may and has_pair() and is_steady_alone(self.model, self._sizes)
-            self._program = step_program(self.model.biogpt, self._kind)
+        self.prompts = PromptStore(runner.stretch)
 
     def submit(self, slot: Slot) -> None:
         """Let a slot wait for its turn.
@@ -183,7 +133,7 @@ class Engine:
 
     def need(self, slot: Slot) -> int:
         """Bytes of cache that a slot takes while it runs."""
-        return self._kind.size(self.model.config, slot.search.rows, self._length(slot), self._cache_dtype)
+        return self.runner.cache_bytes(slot.search.rows, self._length(slot))
 
     @property
     def has_work(self) -> bool:
@@ -218,16 +168,16 @@ class Engine:
                         slot.skip = False
                         slot.search.end_sequence()
                 active = [slot for slot in active if not slot.search.done]
+            # Looked up before any token is made: what a slot gets now is for its next step.
             fed = [slot for slot in active if slot.search.feed]
             kept = [(slot, slot.search.kept) for slot in active if slot.search.kept is not None]
             reading = [slot for slot in active if not slot.made]
-            each = side_by_side if self._pairs else map
-            for _ in each(self._make_tokens, self._groups(fed)):
-                pass
-            for slot, own in kept:
-                self._advance(slot, own)
+            if fed:
+                self._make_tokens(fed)
+            for slot, logits in kept:
+                self._advance(slot, logits)
             if reading:
-                self._read(reading[0], is_alone=len(active) == 1)
+                self._read(reading[0])
             with self.lock:
                 self._leave(self.running)
         except Exception as error:
@@ -274,7 +224,7 @@ class Engine:
                 slots.remove(slot)
                 slot.results.put(None)
                 if slot.cache is not None:
-                    slot.cache.release()
+                    self.runner.close(slot.cache)
 
     def _join(self) -> None:
         """Let those that wait run, first come, first served, while there is room."""
@@ -282,7 +232,7 @@ class Engine:
             slot = self.waiting.popleft()
             self.running.append(slot)
             self.prompts.shrink(self._free)
-            slot.cache = self._cache(self._length(slot))
+            slot.cache = self.runner.open(slot.search.rows, self._length(slot))
             self.prompts.recall(slot.session, slot.search.prompt_ids, slot.cache)
 
     def _has_room(self) -> bool:
@@ -300,94 +250,28 @@ class Engine:
         # The last token made is never fed back, so one position more than needed at most.
         return len(slot.search.prompt_ids) + slot.search.options.max_new_tokens
 
-    def _cache(self, length: int) -> KVCache:
-        config = self.model.config
-        if self._pages is not None:
-            return Int8KVCache(config, 1, length, self._pages)
-        return KVCache(config, 1, length, self.device, self._cache_dtype)
-
-    def _read(self, slot: Slot, is_alone: bool) -> None:
-        """Read one chunk of a prompt; two, side by side, where that changes no bit and holds nobody up."""
+    def _read(self, slot: Slot) -> None:
+        """Read one stretch of a prompt."""
         ids, cache = slot.search.prompt_ids, slot.cache
         assert cache is not None
-        starts = range(cache.length, len(ids), CHUNK)
-        chunks = [torch.tensor([ids[start : start + CHUNK]], device=self.device) for start in starts[:2]]
-        if len(chunks) == 2 and is_alone and isinstance(cache, Int8KVCache) and has_pair():
-            hidden = self._read_two(chunks, cache)
-        else:
-            chunks = chunks[:1]
-            hidden = self.model.biogpt(chunks[0], past_key_values=cache).last_hidden_state
-        for end in (start + CHUNK for start in starts[: len(chunks)]):
-            if slot.session is not None and end <= len(ids):
-                self.prompts.keep(slot.session, ids[:end], cache, self._free)
-        if cache.length == len(ids):
-            self._advance(slot, self.model.output_projection(hidden[:, -1]).float().cpu())
+        end = cache.length + self.runner.stretch
+        logits = self.runner.read(ids, cache)
+        if slot.session is not None and end <= len(ids):
+            self.prompts.keep(slot.session, ids[:end], cache, self._free)
+        if logits is not None:
+            self._advance(slot, logits)
 
-    def _read_two(self, chunks: Sequence[Tensor], cache: Int8KVCache) -> Tensor:
-        """Hidden states of the second of two chunks; it reads in each layer what the first has just written there."""
-        first, second = copy(cache), copy(cache)
-        second.length += chunks[0].shape[1]
-        cache.reserve(sum(chunk.shape[1] for chunk in chunks))
-        written = [Event() for _ in self.model.biogpt.layers]
-
-        def write_first(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            both = cache.write(layer, keys, values)
-            written[layer].set()
-            return both
-
-        def write_second(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            written[layer].wait()
-            return Int8KVCache.write(second, layer, keys, values)
-
-        def read(part: tuple[Tensor, KVCache]) -> Tensor:
-            try:
-                return self.model.biogpt(part[0], past_key_values=part[1]).last_hidden_state
-            finally:
-                for event in written:  # whatever happened, nobody waits for it
-                    event.set()
-
-        first.write, second.write = write_first, write_second  # type: ignore[method-assign]
-        *_, hidden = side_by_side(read, list(zip(chunks, (first, second), strict=True)))
-        cache.advance(sum(chunk.shape[1] for chunk in chunks))
-        return hidden
-
-    def _groups(self, slots: Sequence[Slot]) -> list[list[Slot]]:
-        """Slots that a step computes together: as many rows as are steady, or half of all, or one slot that has more."""
-        if not slots:
-            return []
-        self.prepare()
-        most, count = self._sizes[-1], sum(slot.search.rows for slot in slots)
-        if self._pairs and has_pair() and count >= _PAIR_ROWS:
-            most = min(most, -(-count // 2))
-        groups: list[list[Slot]] = []
-        rows = 0
-        for slot in slots:
-            if not groups or rows + slot.search.rows > most:
-                groups.append([])
-                rows = 0
-            groups[-1].append(slot)
-            rows += slot.search.rows
-        return groups
-
-    def _make_tokens(self, slots: Sequence[Slot]) -> None:
-        rows = [slot.search.rows for slot in slots]
-        for slot, own in zip(slots, self._next_logits(slots).split(rows), strict=True):
-            self._advance(slot, own)
-
-    def _next_logits(self, slots: Sequence[Slot]) -> Tensor:
-        """Run what the slots feed through the model; [R, V] float32 logits on the CPU."""
-        ids = [row[0] for slot in slots for row in slot.search.feed]
-        padded = next((size for size in self._sizes if size >= len(ids)), len(ids))
-        input_ids = torch.tensor(ids + [0] * (padded - len(ids)), device=self.device)
+    def _make_tokens(self, slots: list[Slot]) -> None:
         caches = [slot.cache for slot in slots if slot.cache is not None]
-        assert self._program is not None
-        hidden = self._program(input_ids, caches)
-        return self.model.output_projection(hidden)[: len(ids)].float().cpu()
+        logits = self.runner.step([row[0] for slot in slots for row in slot.search.feed], caches)
+        by_slot = logits.split([slot.search.rows for slot in slots])
+        for _ in self.runner.each(lambda pair: self._advance(*pair), zip(slots, by_slot, strict=True)):
+            pass
 
     def _advance(self, slot: Slot, logits: Tensor) -> None:
         assert slot.cache is not None
         if not math.isfinite(float(logits.sum())):
-            kind = "int8" if self._pages else str(self.dtype).removeprefix("torch.")
+            kind = self.runner.precision
             advice = "load it in bfloat16 or float32" if kind == "float16" else "its weights may be damaged"
             return slot.fail(FloatingPointError(f"the model's logits are not finite in {kind}; {advice}"))
         try:
@@ -396,147 +280,3 @@ class Engine:
             logger.exception("a request failed")
             slot.fail(error)
         return None
-
-
-class PromptStore:
-    """Keys and values of the prompts that sessions sent lately, in whole chunks.
-
-    A chunk is found by its session and by every token up to its end, and is given back in the bits it was computed
-    in; computing it again would take the same shapes and give the same bits. So reuse never changes a result.
-    """
-
-    def __init__(self) -> None:
-        self._chunks: OrderedDict[tuple[Hashable, tuple[int, ...]], list[Tensor]] = OrderedDict()
-        self.bytes = 0
-
-    def keep(self, session: Hashable, ids: Sequence[int], cache: KVCache, room: int) -> None:
-        """Keep the last chunk of the positions ``ids`` that a cache of one row holds.
-
-        ``room`` bytes must suffice for it and for the chunks before it, without which it is of no use.
-        """
-        key = (session, tuple(ids))
-        self._touch(session, ids)
-        if key in self._chunks:
-            return
-        chunk = cache.copy(len(ids) - CHUNK, len(ids))
-        size = sum(part.nbytes for part in chunk)
-        if size * len(ids) // CHUNK > room:
-            return
-        self.shrink(room - size)
-        self._chunks[key] = chunk
-        self.bytes += size
-        self._touch(session, ids)
-
-    def recall(self, session: Hashable, ids: Sequence[int], cache: KVCache) -> None:
-        """Fill an empty cache with the chunks that are known; the last token is left to be read in any case."""
-        while session is not None and cache.length + CHUNK < len(ids):
-            key = (session, tuple(ids[: cache.length + CHUNK]))
-            if key not in self._chunks:
-                break
-            cache.append(self._chunks[key])
-        self._touch(session, ids[: cache.length])
-
-    def _touch(self, session: Hashable, ids: Sequence[int]) -> None:
-        """Forget the chunks of these positions after all others, and the first of them last."""
-        for end in range(len(ids), 0, -CHUNK):
-            if (key := (session, tuple(ids[:end]))) in self._chunks:
-                self._chunks.move_to_end(key)
-
-    def shrink(self, limit: int) -> None:
-        """Forget the chunks that were not used for longest, until no more than ``limit`` bytes are held."""
-        while self._chunks and self.bytes > limit:
-            _, chunk = self._chunks.popitem(last=False)
-            self.bytes -= sum(part.nbytes for part in chunk)
-
-
-@torch.inference_mode()
-def steady_sizes(model: BioGptForCausalLM) -> tuple[int, ...]:
-    """Numbers of rows, in rising order, at which each row's bits are the same, whatever its place and company.
-
-    Matrix kernels add up in another order for one row than for eight. What this machine's do is tried here, with
-    every layer shape of the model; the most rows alone are always steady, or else one row is.
-    """
-    most = _SIZES[-1]
-    steady = set(_SIZES)
-    for part, rows, full in _probes(model):
-        if not torch.equal(part(rows.flip(0)).flip(0), full):
-            return (1,)
-        for size in _SIZES[:-1]:
-            for first in (0, most - size):
-                if not torch.equal(part(rows[first : first + size]), full[first : first + size]):
-                    steady.discard(size)
-    return tuple(sorted(steady))
-
-
-@torch.inference_mode()
-def swift_sizes(model: BioGptForCausalLM, sizes: Sequence[int]) -> tuple[int, ...]:
-    """Those numbers of rows that no greater one beats: oneDNN may compute four rows faster than one or two."""
-    if not isinstance(model.output_projection, PackedLinear):
-        return tuple(sizes)
-    layers = list(model.biogpt.layers)[:_TIMED_LAYERS]
-    few = [size for size in sizes if size <= _PAIR_ROWS]
-    hidden = torch.ones(_SIZES[-1], model.config.hidden_size, dtype=model.dtype)
-
-    def seconds(size: int) -> float:
-        start = time.perf_counter()
-        for layer in layers:
-            assert isinstance(layer, DecoderLayer)
-            layer.feed_forward(hidden[:size])
-        return time.perf_counter() - start
-
-    rounds = [[seconds(size) for size in few] for _ in range(7)]
-    usual = [statistics.median(times) for times in zip(*rounds, strict=True)]
-    slow = [size for place, size in enumerate(few) if usual[place] > min(usual[place:])]
-    return tuple(size for size in sizes if size not in slow)
-
-
-@torch.inference_mode()
-def is_steady_alone(model: BioGptForCausalLM, sizes: Sequence[int]) -> bool:
-    """Whether one of two threads (``side_by_side``) gives rows the bits that both together do, for all these sizes."""
-    for part, rows, full in _probes(model):
-        inputs = [rows[:size] for size in (*sizes, sizes[-1])]  # two at least
-        for found in side_by_side(part, inputs):
-            if not torch.equal(found, full[: len(found)]):
-                return False
-    return True
-
-
-def _probes(model: BioGptForCausalLM) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]]:
-    """Each kind of layer, the most rows for it, and what it makes of them; several times where few bits would differ.
-
-    Sums in another order differ in the last bits of float32, which most numbers show; of bfloat16 numbers, which are
-    rounded to 8 bits, very few do.
-    """
-    body, projection = model.biogpt, model.output_projection
-    layer = body.layers[0]
-    assert isinstance(layer, DecoderLayer)
-    attention = layer.self_attn
-    parts: tuple[Callable[[Tensor], Tensor], ...] = (
-        lambda x: torch.cat(attention.query_key_value(layer.self_attn_layer_norm(x)), dim=-1),
-        lambda x: attention.out_proj(x),
-        lambda x: layer.feed_forward(layer.final_layer_norm(x)),
-        lambda x: projection(body.layer_norm(x)),
-    )
-    random = torch.Generator().manual_seed(0)
-    for part in parts:
-        missing = 1 if model.dtype == torch.float32 else _ROUNDED
-        while missing > 0:
-            rows = torch.randn(_SIZES[-1], body.config.hidden_size, generator=random)
-            rows = rows.to(model.device, model.dtype)
-            full = part(rows)
-            yield part, rows, full
-            missing -= full.numel()
-
-
-def _share_of_memory(device: torch.device) -> int:
-    """Of the GPU's; or of the machine's, and of what a container may take of it."""
-    try:
-        if device.type == "cuda":
-            return int(_SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError, RuntimeError):  # not on every system; a GPU may come later
-        memory = 2**32
-    for path in _CONTAINER_LIMITS:
-        text = path.read_text(encoding="ascii").strip() if path.is_file() else "max"
-        memory = min(memory, int(text)) if text.isdigit() else memory
-    return int(_SHARE_OF_MEMORY * memory)

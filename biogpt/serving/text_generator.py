@@ -8,42 +8,31 @@ comma takes no space, a second quote closes the first), so prompt and new tokens
 every step, and the prompt is then left out.
 """
 
-import logging
-import math
 import re
-import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from queue import Empty
-from threading import Condition, Lock, Thread, main_thread
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
-
-from torch import nn
+from typing import Literal, Self, TypeVar
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.generation.search import GenerationOptions, Hypothesis, Token, start_search
 from biogpt.model.config import BioGptConfig
-from biogpt.runners.layers import SMALL, pack
-from biogpt.runners.precision import fulfil, rest_threads, use_threads
+from biogpt.runners import runner_for
+from biogpt.runners.packing import pack
 from biogpt.serving.engine import Engine, Result, Slot
-
-logger = logging.getLogger(__name__)
+from biogpt.serving.worker import Health, Worker
 
 T = TypeVar("T")
-State = Literal["loading", "serving", "failed", "stopping"]
 FinishReason = Literal["stop", "length", "eos"]
 
 # A token stands for some five characters. A prompt of more than so many a position cannot fit, and is refused before
 # the tokenizer spends time on it.
 _CHARACTERS_PER_POSITION = 40
-_GLANCE = 0.2  # seconds after which an idle thread looks whether it is still needed
 
 
 @dataclass(frozen=True)
@@ -89,157 +78,6 @@ class Completion:
     def logprob(self) -> float:
         """Natural logarithm of the probability that the model gives to all tokens together."""
         return sum(token.logprob for token in self.tokens)
-
-
-@dataclass(frozen=True)
-class Health:
-    """Whether requests are served: the state, and in words why it is not "serving"."""
-
-    state: State
-    reason: str = ""
-
-
-class Worker:
-    """The thread that runs the steps of an engine, or in its place whoever asks for a result.
-
-    It starts with the first request, so that a process may be forked before, and ends by itself once the generator
-    or the main thread is gone. Those who ask for something, and the thread itself while it is idle, keep no helpers
-    (``biogpt.runners.precision.rest_threads``).
-
-    Args:
-        engine: nobody else may call its ``step``.
-        threaded: False runs the steps in the threads of those who wait for results, as a process must that is forked
-            for a single call.
-
-    Attributes:
-        threads: that torch computes with; as many as it likes when None. Read when the thread starts.
-    """
-
-    def __init__(self, engine: Engine, threaded: bool = True) -> None:
-        self.engine = engine
-        self.health = Health("serving")
-        self.is_abandoned = False
-        self.threads: int | None = None
-        self._threaded = threaded
-        self._thread: Thread | None = None
-        self._tasks: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        # Notified when a slot or task came, a slot was cancelled or read, or the end was asked for.
-        self._changed = Condition()
-        self._turn = Lock()  # of those who run steps themselves
-
-    def submit(self, slot: Slot) -> None:
-        """Let a slot wait for its turn; errors are those of ``Engine.submit``, and RuntimeError after ``stop``."""
-        with self._changed:
-            self._refuse_at_the_end()
-            self.engine.submit(slot)
-            self._start()
-
-    def run(self, task: Callable[[], T]) -> T:
-        """What a task returns or raises, run between two steps by the thread that owns the model."""
-        if not self._threaded:
-            with self._turn:
-                return task()
-        future: Future[T] = Future()
-        with self._changed:
-            self._refuse_at_the_end()
-            self._tasks.append((future, task))
-            self._start()
-        return future.result()
-
-    def _refuse_at_the_end(self) -> None:
-        if self.health.state == "stopping" or (self._threaded and not main_thread().is_alive()):
-            raise RuntimeError("the service is stopping and takes no more requests")
-
-    def _start(self) -> None:
-        if self._threaded and (self._thread is None or not self._thread.is_alive()):
-            self._thread = Thread(target=self._serve, name="biogpt")
-            self._thread.start()
-        if self._threaded:
-            rest_threads()
-        self._changed.notify()
-
-    def take(self, slot: Slot, timeout: float | None = None) -> Result | Exception | None:
-        """The next result of a slot; the reader says with ``taken`` when it has made use of it.
-
-        Raises:
-            queue.Empty: there is none within ``timeout`` seconds.
-        """
-        if self._threaded:
-            return slot.results.get(timeout=timeout)
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while slot.results.empty() and time.monotonic() < deadline:
-            with self._turn:
-                if slot.results.empty():
-                    self._step()
-        return slot.results.get_nowait()
-
-    def taken(self, slot: Slot) -> None:
-        """A reader is done with a result; a slot that was held back may go on."""
-        slot.taken += 1
-        if slot.lead is not None:
-            self._wake()
-
-    def cancel(self, slot: Slot) -> None:
-        """Let a slot leave before the next step."""
-        slot.cancelled = True
-        if self._threaded:
-            self._wake()
-        elif self._turn.acquire(blocking=False):  # else whoever has the turn drops it in the next step
-            try:
-                self.engine.drop()
-            finally:
-                self._turn.release()
-
-    def stop(self, timeout: float = 0.0) -> None:
-        """Take no more requests, let those at hand go on for so many seconds, and drop the rest."""
-        with self._changed:
-            self.health = Health("stopping", "the service is shutting down")
-            thread = self._thread
-        deadline = time.monotonic() + timeout
-        while thread is not None and (self.engine.is_busy or self._tasks) and time.monotonic() < deadline:
-            time.sleep(min(_GLANCE, timeout))
-        self.is_abandoned = True
-        if thread is not None:
-            self._wake()
-            thread.join()
-        # Not for ever: this may be the handler of a signal, in the very thread that has the turn.
-        has_turn = self._turn.acquire(timeout=1.0)
-        self.engine.drop(everyone=True)
-        if has_turn:
-            self._turn.release()
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify()
-
-    def _serve(self) -> None:
-        if self.threads is not None:
-            use_threads(self.threads)
-        while not self.is_abandoned and main_thread().is_alive():
-            with self._changed:
-                task = self._tasks.popleft() if self._tasks else None
-                if task is None and not self.engine.has_work:
-                    rest_threads()
-                    # What is dropped by the garbage collector sets a flag and notifies nobody, so look at times.
-                    self._changed.wait(_GLANCE)
-                    continue
-            if task is not None:
-                fulfil(*task)
-            if self.engine.has_work:
-                self._step()
-        self.engine.drop(everyone=True)
-        while self._tasks:
-            self._tasks.popleft()[0].set_exception(RuntimeError("the service has stopped"))
-
-    def _step(self) -> None:
-        try:
-            self.engine.step()
-            health = Health("serving")
-        except Exception as error:  # its requests were told; others may fare better
-            logger.exception("a step of the model failed")
-            health = Health("failed", f"{type(error).__name__}: {error}")
-        if self.health.state != "stopping":
-            self.health = health
 
 
 class Stream:
@@ -352,7 +190,8 @@ class TextGenerator:
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self._worker = Worker(Engine(self.model, cache_bytes, max_running, max_waiting), threaded)
+        engine = Engine(runner_for(self.model), cache_bytes, max_running, max_waiting)
+        self._worker = Worker(engine, threaded)
         weakref.finalize(self, setattr, self._worker, "is_abandoned", True)
 
     @classmethod
@@ -366,14 +205,12 @@ class TextGenerator:
     ) -> Self:
         """Load model and tokenizer; arguments and errors are those of ``BioGptForCausalLM.from_pretrained``.
 
-        The weights of a large model are laid out for serving (``biogpt.runners.layers.pack``).
+        The weights of a large model are laid out for serving (``biogpt.runners.packing.pack``).
         """
         model = BioGptForCausalLM.from_pretrained(source, revision, device, precision, trainable=False)
         pack(model)
         generator = cls(model, BioGptTokenizer.from_pretrained(source, revision), threaded=threaded)
-        if model.device.type == "cpu":  # a GPU may be there only during a call
-            generator._worker.engine.prepare()
-            rest_threads()  # so that this process may be forked
+        generator._worker.engine.runner.prepare_ahead()
         return generator
 
     @property
@@ -386,19 +223,17 @@ class TextGenerator:
         return len(self._worker.engine.waiting)
 
     @property
-    def threads(self) -> int | None:
-        """That its worker computes with on a CPU; None is as many as torch takes."""
-        return self._worker.threads
+    def description(self) -> str:
+        """A line for people: in which precision it computes, and on what."""
+        return self._worker.engine.runner.description
 
     def share_cores(self) -> None:
         """Leave cores to what else runs on this machine, such as a page; call it before the first request.
 
-        A small model then computes in one thread. It gains little from a second one, and would wait for it at every
-        operation while something else has its core.
+        On a CPU, a small model then computes in one thread. It gains little from a second one, and would wait for it
+        at every operation while something else has its core.
         """
-        plain = isinstance(self.model.output_projection, nn.Linear)  # packed and int8 layers are large ones
-        if plain and sum(parameter.numel() for parameter in self.model.parameters()) < SMALL:
-            self._worker.threads = 1
+        self._worker.engine.runner.share_cores()
 
     def health(self) -> Health:
         return self._worker.health

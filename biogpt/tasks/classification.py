@@ -15,8 +15,8 @@ from torch import Tensor
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptForSequenceClassification, BioGptTokenizer
 from biogpt.model.cache import KVCache
-from biogpt.runners.layers import pack
-from biogpt.runners.precision import rest_threads, side_by_side
+from biogpt.runners.packing import pack
+from biogpt.runners.threads import rest_threads, side_by_side
 from biogpt.text.results import Classification, LabelScore, SentenceLabel
 from biogpt.text.sentences import sentence_spans
 

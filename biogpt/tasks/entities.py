@@ -18,8 +18,8 @@ from torch import Tensor
 
 from biogpt.checkpoint.pretrained import BioGptForTokenClassification, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
-from biogpt.runners.layers import pack
-from biogpt.runners.precision import rest_threads, side_by_side
+from biogpt.runners.packing import pack
+from biogpt.runners.threads import rest_threads, side_by_side
 from biogpt.text.results import Entity
 from biogpt.text.tokenizer import END_OF_WORD
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from biogpt.checkpoint.files import written_whole
 from biogpt.checkpoint.pretrained import BioGptTokenizer
-from biogpt.runners.precision import interrupts_ignored
+from biogpt.runners.threads import interrupts_ignored
 
 _LINES_AT_ONCE = 1000
 _RESTS_AT_MOST = 1000

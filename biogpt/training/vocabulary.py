@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 from multiprocessing import get_context
 
 from biogpt.checkpoint.pretrained import BioGptTokenizer
-from biogpt.runners.precision import interrupts_ignored
+from biogpt.runners.threads import interrupts_ignored
 from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD, NORMALIZATION, Pair, moses_words, word_symbols
 
 _LINES_PER_TASK = 2000

@@ -7,7 +7,7 @@ from threading import Barrier, current_thread
 import pytest
 import torch
 
-from biogpt.runners.precision import side_by_side
+from biogpt.runners.threads import side_by_side
 
 
 @pytest.fixture(params=[1, 2, 3])

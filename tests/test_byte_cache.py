@@ -13,7 +13,8 @@ from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions, start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.runners import byte_cache as pages_module
-from biogpt.runners.byte_cache import PAGE, Int8KVCache, Pages, encode
+from biogpt.runners import runner_for
+from biogpt.runners.byte_cache import PAGE, Int8KVCache, Pages, attend, encode, places
 from biogpt.serving.engine import Engine, Slot
 
 CONFIG = BioGptConfig(
@@ -48,11 +49,11 @@ def step(caches: Sequence[Int8KVCache], seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def attended(caches: Sequence[Int8KVCache], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    places = Int8KVCache.places(caches)[1]
-    counts = [len(place[0]) for place in places]
-    parts = zip(query.split(counts), key.split(counts), value.split(counts), places, strict=True)
+    of_layer = places(caches)[1]
+    counts = [len(place[0]) for place in of_layer]
+    parts = zip(query.split(counts), key.split(counts), value.split(counts), of_layer, strict=True)
     return torch.cat(
-        [Int8KVCache.attend(q.view(-1, 1, 8), encode(k, v), place).view(-1, 4, 8) for q, k, v, place in parts]
+        [attend(q.view(-1, 1, 8), encode(k, v), place).view(-1, 4, 8) for q, k, v, place in parts]
     )
 
 
@@ -176,7 +177,7 @@ def int8_model() -> BioGptForCausalLM:
 
 
 def results(engine: Engine, ids: Sequence[int], options: GenerationOptions, session: str | None) -> list:
-    slot = Slot(start_search(engine.model.config, ids, options), session)
+    slot = Slot(start_search(engine.runner.config, ids, options), session)
     engine.submit(slot)
     while engine.has_work:
         engine.step()
@@ -187,7 +188,7 @@ def results(engine: Engine, ids: Sequence[int], options: GenerationOptions, sess
 def test_a_reused_prompt_gives_the_same_bits(kind, int8_model, monkeypatch) -> None:
     options = GenerationOptions(max_new_tokens=12, seed=3, **kind)
     ids = [2, *torch.randint(4, 8000, (300,), generator=torch.Generator().manual_seed(0)).tolist()]
-    engine = Engine(int8_model)
+    engine = Engine(runner_for(int8_model))
     first = results(engine, ids, options, "one")
     read = []
     forward = int8_model.biogpt.forward
@@ -198,13 +199,13 @@ def test_a_reused_prompt_gives_the_same_bits(kind, int8_model, monkeypatch) -> N
     assert sum(read) == 301 - 2 * PAGE
     assert results(engine, ids, options, "another") == first
     assert sum(read) == 2 * 301 - 2 * PAGE
-    assert len(engine._pages._free) == engine._pages.count
+    assert len(engine.runner._pages._free) == engine.runner._pages.count
 
 
 def test_the_engine_pages_what_it_promised(int8_model, monkeypatch) -> None:
     """As many requests run as the limit has room for, and the pages suffice for each of them."""
     most = Int8KVCache.size(int8_model.config, 1, 140)
-    engine = Engine(int8_model, cache_bytes=3 * most)
+    engine = Engine(runner_for(int8_model), cache_bytes=3 * most)
     taken = []
     take = pages_module.Pages.take
     monkeypatch.setattr(pages_module.Pages, "take", lambda self: taken.append(len(self._free)) or take(self))

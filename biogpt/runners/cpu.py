@@ -1,0 +1,106 @@
+"""A runner for CPUs: a scripted step, rows in the numbers that are fastest, a cache of bytes for int8.
+
+What each of these gives is in ``assets/benchmarks/README.md``.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from biogpt.model.cache import KVCache
+from biogpt.model.heads import LanguageModel
+from biogpt.runners.byte_cache import BYTES, Int8KVCache, Pages
+from biogpt.runners.plain import PlainRunner
+from biogpt.runners.precision import describe
+from biogpt.runners.steady import is_steady_alone, steady_sizes, swift_sizes
+from biogpt.runners.step import FLOATS, DecodeStep
+from biogpt.runners.threads import has_pair, rest_threads, side_by_side, use_threads
+
+Part = TypeVar("Part")
+Made = TypeVar("Made")
+
+_ROWS_TO_HALVE = 8  # from which on two halves, each by threads of its own, are no slower than all together
+_SMALL = 50_000_000  # weights; a second thread gains such a model little, and would wait for what else runs
+
+
+class CpuRunner(PlainRunner):
+    """Computes on a CPU, with layers as ``biogpt.runners.packing`` lays them out.
+
+    Attributes:
+        threads: that torch computes with; as many as it likes when None.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model)
+        self.threads: int | None = None
+        self._has_bytes = model.layout == "int8" and Int8KVCache.fits(model.config)
+        self.cache_kind = BYTES if self._has_bytes else FLOATS
+        self._pages: Pages | None = None
+        self._halves = False  # whether two threads may compute half of the rows each
+
+    @property
+    def description(self) -> str:
+        return describe(self.device, self.precision, self.threads)
+
+    def find_sizes(self) -> tuple[int, ...]:
+        sizes = steady_sizes(self.model)
+        if self.model.layout == "packed":
+            return swift_sizes(self.model, sizes)
+        # Large float weights are too much to be read by each of two threads; those of int8 are not.
+        if self.model.layout == "int8":
+            self._halves = has_pair() and is_steady_alone(self.model, sizes)
+        return sizes
+
+    def make_step(self) -> DecodeStep:
+        return DecodeStep(self.model.biogpt, self.cache_kind, scripted=True)
+
+    def prepare_ahead(self) -> None:
+        self.prepare()
+        rest_threads()  # so that this process may be forked
+
+    def cache_bytes(self, rows: int, length: int) -> int:
+        if self._has_bytes:
+            return Int8KVCache.size(self.config, rows, length)
+        return super().cache_bytes(rows, length)
+
+    def limit(self, cache_bytes: int) -> None:
+        if self._has_bytes:
+            self._pages = Pages.within(self.config, cache_bytes)
+
+    def open(self, rows: int, length: int) -> KVCache:
+        if self._has_bytes:
+            return Int8KVCache(self.config, 1, length, self._pages)
+        return super().open(rows, length)
+
+    @torch.inference_mode()
+    def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
+        self.prepare()
+        if not self._splits(len(ids)):
+            return super().step(ids, caches)
+        groups = self.groups(ids, caches, min(self.sizes[-1], -(-len(ids) // 2)))
+        return torch.cat(list(side_by_side(lambda group: self.compute(*group), groups)))
+
+    def each(self, function: Callable[[Part], Made], parts: Iterable[Part]) -> Iterator[Made]:
+        parts = list(parts)
+        if not self._splits(len(parts)):
+            return map(function, parts)
+        middle = len(parts) // 2
+        halves = side_by_side(lambda half: list(map(function, half)), [parts[:middle], parts[middle:]])
+        return chain.from_iterable(halves)
+
+    def _splits(self, count: int) -> bool:
+        return self._halves and has_pair() and count >= _ROWS_TO_HALVE
+
+    def share_cores(self) -> None:
+        if self.config.num_parameters < _SMALL:
+            self.threads = 1
+
+    def attach(self) -> None:
+        if self.threads is not None:
+            use_threads(self.threads)
+
+    def rest(self) -> None:
+        rest_threads()
