@@ -15,8 +15,9 @@ from tqdm import tqdm
 from biogpt.bench import POSITIONS, PROMPTS, REFERENCE, BenchOptions, bench, table
 from biogpt.checkpoint.convert import convert
 from biogpt.checkpoint.files import written_whole
-from biogpt.checkpoint.hub import check_hub_id, find, push_to_hub
+from biogpt.checkpoint.hub import find
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptForSequenceClassification, BioGptTokenizer
+from biogpt.checkpoint.push import check_hub_id, push_to_hub
 from biogpt.generation.search import GenerationOptions
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.precision import DEVICES, PRECISIONS
@@ -394,7 +395,7 @@ def _generate(chosen: argparse.Namespace) -> None:
 def _score(chosen: argparse.Namespace) -> None:
     texts = read_lines(chosen.file)
     model = BioGptForCausalLM.from_pretrained(chosen.model, device=chosen.device, precision=chosen.precision)
-    tokenizer = BioGptTokenizer.from_pretrained(chosen.model)
+    tokenizer = BioGptTokenizer.from_pretrained(model.folder)
     bits = bits_per_byte(model, tokenizer, texts)
     if not math.isfinite(bits):
         raise FloatingPointError(

@@ -370,7 +370,7 @@ class TextGenerator:
         """
         model = BioGptForCausalLM.from_pretrained(source, revision, device, precision, trainable=False)
         pack(model)
-        generator = cls(model, BioGptTokenizer.from_pretrained(source, revision), threaded=threaded)
+        generator = cls(model, BioGptTokenizer.from_pretrained(model.folder), threaded=threaded)
         if model.device.type == "cpu":  # a GPU may be there only during a call
             generator._worker.engine.prepare()
             rest_threads()  # so that this process may be forked
