@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from biogpt import __version__
 from biogpt.bench import POSITIONS, PROMPTS, REFERENCE, BenchOptions, bench, table
 from biogpt.checkpoint.convert import convert
 from biogpt.checkpoint.files import written_whole
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "biogpt", description="BioGPT: complete biomedical text, train, convert."
     )
+    parser.add_argument("--version", action="version", version=f"biogpt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     generate = commands.add_parser("generate", help="continue a text", description="Continue a text.")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from biogpt.checkpoint.download import DownloadProgress, download, weights_size
 from biogpt.checkpoint.layout import CONFIG
+from biogpt.paths import assets
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "models"
+EMBEDDED = assets() / "models"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
