@@ -136,7 +136,15 @@ def _imports(module: str, tree: ast.Module, files: dict[str, Path]) -> Iterator[
             inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             yield from visit(child, is_deferred or inside or _is_for_types(child))
 
-    return visit(tree, False)
+    yield from visit(tree, False)
+    # A file that imports by name has the names of modules in tables.
+    if any(
+        isinstance(node, ast.ImportFrom | ast.Import) and "importlib" in ast.unparse(node)
+        for node in tree.body
+    ):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node.value in files and node.value != module:
+                yield Import(module, node.value, node.lineno, True)
 
 
 def _is_for_types(node: ast.AST) -> bool:
