@@ -103,7 +103,7 @@ def main() -> None:
     parser = build_parser(os.environ)
     options = parser.parse_args()
 
-    # Imports that take seconds come when they are needed: --help, a wrong flag, a missing model need not wait.
+    # Imports that take seconds come when they are needed: --help, a wrong flag, a missing model don't wait.
     _lent_gpu()
 
     from biogpt.checkpoint.hub import find

@@ -153,7 +153,7 @@ def _is_for_types(node: ast.AST) -> bool:
 
 
 def _uses(house: House) -> dict[str, set[str]]:
-    """For each room the rooms below it that it uses; those that another one of them uses as well are left out."""
+    """For each room the rooms that it uses, less those that another one of them uses as well."""
     uses: dict[str, set[str]] = {}
     for arrow in house.arrows:
         above, below = room_of(arrow.importer), room_of(arrow.imported)

@@ -40,7 +40,10 @@ def refuse(host):
         print(host, file=noted)
     raise OSError(f"no network: {host}")
 def guard(original, host_of):
-    return lambda *args, **kwargs: refuse(h) if (h := host_of(*args)) not in LOCAL else original(*args, **kwargs)
+    def guarded(*args, **kwargs):
+        host = host_of(*args)
+        return original(*args, **kwargs) if host in LOCAL else refuse(host)
+    return guarded
 class Socket(socket.socket):
     connect = guard(socket.socket.connect, lambda self, to: to[0] if isinstance(to, tuple) else None)
     connect_ex = guard(socket.socket.connect_ex, lambda self, to: to[0] if isinstance(to, tuple) else None)
@@ -194,7 +197,7 @@ def test_the_page_is_there_for_gradio_to_find_when_it_is_asked_for(checkpoint: P
 
 @pytest.fixture
 def started(checkpoint: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The address of the page of ``python app.py`` on a machine without a network, and what it tried to reach."""
+    """The address of the page on a machine without a network, and what ``python app.py`` tried to reach."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
     outbound = tmp_path / "outbound"
     environment = {"PYTHONPATH": str(tmp_path), "OUTBOUND": str(outbound)}

@@ -1,7 +1,7 @@
-"""The house stands: imports point down, no circle, nothing heavy where it is not needed, no private door used.
+"""The house stands: imports point down, no circle, nothing heavy where it is not needed, no private door.
 
-Each rule is a function that lists what breaks it. It is asked about the code as it is, and about a copy with a fault
-that it must name.
+Each rule is a function that lists what breaks it. It is asked about the code as it is, and about a copy with
+a fault that it must name.
 """
 
 import ast

@@ -58,7 +58,7 @@ def convert(archive: str | Path, folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: a file is missing; the message says where to get it.
-        ValueError: a file is damaged or refused; or checkpoint, settings and dictionary are of different models.
+        ValueError: a file is damaged or refused, or the files contradict each other.
     """
     archive, folder = Path(archive), Path(folder)
     if archive.is_dir():

@@ -1,4 +1,4 @@
-"""Transfer repositories of the Hugging Face Hub to its usual cache (``HF_HOME``), which other software shares."""
+"""Transfer repositories of the Hugging Face Hub to its usual cache (``HF_HOME``), shared by other software."""
 
 import errno
 import hashlib
@@ -32,8 +32,8 @@ def download(repository: str, revision: str, progress: DownloadProgress | None) 
 
     Raises:
         ValueError: the repository holds no BioGPT.
-        OSError: it or the revision does not exist, access is refused, the Hub cannot be reached and nothing is
-            cached, or the disk is full. The message says which and what to do.
+        OSError: it or the revision does not exist, access is refused, the Hub cannot be reached and nothing
+            is cached, or the disk is full. The message says which and what to do.
     """
     # Set before the import reads it; imported here because embedded models and folders do without.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -93,8 +93,8 @@ def weights_size(repository: str, revision: str) -> int:
         info = HfApi().model_info(repository, revision=revision, timeout=REACH_TIMEOUT, files_metadata=True)
     except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
         raise OSError(
-            f"the Hub does not show {repository} at {revision!r} ({type(error).__name__}): it does not exist, "
-            "is private, or the Hub cannot be reached"
+            f"the Hub does not show {repository} at {revision!r} ({type(error).__name__}): it does not "
+            "exist, is private, or the Hub cannot be reached"
         ) from error
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
     weights = weights_file(sizes)

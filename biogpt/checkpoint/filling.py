@@ -1,4 +1,4 @@
-"""Fill a model from a checkpoint's tensors, strictly: what is missing, left over or of another shape is named.
+"""Fill a model from a checkpoint's tensors, strictly: what is missing, left over or misshapen is named.
 
 The keys are those of ``transformers``: ``biogpt.`` before those of the decoder, and the head beside it.
 """

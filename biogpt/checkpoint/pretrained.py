@@ -38,7 +38,7 @@ class PretrainedModel(Head):
 
     Attributes:
         precision: as chosen by ``from_pretrained``; None before.
-        folder: that ``from_pretrained`` found. What belongs to the model is read there, and not looked up again.
+        folder: that ``from_pretrained`` found; read there what else belongs to the model.
     """
 
     precision: Precision | None = None
@@ -98,8 +98,9 @@ class PretrainedModel(Head):
     def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_SIZE) -> None:
         """Write ``config.json`` and ``model.safetensors``, or shards and their index.
 
-        An int8 model keeps its int8 weights, each row with its scale at its end, and ``quantization_config`` in
-        the config says so. Only this package opens such a folder; ``transformers`` refuses it by its shapes.
+        An int8 model keeps its int8 weights, each row with its scale at its end, and ``quantization_config``
+        in the config says so. Only this package opens such a folder; ``transformers`` refuses it by its
+        shapes.
 
         Files are written beside the old ones and then renamed, so a full disk or a kill leaves no
         half-written file; shards of an earlier save are removed.
