@@ -1,4 +1,4 @@
-"""Transfer repositories of the Hugging Face Hub to its usual cache (``HF_HOME``), shared by other software."""
+"""Transfer repositories of the Hugging Face Hub to its usual cache (``HF_HOME``), which others share."""
 
 import errno
 import hashlib
