@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
@@ -25,7 +26,8 @@ class _Parser(argparse.ArgumentParser):
 def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The flags; each takes its default from the environment, so a flag wins.
 
-    Hugging Face Spaces set GRADIO_SERVER_NAME, GRADIO_SERVER_PORT and SPACE_ID, and reach the page from outside.
+    Hugging Face Spaces set GRADIO_SERVER_NAME, GRADIO_SERVER_PORT and SPACE_ID, and reach the page from
+    outside.
     """
     parser = _Parser(
         prog="app.py",
@@ -56,7 +58,8 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add(
         "models",
         "",
-        "language models that visitors may choose, with commas between; empty: any for this machine, mini for others",
+        "language models that visitors may choose, with commas between; empty: any for this machine, "
+        "mini for others",
     )
     add("host", host, "address to listen on; 0.0.0.0 lets other machines in")
     add("port", port, "port to listen on", _port)
@@ -100,14 +103,10 @@ def main() -> None:
     parser = build_parser(os.environ)
     options = parser.parse_args()
 
-    # Imports that take seconds come when they are needed: --help, a wrong flag and a missing model need not wait.
-    from biogpt.serving.zero import gpu_is_lent
+    # Imports that take seconds come when they are needed: --help, a wrong flag, a missing model don't wait.
+    _lent_gpu()
 
-    lent = gpu_is_lent()
-    if lent:
-        import spaces  # noqa: F401  # before CUDA starts
-
-    from biogpt.checkpoint.hub import embedded_names, find
+    from biogpt.checkpoint.hub import find
     from biogpt.runners.precision import choose_device, choose_precision
 
     try:
@@ -118,17 +117,38 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.error(f"cannot load the model {options.model!r}: {error}")
 
-    from biogpt.serving.text_generator import TextGenerator
-    from biogpt.serving.zero import LentGenerator
-    from biogpt.tasks.classification import TextClassifier
-    from biogpt.tasks.entities import EntityRecognizer
-    from biogpt.ui.models import LazyModel, Shelf
-    from biogpt.ui.page import build_page, check_address, serve
+    from biogpt.ui.page import check_address, serve
 
     try:  # before a thread loads the model: Python cannot end well while one is inside torch
         check_address(options.host, options.port)
     except OSError as error:
         parser.error(str(error))
+
+    page, shelf = build(options)
+    globals()["demo"] = page
+
+    def end(*_: object) -> None:
+        shelf.close(GRACE)
+        raise KeyboardInterrupt  # which ends the server
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        serve(page, options.host, options.port, options.share, options.mcp, shelf.health)
+    except OSError as error:
+        parser.error(str(error))
+
+
+def build(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The page (``gradio.Blocks``), and its shelf of language models, whose default one begins to load."""
+    lent = _lent_gpu()
+
+    from biogpt.checkpoint.hub import embedded_names
+    from biogpt.serving.text_generator import TextGenerator
+    from biogpt.serving.zero import LentGenerator
+    from biogpt.tasks.classification import TextClassifier
+    from biogpt.tasks.entities import EntityRecognizer
+    from biogpt.ui.models import LazyModel, Shelf
+    from biogpt.ui.page import build_page
 
     chosen = {"device": "cpu" if lent else options.device, "precision": "auto" if lent else options.precision}
 
@@ -159,16 +179,26 @@ def main() -> None:
         later(TextClassifier, options.classify_model),
         later(TextClassifier, options.sentence_model),
     )
+    return page, shelf
 
-    def end(*_: object) -> None:
-        shelf.close(GRACE)
-        raise KeyboardInterrupt  # which ends the server
 
-    signal.signal(signal.SIGTERM, end)
-    try:
-        serve(page, options.host, options.port, options.share, options.mcp, shelf.health)
-    except OSError as error:
-        parser.error(str(error))
+def __getattr__(name: str) -> Any:
+    """``demo``, which Gradio's own tools look for, is built when it is first asked for."""
+    if name != "demo":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    flags = sys.argv[1:] if __name__ == "__main__" else []
+    globals()["demo"], _ = build(build_parser(os.environ).parse_args(flags))
+    return globals()["demo"]
+
+
+def _lent_gpu() -> bool:
+    """Whether the GPU is lent for one call at a time; then what lends it is imported, before CUDA starts."""
+    from biogpt.serving.zero import gpu_is_lent
+
+    lent = gpu_is_lent()
+    if lent:
+        import spaces  # noqa: F401
+    return lent
 
 
 def _load(shelf: Any) -> None:
@@ -180,4 +210,7 @@ def _load(shelf: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if "demo" in globals():  # `gradio app.py` runs this file again, in the same module, when code has changed
+        del globals()["demo"]
+    else:
+        main()

@@ -19,6 +19,8 @@ from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.results import Classification, Entity, LabelScore, SentenceLabel
 
+__version__ = "1.0.0"
+
 __all__ = [
     "BioGptConfig",
     "BioGptForCausalLM",

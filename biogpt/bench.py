@@ -30,6 +30,7 @@ from biogpt.checkpoint.pretrained import (
 )
 from biogpt.generation.search import GenerationOptions, start_search
 from biogpt.model.config import BioGptConfig
+from biogpt.paths import assets
 from biogpt.runners import runner_for
 from biogpt.runners.packing import pack
 from biogpt.runners.precision import choose_device
@@ -373,9 +374,7 @@ class _Reference(_Measured):
         if task == "generate":
             return
         name: Any = {"ner": "token-classification", "classify": "text-classification"}[task]
-        tokenizer = transformers.BioGptTokenizer.from_pretrained(
-            Path(__file__).parents[1] / "assets/models/mini"
-        )
+        tokenizer = transformers.BioGptTokenizer.from_pretrained(assets() / "models" / "mini")
         self.pipeline = transformers.pipeline(name, self.model, tokenizer=tokenizer)
 
     def first_token(self, length: int) -> float:

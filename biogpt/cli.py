@@ -12,11 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from biogpt import __version__
 from biogpt.bench import POSITIONS, PROMPTS, REFERENCE, BenchOptions, bench, table
 from biogpt.checkpoint.convert import convert
 from biogpt.checkpoint.files import written_whole
-from biogpt.checkpoint.hub import check_hub_id, find, push_to_hub
+from biogpt.checkpoint.hub import find
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptForSequenceClassification, BioGptTokenizer
+from biogpt.checkpoint.push import check_hub_id, push_to_hub
 from biogpt.generation.search import GenerationOptions
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.precision import DEVICES, PRECISIONS
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "biogpt", description="BioGPT: complete biomedical text, train, convert."
     )
+    parser.add_argument("--version", action="version", version=f"biogpt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     generate = commands.add_parser("generate", help="continue a text", description="Continue a text.")
@@ -394,7 +397,7 @@ def _generate(chosen: argparse.Namespace) -> None:
 def _score(chosen: argparse.Namespace) -> None:
     texts = read_lines(chosen.file)
     model = BioGptForCausalLM.from_pretrained(chosen.model, device=chosen.device, precision=chosen.precision)
-    tokenizer = BioGptTokenizer.from_pretrained(chosen.model)
+    tokenizer = BioGptTokenizer.from_pretrained(model.folder)
     bits = bits_per_byte(model, tokenizer, texts)
     if not math.isfinite(bits):
         raise FloatingPointError(

@@ -24,7 +24,7 @@ def clean_environment() -> dict[str, str]:
 def app_server(
     *arguments: str, environment: Mapping[str, str] | None = None, path: str = "health"
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The address of the page, as soon as ``path`` answers with success, and its process, which is ended after use."""
+    """The address of the page, as soon as ``path`` answers with success, and its process, ended after use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

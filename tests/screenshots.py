@@ -1,6 +1,7 @@
 """Make the README's pictures: ``python tests/screenshots.py``, with Chromium and the embedded models.
 
-Each tab is photographed from a page that is served for the purpose; ``--out`` and ``--widths`` take other pictures of it.
+Each tab is photographed from a page that is served for the purpose; ``--out`` and ``--widths`` take other
+pictures of it.
 """
 
 import argparse

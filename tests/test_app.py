@@ -40,7 +40,10 @@ def refuse(host):
         print(host, file=noted)
     raise OSError(f"no network: {host}")
 def guard(original, host_of):
-    return lambda *args, **kwargs: refuse(h) if (h := host_of(*args)) not in LOCAL else original(*args, **kwargs)
+    def guarded(*args, **kwargs):
+        host = host_of(*args)
+        return original(*args, **kwargs) if host in LOCAL else refuse(host)
+    return guarded
 class Socket(socket.socket):
     connect = guard(socket.socket.connect, lambda self, to: to[0] if isinstance(to, tuple) else None)
     connect_ex = guard(socket.socket.connect_ex, lambda self, to: to[0] if isinstance(to, tuple) else None)
@@ -52,8 +55,8 @@ socket.getaddrinfo = guard(socket.getaddrinfo, lambda host, *rest: host)
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", "gene</w>", "protein</w>"]
-    tokenizer = BioGptTokenizer({token: index for index, token in enumerate(tokens)}, [])
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "a", "b</w>", "ab</w>"]
+    tokenizer = BioGptTokenizer({token: index for index, token in enumerate(tokens)}, [("a", "b</w>")])
     config = BioGptConfig(
         vocab_size=len(tokens),
         hidden_size=16,
@@ -173,9 +176,28 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_status_2(checkpoint, argu
     assert failed.stderr.count("\n") == 1
 
 
+DEMO = """
+import os, sys, app
+assert "gradio" not in sys.modules, "looking at the module must cost nothing"
+demo = app.demo
+import gradio
+assert isinstance(demo, gradio.Blocks) and app.demo is demo and not hasattr(app, "interface")
+print(sorted(demo.get_api_info()["named_endpoints"]), flush=True)
+os._exit(0)  # the model is being loaded by a thread, and Python cannot end well while one is inside torch
+"""
+
+
+def test_the_page_is_there_for_gradio_to_find_when_it_is_asked_for(checkpoint: Path) -> None:
+    environment = clean_environment() | {"BIOGPT_MODEL": str(checkpoint)}
+    found = subprocess.run(
+        [sys.executable, "-c", DEMO], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert "'/generate'" in found.stdout, found.stderr
+
+
 @pytest.fixture
 def started(checkpoint: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The address of the page of ``python app.py`` on a machine without a network, and what it tried to reach."""
+    """The address of the page on a machine without a network, and what ``python app.py`` tried to reach."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
     outbound = tmp_path / "outbound"
     environment = {"PYTHONPATH": str(tmp_path), "OUTBOUND": str(outbound)}
@@ -193,6 +215,8 @@ def test_without_a_network_it_starts_and_reaches_for_nothing(started) -> None:
             if error.code != 503:
                 raise
             time.sleep(0.1)
+    else:
+        pytest.fail("the model was not loaded")
     time.sleep(1)  # what is sent in the background is sent soon after the start
     assert not outbound.exists(), outbound.read_text()
 

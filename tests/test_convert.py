@@ -59,8 +59,8 @@ def fairseq_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def archive(tiny_config: Make, lively: Make, tmp_path: Path) -> Callable[..., tuple[Any, Path]]:
     """``archive(settings=…, tensors=…, old=…, **config changes)``: a model and its fairseq folder.
 
-    ``settings`` and ``tensors`` are laid over the right ones (None takes a key out); ``old`` stores settings as
-    fairseq did before 0.11; ``extra`` is stored beside them.
+    ``settings`` and ``tensors`` are laid over the right ones (None takes a key out); ``old`` stores settings
+    as fairseq did before 0.11; ``extra`` is stored beside them.
     """
 
     def build(

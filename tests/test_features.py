@@ -1,4 +1,4 @@
-"""The page in a real browser: tokens, branches, samples, links, models, accessibility; and its doors for programs."""
+"""The page in a real browser: tokens, branches, samples, links, models, accessibility; and for programs."""
 
 import asyncio
 import itertools

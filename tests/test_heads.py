@@ -40,7 +40,7 @@ def random_rows(seed, lengths, vocab_size=40):
 
 
 def pad(rows, side):
-    """Ids and mask, [B, T], with the padding on the ``side``; for "none", rows cut to the shortest, no mask."""
+    """Ids and mask, [B, T], padded on the ``side``; for "none", rows cut to the shortest, no mask."""
     if side == "none":
         shortest = min(len(row) for row in rows)
         return torch.stack([row[:shortest] for row in rows]), None
@@ -303,7 +303,7 @@ def test_label_ids_of_32_bits_are_ids(tiny_config, lively):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("side", ["none", "left", "right"])
 def test_causal_loss_equals_the_reference(side, tied, tiny_config, lively, reference_of):
-    """Shifted by one, -100 left out: padding, one token, and first tokens, which nothing real comes before."""
+    """Shifted by one, -100 left out: padding, one token, and first tokens, with nothing real before them."""
     model = lively(BioGptForCausalLM, tiny_config(tie_word_embeddings=tied))
     ids, mask = pad(random_rows(4, [8, 3, 6]), side)
     labels = ids.masked_fill((ids == PAD) | (ids == EOS), -100)
@@ -421,7 +421,7 @@ DROPOUTS = (
 @pytest.mark.parametrize("chosen", [*([name] for name in DROPOUTS), DROPOUTS], ids="+".join)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_dropout_in_training_equals_the_reference(attention, chosen, tiny_config, lively, reference_of):
-    """From the same seed both draw the same masks, as long as they drop the same tensors in the same order."""
+    """From one seed both draw the same masks, as long as they drop the same tensors in the same order."""
     config = tiny_config(num_hidden_layers=3, **dict.fromkeys(chosen, 0.5))
     model = lively(BioGptForTokenClassification, config)
     reference = reference_of(model, attention)

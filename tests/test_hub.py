@@ -12,8 +12,13 @@ import pytest
 import torch
 from hub_server import HubServer, Repository
 
-from biogpt.checkpoint import hub
-from biogpt.checkpoint.pretrained import BioGptForCausalLM
+from biogpt.checkpoint import hub, layout
+from biogpt.checkpoint.pretrained import (
+    BioGptForCausalLM,
+    BioGptForSequenceClassification,
+    BioGptForTokenClassification,
+    BioGptTokenizer,
+)
 from biogpt.model.config import BioGptConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +207,44 @@ def test_full_disk_and_damage_are_told_apart(tmp_path: Path) -> None:
     assert same_file(whole, tmp_path / "model"), "the damaged bytes were not kept"
 
 
+LOADING = """
+from biogpt import EntityRecognizer, TextClassifier, TextGenerator
+from biogpt.checkpoint.hub import find
+find("lab/writes@alone")
+for kind, name in ((TextGenerator, "writes"), (EntityRecognizer, "tags"), (TextClassifier, "labels")):
+    kind.from_pretrained(f"lab/{name}@{name}", device="cpu")
+"""
+
+
+def test_model_and_tokenizer_come_from_one_look_at_the_hub(tmp_path: Path) -> None:
+    """A branch may move between two looks, and the second would give the tokenizer of another model."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "a", "b</w>", "ab</w>"]
+    tokenizer = BioGptTokenizer({token: index for index, token in enumerate(tokens)}, [("a", "b</w>")])
+    config = replace(CONFIG, vocab_size=len(tokens), id2label={0: "O", 1: "B-Gene", 2: "I-Gene"})
+    heads = {
+        "writes": BioGptForCausalLM,
+        "tags": BioGptForTokenClassification,
+        "labels": BioGptForSequenceClassification,
+    }
+    for name, head in heads.items():
+        head(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    repositories = {f"lab/{name}": [Repository(tmp_path / name, (name, "alone"))] for name in heads}
+    with HubServer(repositories) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", LOADING],
+            env=environment(server.url, tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    paths = [path for _, path, _ in server.requests]
+    looks = {name: paths.count(f"revision/{name}") for name in ("alone", *heads)}
+    assert set(looks.values()) == {looks["alone"]}, looks
+    assert looks["alone"] > 0
+
+
 def test_local_folder_and_unknown_names(tmp_path: Path) -> None:
     assert hub.find(tmp_path) == tmp_path
     for name in ("no-such-model", "./nowhere", "", "a/b/c", "lab/../x"):
@@ -224,7 +267,7 @@ def test_embedded_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no vocab\.json.*https://huggingface.co/"):
-        hub.require(tmp_path, "vocab.json")
+        layout.require(tmp_path, "vocab.json")
 
 
 @pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/passwd", "weights.pkl", 3])
@@ -232,19 +275,19 @@ def test_index_cannot_name_other_files(tmp_path: Path, name: object) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ValueError, match="names the file"):
-        hub.shard_names(index)
+        layout.shard_names(index)
 
 
 def test_importing_the_hub_leaves_the_network_library_alone() -> None:
-    code = "import sys; sys.path[:0] = [{!r}]; import biogpt.checkpoint.hub; print('huggingface_hub' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code.format(str(ROOT))], capture_output=True, text=True)
+    code = "import sys, biogpt.checkpoint.hub; print('huggingface_hub' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.stdout.strip() == "False", out.stderr
 
 
 PUSH = """
 import sys
 from pathlib import Path
-from biogpt.checkpoint.hub import push_to_hub
+from biogpt.checkpoint.push import push_to_hub
 try:
     print(push_to_hub(Path(sys.argv[1]), sys.argv[2]))
 except (OSError, ValueError) as error:

@@ -105,6 +105,27 @@ def test_every_flag_of_the_table_is_one_of_the_page() -> None:
         assert variable in known
 
 
+def test_the_evening_s_read_is_all_there_and_as_long_as_it_says() -> None:
+    rows = re.findall(r"^\| `(biogpt/[a-z_/]+\.py)` \| (\d+) \|", README, re.M)
+    files = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in ("model", "generation")
+        for path in (ROOT / "biogpt" / folder).glob("[!_]*.py")
+    }
+    tokenizer = "biogpt/text/tokenizer.py"
+    files[tokenizer] = len((ROOT / tokenizer).read_text(encoding="utf-8").splitlines())
+    assert {name for name, _ in rows} == set(files)
+    wrong = [(name, said, files[name]) for name, said in rows if abs(int(said) - files[name]) > 20]
+    assert wrong == []
+    (total,) = re.findall(r"One evening .*? some ([\d,]+) lines", README)
+    assert abs(int(total.replace(",", "")) - sum(files.values())) <= 50
+
+
+def test_every_folder_has_its_line() -> None:
+    folders = {f"biogpt/{path.parent.name}/" for path in (ROOT / "biogpt").glob("*/__init__.py")}
+    assert folders <= set(re.findall(r"^\| `(biogpt/[a-z]+/)` \|", README, re.M))
+
+
 def test_pictures_and_cards_are_where_the_readme_looks_for_them() -> None:
     linked = [path for path in re.findall(r"\]\(([^)#:]+)\)", README) if not path.startswith("http")]
     assert len(linked) >= 6

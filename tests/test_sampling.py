@@ -69,7 +69,7 @@ def test_banned_token() -> None:
     ],
 )
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_rules_on_the_distribution(ours, theirs, value, seed: int, dimensions: int) -> None:  # type: ignore[no-untyped-def]
+def test_rules_on_the_distribution(ours, theirs, value, seed: int, dimensions: int) -> None:
     """At every rank: a top-p that is right on [B, V] but idle on [B, 1, V] has been shipped by others."""
     logits, ids = random_logits(seed)
     expected = theirs(value)(ids, logits)

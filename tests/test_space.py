@@ -1,4 +1,4 @@
-"""A Hugging Face Space, as far as it can be had here: a GPU process forked for each call, a home that can't be written to."""
+"""A Hugging Face Space, as far as it can be had here: forked processes, a home nobody can write to."""
 
 import re
 import subprocess
@@ -16,8 +16,8 @@ from biogpt.serving.zero import gpu_is_lent, seconds_of
 
 LARGEST = 10_000_000  # bytes of a file that plain Git takes there
 
-# What the package of this name does on ZeroGPU: each call of a generator runs in a process forked for it, and all
-# that goes in or comes out is pickled.
+# What the package of this name does on ZeroGPU: each call of a generator runs in a process forked for it, and
+# all that goes in or comes out is pickled.
 SPACES = """
 import multiprocessing, os, pickle
 
@@ -110,7 +110,7 @@ def space(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         "PATH": str(Path(sys.executable).parent),
         "PYTHONPATH": str(tmp_path),
         "LENT": str(tmp_path / "lent"),
-        "OMP_NUM_THREADS": "1",  # a forked process can't use the threads of its parent; a GPU has no need of them
+        "OMP_NUM_THREADS": "1",  # a forked process can't use its parent's threads; a GPU needs none
     }
     with app_server(environment=environment) as (url, _):
         yield url, tmp_path / "lent"

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from biogpt.checkpoint.files import written_whole
-from biogpt.checkpoint.pretrained import BioGptForCausalLM, read_pickle
+from biogpt.checkpoint.filling import fill
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
+from biogpt.checkpoint.weights import read_pickle
 from biogpt.model.config import BioGptConfig
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ def convert(archive: str | Path, folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: a file is missing; the message says where to get it.
-        ValueError: a file is damaged or refused, or checkpoint, settings and dictionary contradict each other.
+        ValueError: a file is damaged or refused, or the files contradict each other.
     """
     archive, folder = Path(archive), Path(folder)
     if archive.is_dir():
@@ -85,7 +87,7 @@ def _convert_folder(archive: Path, folder: Path) -> None:
     config = _config(settings, tensors, len(vocabulary), path)
     with torch.device("meta"):
         model = BioGptForCausalLM(config)
-    model.load_weights(_renamed(tensors, path), path)
+    fill(model, _renamed(tensors, path), path)
     model.save_pretrained(folder)
     with written_whole(folder, "vocab.json", "merges.txt") as (vocab_path, merges_path):
         vocab_path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")

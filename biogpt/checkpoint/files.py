@@ -20,8 +20,9 @@ def written_whole(folder: Path, *names: str) -> Iterator[list[Path]]:
         for path, name in zip(unfinished, names, strict=True):
             path.replace(folder / name)
     except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise OSError(
-            f"{', '.join(names)} could not be written to {folder} ({getattr(error, 'strerror', None) or error}); "
+            f"{', '.join(names)} could not be written to {folder} ({reason}); "
             "free some space, or choose another folder. What was there before is kept"
         ) from error
     finally:

@@ -1,7 +1,7 @@
 """From logits to a token: pure functions, each with the meaning of its namesake in ``transformers``.
 
-The caller applies them in the reference's order: repetition penalty, repeated n-grams, banned end, temperature,
-top-k, top-p, min-p, draw. A token that may not come gets the logit -inf.
+The caller applies them in the reference's order: repetition penalty, repeated n-grams, banned end,
+temperature, top-k, top-p, min-p, draw. A token that may not come gets the logit -inf.
 
 Letters: V vocabulary, S tokens so far (prompt included); ``...`` any leading dimensions.
 """
@@ -50,13 +50,13 @@ def ban_token(logits: Tensor, token_id: int) -> Tensor:
 
 
 def scale_by_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Sharpen (below 1) or flatten (above 1) the distribution. ``logits``: [..., V]; ``temperature``: above 0."""
-    # The greatest logit becomes 0 first: a tiny temperature then gives -inf for the others, and never inf - inf.
+    """Divide ``logits``, [..., V], by a ``temperature`` above 0: below 1 sharpens, above 1 flattens."""
+    # The greatest logit becomes 0 first: a tiny temperature then gives -inf for the others, never inf - inf.
     return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k most likely tokens, and those that tie with the last. ``logits``: [..., V]; ``k``: at least 1."""
+    """Keep the k most likely tokens, and ties with the last. ``logits``: [..., V]; ``k``: at least 1."""
     least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < least, -torch.inf)
 

@@ -209,7 +209,7 @@ class TextGenerator:
         """
         model = BioGptForCausalLM.from_pretrained(source, revision, device, precision, trainable=False)
         pack(model)
-        generator = cls(model, BioGptTokenizer.from_pretrained(source, revision), threaded=threaded)
+        generator = cls(model, BioGptTokenizer.from_pretrained(model.folder), threaded=threaded)
         generator._worker.engine.runner.prepare_ahead()
         return generator
 

@@ -102,7 +102,7 @@ class TextClassifier:
             raise
         pack(model)
         rest_threads()  # so that this process may be forked
-        return cls(model, BioGptTokenizer.from_pretrained(source, revision), labels, template)
+        return cls(model, BioGptTokenizer.from_pretrained(model.folder), labels, template)
 
     @property
     def multi_label(self) -> bool:

@@ -255,7 +255,7 @@ class EntityRecognizer:
         )
         pack(model)
         rest_threads()  # so that this process may be forked
-        return cls(model, BioGptTokenizer.from_pretrained(source, revision))
+        return cls(model, BioGptTokenizer.from_pretrained(model.folder))
 
     @property
     def types(self) -> tuple[str, ...]:

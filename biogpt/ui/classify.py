@@ -6,11 +6,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
 
+from biogpt.paths import assets
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier
 from biogpt.text.documents import Document
@@ -41,7 +41,7 @@ from biogpt.ui.runs import (
     table,
 )
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "assets" / "examples" / "classify.jsonl"
+EXAMPLES = assets() / "examples" / "classify.jsonl"
 THRESHOLD = 0.5
 MOST_LABELS = 50  # of one's own: each is read after the text
 

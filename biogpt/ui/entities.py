@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from biogpt.paths import assets
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import Document
 from biogpt.text.export import ENTITY_FORMATS, entities_as, suffix_of
@@ -38,7 +38,7 @@ from biogpt.ui.runs import (
     table,
 )
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "assets" / "examples" / "entities.jsonl"
+EXAMPLES = assets() / "examples" / "entities.jsonl"
 
 _HINT = "What is found is marked here. Paste a passage, or take an example, then Find entities."
 

@@ -13,16 +13,8 @@ from weakref import WeakSet
 
 import gradio as gr
 
-from biogpt.checkpoint.hub import (
-    CONFIG,
-    EMBEDDED,
-    INDEX,
-    download_size,
-    embedded_names,
-    find,
-    shard_names,
-    weights_file,
-)
+from biogpt.checkpoint.hub import EMBEDDED, download_size, embedded_names, find
+from biogpt.checkpoint.layout import CONFIG, INDEX, shard_names, weights_file
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.ui.buttons import Buttons
 

@@ -1,11 +1,11 @@
 """How the page looks: a Gradio theme in our own colours, system fonts only, and the style sheet."""
 
-from pathlib import Path
-
 from gradio.themes import Base
 from gradio.themes.utils.colors import Color
 
-STYLE_SHEET = Path(__file__).resolve().parents[2] / "assets" / "style.css"
+from biogpt.paths import assets
+
+STYLE_SHEET = assets() / "style.css"
 
 _TEAL = Color(
     name="biogpt-teal",
