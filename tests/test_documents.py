@@ -65,6 +65,21 @@ def test_pubtator_by_its_content(file):
     assert none == []
 
 
+def test_of_overlapping_entities_the_longer_is_kept_and_of_equally_long_ones_the_first(file):
+    """Neither the first in the file, nor the first in the text: both would keep "lung cancer" here."""
+    text = "lung cancer cell line of mice"
+    spans = [(0, 11), (5, 21), (17, 21), (22, 29), (17, 24)]
+    rows = [f"1\t{start}\t{end}\t{text[start:end]}\tX{number}" for number, (start, end) in enumerate(spans)]
+    ((_, entities),) = read_pubtator(file("a.txt", "\n".join([f"1|t|{text}", *rows])))
+    assert [(kind, mention) for _, _, mention, kind in entities] == [
+        ("X1", "cancer cell line"),
+        ("X3", "of mice"),
+    ]
+    rows = ["1\t0\t11\tlung cancer\tlater", "1\t5\t16\tcancer cell\tlater", "1\t0\t11\tlung cancer\tfirst"]
+    ((_, entities),) = read_pubtator(file("a.txt", "\n".join([f"1|t|{text}", *rows])))
+    assert [(start, end) for start, end, _, _ in entities] == [(0, 11)]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_json_with_the_marks_of_pubtator_in_its_text_stays_json(file, name):
     assert texts(file(name, '{"text": "x|t|y"}')) == ["x|t|y"]

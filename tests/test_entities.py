@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from biogpt import BioGptForTokenClassification, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
-from biogpt.tasks.entities import EntityRecognizer, TagScheme, windows_of, word_forms, words_of
+from biogpt.tasks.entities import EntityRecognizer, windows_of
+from biogpt.tasks.tags import TagScheme
+from biogpt.tasks.words import word_forms, words_of
 from biogpt.text.results import Entity
 
 BIO = ("O", "B-Disease", "I-Disease", "B-Gene", "I-Gene")
@@ -184,6 +187,53 @@ def test_the_forms_of_a_word_are_those_that_the_files_were_trained_with():
     assert [a == b for a, b in zip(known, unseen, strict=True)] == [False, False, False, False, True]
     assert word_forms("aaa", 7) != word_forms("AAA", 7)
     assert all(0 <= row < 7 for row in word_forms("\ud83d 🙂", 7))
+
+
+def test_each_window_begins_in_the_middle_of_the_one_before(tokenizer):
+    """Without overlap, each edge is a seam: words there are read with nothing on one side."""
+    for copies in (1, 2):
+        config = recognizer(tokenizer, passage_copies=copies).model.config
+        pieces = words_of(tokenizer, ABSTRACT * 4).pieces
+        windows = list(windows_of(pieces, config))
+        assert len(windows) > 4
+        longest = max(map(len, pieces))
+        for before, after in pairwise(windows):
+            shared = sum(len(word) for word in pieces[after.first : before.stretch.stop])
+            whole = sum(len(word) for word in pieces[before.stretch])
+            assert abs(shared - whole / 2) <= longest
+
+
+@pytest.mark.parametrize("changes", [{}, {"bidirectional_layers": 1}])
+def test_a_word_takes_its_label_from_the_window_in_which_it_is_furthest_from_the_edges(tokenizer, changes):
+    """The first or the last window that has a word would read some of them at its very edge."""
+    tagger = recognizer(tokenizer, **changes)
+    words = words_of(tokenizer, ABSTRACT * 3)
+    windows = list(windows_of(words.pieces, tagger.model.config))
+    with torch.inference_mode():
+        read = [tagger.model(torch.tensor([window.ids])).logits[0].log_softmax(-1) for window in windows]
+    found = tagger.log_probabilities([words])[0]
+    last = len(words.pieces) - 1
+    for word, scores in enumerate(found):
+        depths = {}
+        for number, window in enumerate(windows):
+            end = window.first + len(window.reads) - 1
+            if window.first <= word <= end:
+                before = np.inf if window.first == 0 else word - window.first  # a text's end cuts nothing off
+                after = np.inf if end == last else end - word
+                depths[number] = min(before, after)
+        right = [number for number, depth in depths.items() if depth == max(depths.values())]
+        assert any(
+            np.allclose(scores, read[number][windows[number].reads[word - windows[number].first]], atol=1e-4)
+            for number in right
+        ), f"word {word} of {last + 1}: window {right} of {depths}"
+    assert len(windows) > 3
+
+
+def test_padding_is_not_seen_by_layers_that_look_both_ways(tokenizer):
+    tagger = recognizer(tokenizer, bidirectional_layers=2)
+    short, long = words_of(tokenizer, "Clonidine"), words_of(tokenizer, ABSTRACT[:100])
+    together, alone = tagger.log_probabilities([short, long])[0], tagger.log_probabilities([short])[0]
+    assert np.allclose(together, alone, atol=1e-4)
 
 
 def test_words_far_from_a_windows_edge_do_not_change_when_the_text_grows(tokenizer):

@@ -53,6 +53,19 @@ _SAVED = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index
 _FAULTS_SHOWN = 8
 
 
+class WrongHead(ValueError):
+    """A checkpoint has another head than the one asked for, or none.
+
+    Attributes:
+        found: what the heads that it has do, such as ``token classification``.
+        wanted: what the one asked for does.
+    """
+
+    def __init__(self, message: str, found: Sequence[str], wanted: str) -> None:
+        super().__init__(message)
+        self.found, self.wanted = tuple(found), wanted
+
+
 class PretrainedModel(Head):
     """A head that can be loaded and saved.
 
@@ -250,16 +263,20 @@ class PretrainedModel(Head):
         own = self._head()
         has = sorted({key.partition(".")[0] for key in found} & HEADS.keys())
         if self.tied_weights and (others := [head for head in has if head != own]):
-            raise ValueError(
+            raise WrongHead(
                 f"{origin} has a {HEADS[others[0]]} head ({others[0]}.*), and no {HEADS[own]}'s: "
-                f"{_USES[others[0]]} reads it; or choose a {HEADS[own]} such as mini"
+                f"{_USES[others[0]]} reads it; or choose a {HEADS[own]} such as mini",
+                [HEADS[head] for head in has],
+                HEADS[own],
             )
         if own not in has and any(key.startswith(f"{own}.") for key in missing):
             held = f" but a {HEADS[has[0]]} head" if has else ", nor any other"
-            raise ValueError(
+            raise WrongHead(
                 f"{origin} has no {HEADS[own]} head ({own}.*){held}; an untrained one would predict at "
                 f"random. Choose a checkpoint fine-tuned for {HEADS[own]}"
-                + ("" if self.tied_weights else ", or give labels= to draw a new head and fine-tune it")
+                + ("" if self.tied_weights else ", or give labels= to draw a new head and fine-tune it"),
+                [HEADS[head] for head in has],
+                HEADS[own],
             )
         if missing or unexpected:
             raise ValueError(

@@ -30,7 +30,7 @@ from biogpt.checkpoint.pretrained import (
 )
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.precision import bfloat16_pays, choose_device
-from biogpt.tasks.entities import forms_of
+from biogpt.tasks.words import forms_of
 from biogpt.training.optimizer import Muon
 from biogpt.training.plots import confusion_plot
 from biogpt.training.state import read_state, restore, write_state

@@ -14,7 +14,9 @@ from biogpt.checkpoint.pretrained import (
 )
 from biogpt.model.config import BioGptConfig
 from biogpt.tasks.classification import TextClassifier, sentence_rows
-from biogpt.tasks.entities import OUTSIDE, EntityRecognizer, Words, windows_of, words_of
+from biogpt.tasks.entities import EntityRecognizer, windows_of
+from biogpt.tasks.tags import OUTSIDE
+from biogpt.tasks.words import Words, words_of
 from biogpt.text.documents import is_pubtator, read_pubtator, read_text
 from biogpt.text.sentences import sentence_spans
 from biogpt.training.finetune import Example, Result
@@ -150,9 +152,9 @@ class EntityTask:
                     texts = [word for words, _ in passage for word in words.texts]
                     labels = np.concatenate([labels for _, labels in passage])
                     for window in windows_of(pieces, config):
-                        own = labels[window.first : window.first + len(window.reads)]
+                        own = labels[window.stretch]
                         asked = self.types if random.random() < _ALL_TYPES else corpus.types
-                        said = window.words(texts)
+                        said = texts[window.stretch]
                         examples.append(Example(window.ids, window.reads, right[own], said, asked))
         return examples
 
