@@ -120,7 +120,7 @@ def test_the_bc5cdr_abstracts_all_load(shared_data, split):
 
 
 def test_a_quotation_mark_in_a_tsv_swallows_no_lines(file):
-    """Read as quoting, the mark that opens line 3 would take line 4 into its cell, and close where that ends."""
+    """Read as quoting, the mark that opens line 3 would take line 4 into its cell, and close there."""
     path = file("a.tsv", 'id\ttext\n1\t"Aspirin" works\n2\t"We saw this.\n3\tAnd that."\n')
     assert texts(path) == ['"Aspirin" works', '"We saw this.', 'And that."']
     path = file("b.tsv", 'id\ttext\n2\t"We saw this.\n3\tAnd that."\n')

@@ -22,8 +22,9 @@ IOBES = ("O", "B-X", "I-X", "E-X", "S-X")
 BOTH_WAYS = {"word_encoder_size": 16, "word_form_rows": 64, "word_form_size": 8}
 APART = BOTH_WAYS | {"word_encoder_groups": (("Gene",), ("Disease",))}
 ABSTRACT = (
-    "Naloxone reverses the antihypertensive effect of clonidine. In unanesthetized rats the decrease in blood "
-    "pressure produced by clonidine (5–20 µg/kg) was reversed by α-methyldopa; “β1-blockers” were not tested. "
+    "Naloxone reverses the antihypertensive effect of clonidine. In unanesthetized rats the decrease in "
+    "blood pressure produced by clonidine (5–20 µg/kg) was reversed by α-methyldopa; “β1-blockers” were not "
+    "tested. "
 )
 
 
@@ -266,7 +267,7 @@ def _shared() -> EntityRecognizer:
 
 
 def test_a_score_is_the_probability_of_exactly_this_span(tokenizer):
-    """Times the chance that the word after does not go on: without it a cut span would look as sure as a whole one."""
+    """Times the chance that the next word does not go on: else a cut span looks as sure as a whole one."""
     tagger = recognizer(tokenizer)
     text = "alpha beta gamma"
     words = words_of(tokenizer, text)

@@ -253,7 +253,7 @@ def test_any_text_has_exact_offsets(tiny: Both, text: str) -> None:
 def test_offsets_hold_for_the_text_as_given_when_it_is_normalised(tiny: Both, text: str) -> None:
     ours, reference = tiny
     normalising = BioGptTokenizer(ours.vocab, ours.merges)
-    # Each replacement is one character for one, so what is exact for the replaced text is so for the given one.
+    # Each replacement is one character for one, so what is exact for the replaced text is so for the given.
     replaced = text.translate(str.maketrans(NORMALIZATION))
     assert_exact(replaced, reference.pieces(replaced), normalising.encode(text))
 
@@ -304,8 +304,8 @@ def test_a_word_of_4000_characters_has_the_ids_of_the_reference(paper: Both, tin
 
 
 def test_merging_finishes_a_pair_before_one_of_lower_rank_that_it_makes() -> None:
-    # Joining a + bc makes abc, and x + abc has a lower rank. Were it joined at once, the x of the second xabc would
-    # still be free to go with the "c" before it.
+    # Joining a + bc makes abc, and x + abc has a lower rank. Were it joined at once, the x of the second xabc
+    # would still be free to go with the "c" before it.
     vocab = ["<s>", "<pad>", "</s>", "<unk>", "x", "a", "bc", "abc", "xabc", "abcx", "abc</w>", "xabc</w>"]
     merges = [("ab", "c"), ("b", "c"), ("x", "abc"), ("abc", "x"), ("a", "bc")]
     tokenizer = BioGptTokenizer({token: index for index, token in enumerate(vocab)}, merges)

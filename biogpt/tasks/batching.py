@@ -11,7 +11,10 @@ from biogpt.model.heads import Head
 from biogpt.runners.precision import side_by_side
 from biogpt.text.results import OnProgress
 
-NOT_FINITE = "the model's scores are not finite: its weights may be damaged, or too large for this precision; try float32"
+NOT_FINITE = (
+    "the model's scores are not finite: its weights may be damaged, or too large for this precision; "
+    "try float32"
+)
 _BATCH_TOKENS = 4096  # of a batch of windows, padding included
 # The activations of more leave a CPU's caches: 4096 are 1.6 times as slow on BioGPT base.
 _CPU_BATCH_TOKENS = 512

@@ -1,8 +1,8 @@
 """Labels of texts: by a trained head, or by a language model that is given labels in words.
 
-A text longer than the model is read in windows that overlap by half. Of several windows a label's probability is
-the mean, weighted by tokens, where labels exclude each other, and the highest where they do not: a text shows a
-hallmark when any part of it does.
+A text longer than the model is read in windows that overlap by half. Of several windows a label's
+probability is the mean, weighted by tokens, where labels exclude each other, and the highest where they do
+not: a text shows a hallmark when any part of it does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -60,8 +60,8 @@ class TextClassifier:
             return
         if labels is not None:
             raise ValueError(
-                "labels of your own need a language model such as mini; this checkpoint has a trained head with "
-                f"the labels {', '.join(model.config.labels)}"
+                "labels of your own need a language model such as mini; this checkpoint has a trained head "
+                f"with the labels {', '.join(model.config.labels)}"
             )
         if model.config.num_labels < 2 or model.config.problem_type == "regression":
             raise ValueError(
@@ -79,7 +79,7 @@ class TextClassifier:
         labels: Sequence[str] | None = None,
         template: str = TEMPLATE,
     ) -> Self:
-        """Load a checkpoint with a sequence classification head; with ``labels``, one with a language model's.
+        """Load a checkpoint with a sequence classification head; for ``labels``, a language model.
 
         The other args and the errors are those of ``PretrainedModel.from_pretrained``.
         """
@@ -89,13 +89,14 @@ class TextClassifier:
         except WrongHead as error:
             if labels is None:
                 raise ValueError(
-                    f"{source} has no sequence classification head. If it is a language model, give labels of your "
-                    "own (labels=[…], --labels)"
+                    f"{source} has no sequence classification head. If it is a language model, give labels "
+                    "of your own (labels=[…], --labels)"
                 ) from error
             if error.found:
                 raise ValueError(
-                    f"{source} has no language model head, which labels of your own need; leave them out to get the "
-                    "labels that its own head was trained for, or choose a language model such as mini"
+                    f"{source} has no language model head, which labels of your own need; leave them out to "
+                    "get the labels that its own head was trained for, or choose a language model such as "
+                    "mini"
                 ) from error
             raise
         pack(model)
@@ -104,7 +105,7 @@ class TextClassifier:
 
     @property
     def multi_label(self) -> bool:
-        """Whether a text may have several labels: each score is then the label's own, and they do not sum to 1."""
+        """Whether a text may have several labels: their scores then stand alone, and do not sum to 1."""
         return self._phrases is None and self.model.config.problem_type == "multi_label_classification"
 
     def __call__(self, text: str) -> list[LabelScore]:
@@ -153,17 +154,17 @@ class TextClassifier:
     def sentences(self, text: str, spans: Sequence[tuple[int, int]] | None = None) -> list[SentenceLabel]:
         """The label of each sentence, read after the sentences before it.
 
-        The model looks back only, so the score at a sentence's last piece is that of the text up to there: one pass
-        labels all sentences. (A head with bidirectional layers also sees the sentences after.) An abstract longer
-        than the model is read in windows, half of each the sentences before; a sentence longer than the model is
-        read by its end.
+        The model looks back only, so the score at a sentence's last piece is that of the text up to there:
+        one pass labels all sentences. (A head with bidirectional layers also sees the sentences after.) An
+        abstract longer than the model is read in windows, half of each the sentences before; a sentence
+        longer than the model is read by its end.
 
         Args:
             spans: (start, end) of each sentence; found by ``sentence_spans`` when None.
 
         Raises:
-            ValueError: the text is empty, a span is not within it or holds only white space, or this classifier
-                compares labels of your own.
+            ValueError: the text is empty, a span is not within it or holds only white space, or this
+                classifier compares labels of your own.
         """
         model = self.model
         if not isinstance(model, BioGptForSequenceClassification):
@@ -177,8 +178,8 @@ class TextClassifier:
         for start, end in spans:
             if not 0 <= start < end <= len(text) or not text[start:end].strip():
                 raise ValueError(
-                    f"({start}, {end}) is not a sentence of this text of {len(text)} characters; expected the first "
-                    "character and the one after the last"
+                    f"({start}, {end}) is not a sentence of this text of {len(text)} characters; expected "
+                    "the first character and the one after the last"
                 )
         room = model.config.max_position_embeddings - 1
         pieces = [self.tokenizer.encode(text[a:b], special_tokens=False).ids[-room:] for a, b in spans]

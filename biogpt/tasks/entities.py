@@ -1,8 +1,8 @@
 """Entities of a text: labels of words, read by a token classification head, made into exact character spans.
 
-A word's label is read at its first or last piece (``config.label_piece``). The likeliest legal sequence of labels
-becomes the spans. Texts longer than the model are read in windows that overlap by half; a word takes its label from
-the window in which it is furthest from both edges.
+A word's label is read at its first or last piece (``config.label_piece``). The likeliest legal sequence of
+labels becomes the spans. Texts longer than the model are read in windows that overlap by half; a word takes
+its label from the window in which it is furthest from both edges.
 """
 
 from collections.abc import Iterator, Sequence
@@ -118,7 +118,10 @@ class EntityRecognizer:
             self.model, self.tokenizer.pad_token_id, windows, score, progress
         ):
             stretch = window.stretch
-            depth = _depths(window, len(texts[text].pieces))
+            places = np.arange(len(window.reads))
+            # An edge at an end of the text cuts nothing off, but another window has its own edge still nearer
+            # there.
+            depth = np.minimum(places, places[::-1])
             deeper = depth > depths[text][stretch]
             depths[text][stretch][deeper] = depth[deeper]
             results[text][stretch][deeper] = scores[deeper]
@@ -147,7 +150,8 @@ def windows_of(pieces: Sequence[Sequence[int]], config: BioGptConfig) -> Iterato
     room = config.max_position_embeddings // config.passage_copies - 1
     if room < 1:
         raise ValueError(
-            f"{config.passage_copies} copies of a passage do not fit into {config.max_position_embeddings} positions"
+            f"{config.passage_copies} copies of a passage do not fit into {config.max_position_embeddings} "
+            "positions"
         )
     pieces = [word[-room:] for word in pieces]
     ends = np.cumsum([len(word) for word in pieces])
@@ -168,20 +172,3 @@ def _window(pieces: Sequence[Sequence[int]], first: int, config: BioGptConfig) -
     if config.label_piece == "first":
         ends = ends - [len(word) - 1 for word in pieces]
     return Window(copy * config.passage_copies, first, ends.tolist())
-
-
-def _depths(window: Window, count: int) -> np.ndarray:
-    """How many words lie between each word of a window and its nearer edge.
-
-    At the ends of the text nothing is cut off: the edge of the window is no edge there.
-
-    Args:
-        count: words of the whole text.
-    """
-    ahead = np.arange(len(window.reads))
-    behind = ahead[::-1]
-    if window.first == 0 and window.stretch.stop == count:
-        return np.full(count, count)
-    if window.first == 0:
-        return behind
-    return ahead if window.stretch.stop == count else np.minimum(ahead, behind)

@@ -1,4 +1,4 @@
-"""Labels of one's own, in words: a language model that is given a text says how well each of them goes on with it."""
+"""Labels of one's own, in words: how well each of them goes on with a text, says a language model."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ _CACHE_BYTES = 2**30  # of the cache that the labels share; more labels are comp
 class Phrases:
     """Labels in words, compared by how much a text raises their likelihood.
 
-    A label's score is the mean log-probability of its tokens after the text, less the same after an empty text,
-    which takes out how common the phrase is (Holtzman et al. 2021, arXiv 2104.08315; Zhao et al. 2021,
+    A label's score is the mean log-probability of its tokens after the text, less the same after an empty
+    text, which takes out how common the phrase is (Holtzman et al. 2021, arXiv 2104.08315; Zhao et al. 2021,
     arXiv 2102.09690). The text is read once; all labels go on from its key/value cache. What the template has
     after the label is not read.
     """
@@ -31,7 +31,8 @@ class Phrases:
         # White space and invisible characters make no label: what counts is what the model reads.
         if len(labels) < 2 or len(set(map(tuple, self._labels))) < len(labels) or not all(self._labels):
             raise ValueError(
-                f"labels are {list(labels)}; expected at least two, all different and none empty in the model's vocabulary"
+                f"labels are {list(labels)}; expected at least two, all different and none empty in the "
+                "model's vocabulary"
             )
         before, text, after = template.partition("{text}")
         middle, label, end = after.partition("{label}")

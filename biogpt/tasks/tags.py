@@ -1,4 +1,4 @@
-"""Labels of words as tags: which may follow which, the likeliest legal sequence, the entities that it spells."""
+"""Labels of words as tags: which may follow which, the likeliest legal sequence, and its entities."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,8 +32,8 @@ class TagScheme:
         self.types = tuple(dict.fromkeys(tag.type for tag in self.tags if tag.type))
         start = Tag("O", "")
         known = set(self.tags)
-        # [N + 1, N + 1] log-weights: 0 where a tag may follow, else -inf; the last row is the start of the text,
-        # the last column its end.
+        # [N + 1, N + 1] log-weights: 0 where a tag may follow, else -inf; the last row is the start of the
+        # text, the last column its end.
         self.transitions = np.full((len(labels) + 1, len(labels) + 1), -np.inf)
         for row, before in enumerate([*self.tags, start]):
             for column, after in enumerate([*self.tags, start]):

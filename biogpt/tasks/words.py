@@ -49,7 +49,7 @@ def words_of(tokenizer: Tokenizer, text: str) -> Words:
 
 
 def forms_of(words: Sequence[str], config: BioGptConfig, device: torch.device) -> Tensor | None:
-    """[W, 5] forms of words for ``BioGptForTokenClassification.read``; None where the model has no word encoder."""
+    """[W, 5] forms of words for ``TokenClassifier.read``; None where the model has no word encoder."""
     if not config.word_encoder_size:
         return None
     return torch.tensor([word_forms(word, config.word_form_rows) for word in words], device=device)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from biogpt.text.files import LINE_END, read_json_lines, read_lines, read_text
+
 logger = logging.getLogger(__name__)
 
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".pubtator")
@@ -18,7 +20,6 @@ _ID_COLUMNS = ("id", "pmid", "doc_id", "document_id")
 _PUBTATOR_LINE = re.compile(r"([^|\t\r\n]+)\|([ta])\|(.*)")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_LINE_END = re.compile(r"\r\n|\r|\n")
 
 PubtatorEntity = tuple[int, int, str, str]  # start, end, text, type
 
@@ -31,48 +32,18 @@ class Document:
     text: str
 
 
-def read_text(path: str | Path) -> str:
-    """The content of a UTF-8 file; a byte-order mark is left out, line ends stay as they are.
-
-    Raises:
-        ValueError: the file is empty, or not UTF-8; the message names the first wrong byte.
-    """
-    data = Path(path).read_bytes()
-    name = Path(path).name
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-        wrong = data.find(0)  # UTF-16 without a mark is valid UTF-8, full of zeros
-    except UnicodeDecodeError as error:
-        wrong = error.start
-    if wrong >= 0:
-        raise ValueError(
-            f"{name} is not UTF-8: byte {wrong} is 0x{data[wrong]:02x}; save it as UTF-8 and try again"
-        )
-    if not text.strip():
-        raise ValueError(f"{name} is empty; expected at least one text")
-    return text
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file, ended as editors end them: ``str.splitlines`` also cuts at U+2028 and others.
-
-    Raises:
-        ValueError: see ``read_text``.
-    """
-    return _LINE_END.split(read_text(path))
-
-
 def read_documents(path: str | Path) -> list[Document]:
     """The texts of a file.
 
-    ``.txt``: one text a line. ``.csv``, ``.tsv``: a header and a column ``text``, ``abstract`` (after ``title``, if
-    there is one) or ``sentence``; rows without text are left out. ``.jsonl``, ``.json``: objects with ``text``.
-    PubTator is known by its content, and its entities are not looked at.
-    Ids come from ``id`` or ``pmid``, else they count from 1; one used twice gets ``-2``, ``-3`` …, so that results
-    of different texts are not mixed up.
+    ``.txt``: one text a line. ``.csv``, ``.tsv``: a header and a column ``text``, ``abstract`` (after
+    ``title``, if there is one) or ``sentence``; rows without text are left out. ``.jsonl``, ``.json``:
+    objects with ``text``. PubTator is known by its content, and its entities are not looked at. Ids come from
+    ``id`` or ``pmid``, else they count from 1; one used twice gets ``-2``, ``-3`` …, so that results of
+    different texts are not mixed up.
 
     Raises:
-        ValueError: the file is empty, not UTF-8, of an unknown kind, or malformed; the message names the line.
+        ValueError: the file is empty, not UTF-8, of an unknown kind, or malformed; the message names the
+            line.
     """
     path = Path(path)
     text = read_text(path)
@@ -80,11 +51,11 @@ def read_documents(path: str | Path) -> list[Document]:
     if is_pubtator(path, text):
         pairs = [(block.id, block.text) for block in _pubtator(path)]
     elif kind == ".txt":
-        pairs = [("", line) for line in _LINE_END.split(text) if line.strip()]
+        pairs = [("", line) for line in LINE_END.split(text) if line.strip()]
     elif kind in (".csv", ".tsv"):
         pairs = list(_table(path))
     elif kind in (".jsonl", ".json"):
-        pairs = list(_objects(text, path.name, lines=kind == ".jsonl"))
+        pairs = list(_texts(read_json_lines(path) if kind == ".jsonl" else _objects(text, path)))
     else:
         raise ValueError(f"{path.name} is of an unknown kind; expected one of {', '.join(FORMATS)}")
     if not pairs:
@@ -99,7 +70,7 @@ def is_pubtator(path: Path, text: str) -> bool:
         text: its content.
     """
     kind = path.suffix.lower()
-    first = _LINE_END.split(text.lstrip(), maxsplit=1)[0]
+    first = LINE_END.split(text.lstrip(), maxsplit=1)[0]
     return kind == ".pubtator" or (
         kind not in (".json", ".jsonl") and _PUBTATOR_LINE.fullmatch(first) is not None
     )
@@ -108,8 +79,8 @@ def is_pubtator(path: Path, text: str) -> bool:
 def read_pubtator(path: str | Path) -> list[tuple[Document, list[PubtatorEntity]]]:
     """Abstracts in PubTator format with their entities, sorted and apart.
 
-    The text is title, space, abstract, as offsets in the BioCreative files count. Of overlapping entities the longer
-    one is kept. An id used twice is numbered, as in ``read_documents``.
+    The text is title, space, abstract, as offsets in the BioCreative files count. Of overlapping entities the
+    longer one is kept. An id used twice is numbered, as in ``read_documents``.
 
     Raises:
         ValueError: the file is malformed, or an entity's text is not at its offsets.
@@ -178,7 +149,7 @@ def _apart(entities: Sequence[PubtatorEntity]) -> list[PubtatorEntity]:
 
 
 def read_table(path: str | Path) -> list[tuple[str, list[str]]]:
-    """The rows of a ``.csv``, or of a file with tabs, each with its place (``name, line 3``); empty lines are left out.
+    """The filled rows of a ``.csv``, or of a file with tabs, each with its place (``name, line 3``).
 
     In a file with tabs a quotation mark is often just that. Cells are unquoted only if this works for all of
     them and leaves none with a tab inside; otherwise every line is a row.
@@ -222,45 +193,42 @@ def _table(path: Path) -> Iterator[tuple[str, str]]:
     found = next((columns.index(column) for column in _TEXT_COLUMNS if column in columns), None)
     if found is None:
         raise ValueError(
-            f"{path.name} has the columns {', '.join(columns)}; expected one of {', '.join(_TEXT_COLUMNS)} in its first line"
+            f"{path.name} has the columns {', '.join(columns)}; expected one of {', '.join(_TEXT_COLUMNS)} "
+            "in its first line"
         )
     key = next((columns.index(column) for column in _ID_COLUMNS if column in columns), None)
     title = columns.index("title") if columns[found] == "abstract" and "title" in columns else None
     for where, row in rows:
         if len(row) != len(columns):
             raise ValueError(
-                f"{where}: {len(row)} cells, but {len(columns)} columns; a text with the separator in it needs quotes"
+                f"{where}: {len(row)} cells, but {len(columns)} columns; a text with the separator in it "
+                "needs quotes"
             )
         parts = [row[column] for column in (title, found) if column is not None]
         if content := " ".join(part for part in parts if part.strip()):
             yield "" if key is None else row[key], content
 
 
-def _objects(text: str, name: str, lines: bool) -> Iterator[tuple[str, str]]:
+def _objects(text: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """The objects of a ``.json`` file, each with its place."""
     try:
-        if lines:
-            numbered = [
-                (number, json.loads(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()
-            ]
-        else:
-            whole = json.loads(text)
-            numbered = list(enumerate(whole if isinstance(whole, list) else [whole], 1))
+        whole = json.loads(text)
     except json.JSONDecodeError as error:
-        where = f"line {number_of_error(text, error)}" if lines else f"line {error.lineno}"
-        raise ValueError(f"{name}, {where}: not JSON ({error.msg})") from error
-    for number, value in numbered:
-        where = f"{name}, {'line' if lines else 'object'} {number}"
+        raise ValueError(f"{path.name}, line {error.lineno}: not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise ValueError(f"{path.name}: brackets nested too deep to be read") from error
+    for number, value in enumerate(whole if isinstance(whole, list) else [whole], 1):
+        yield f"{path.name}, object {number}", value
+
+
+def _texts(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
+    for where, value in objects:
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             raise ValueError(f'{where}: expected {{"text": "…"}}')
         if _SURROGATE.search(value["text"]):
             raise ValueError(f"{where}: half of a surrogate pair, which no UTF-8 file can hold")
         if value["text"].strip():
             yield _id(value), value["text"]
-
-
-def number_of_error(text: str, error: json.JSONDecodeError) -> int:
-    """The line of a JSON Lines file that ``error`` is about."""
-    return next(number for number, line in enumerate(text.split("\n"), 1) if line == error.doc)
 
 
 def _id(value: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import re
 
 # What may follow a full stop for the next sentence to begin: a capital, a digit, an opening bracket or quote.
-# A run of stops is tried from its beginning only: from each stop in turn, a line of leaders would take for ever.
+# A run of stops is tried from its beginning only: from each in turn, a line of leaders would take for ever.
 _BOUNDARY = re.compile(r"""(?<![.!?])(?P<stop>[.!?]+)[)\]"'”’»]*(?=\s+(?P<next>[(\["'“‘«]*\S))|[\r\n]+""")
 _ABBREVIATION = re.compile(
     r"""(?:^|[\s(\[{"'“‘/–-])(?:

@@ -2,8 +2,8 @@
 
 Words come from Moses (``sacremoses``: English, dashes split, XML escaped), pieces from byte-pair encoding
 (Sennrich et al. 2016, arXiv 1508.07909). With ``normalize=False`` the ids are those of the reference
-(``transformers`` ``models/biogpt``) called with ``split_special_tokens=True``: a typed ``</s>`` is text like any
-other and never becomes a control token.
+(``transformers`` ``models/biogpt``) called with ``split_special_tokens=True``: a typed ``</s>`` is text like
+any other and never becomes a control token.
 """
 
 import heapq
@@ -25,8 +25,9 @@ VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 CONFIG_FILE = "tokenizer_config.json"
 
-# What a character is read as where the vocabulary at hand lacks it. One character becomes one, so offsets into the
-# normalised text hold for the text as given. Spaces of all widths are missing on purpose: Moses knows them as such.
+# What a character is read as where the vocabulary at hand lacks it. One character becomes one, so offsets
+# into the normalised text hold for the text as given. Spaces of all widths are missing on purpose: Moses
+# knows them as such.
 NORMALIZATION: dict[str, str] = {
     # Fullwidth forms of ASCII, ！ to ～.
     **{chr(code): chr(code - 0xFF01 + ord("!")) for code in range(0xFF01, 0xFF5F)},
@@ -57,7 +58,7 @@ _TOKENIZER_CONFIG = {
     "unk_token": "<unk>",
 }
 
-Span = tuple[int, int]
+Offsets = tuple[int, int]  # first character, and the one after the last
 Pair = tuple[str, str]
 
 
@@ -67,13 +68,13 @@ class Encoding:
 
     Attributes:
         ids: T token ids.
-        offsets: T spans (start, end) in characters of the text as given, start never falling. The pieces of one
-            escaped character (``&quot;``) all have its span. A separator has the empty span (0, 0); after the second
-            one, spans point into the second text.
+        offsets: T spans (start, end) in characters of the text as given, start never falling. The pieces of
+            one escaped character (``&quot;``) all have its span. A separator has the empty span (0, 0); after
+            the second one, spans point into the second text.
     """
 
     ids: list[int]
-    offsets: list[Span]
+    offsets: list[Offsets]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class BatchEncoding:
 
     input_ids: list[list[int]]
     attention_mask: list[list[int]]
-    offsets: list[list[Span]]
+    offsets: list[list[Offsets]]
     cut: list[int]
 
 
@@ -105,8 +106,8 @@ class Tokenizer:
     """The tokenizer of BioGPT; threads may share one.
 
     Args:
-        vocab: id of each piece, 0 to V - 1, the control tokens ``<s> <pad> </s> <unk>`` first. A piece that ends a
-            word carries ``</w>``.
+        vocab: id of each piece, 0 to V - 1, the control tokens ``<s> <pad> </s> <unk>`` first. A piece that
+            ends a word carries ``</w>``.
         merges: pairs of pieces to join, the most urgent first.
         normalize: replace what the vocabulary lacks by the table ``NORMALIZATION``; False gives the
             reference's ids for every text.
@@ -153,8 +154,8 @@ class Tokenizer:
         joined = next((piece for piece in pieces if len(piece.removesuffix(END_OF_WORD)) > 1), None)
         if joined is not None and not merges:
             raise ValueError(
-                f"{merges_path} holds no merges, which the pieces of {vocab_path} such as {joined!r} are made by; "
-                "copy it anew from where the checkpoint came from"
+                f"{merges_path} holds no merges, which the pieces of {vocab_path} such as {joined!r} are "
+                "made by; copy it anew from where the checkpoint came from"
             )
         return tokenizer
 
@@ -190,7 +191,7 @@ class Tokenizer:
             special_tokens: False leaves the separators ``</s>`` out.
         """
         ids: list[int] = []
-        offsets: list[Span] = []
+        offsets: list[Offsets] = []
         for part in (text,) if pair is None else (text, pair):
             if special_tokens:
                 ids.append(self.eos_token_id)
@@ -254,7 +255,7 @@ class Tokenizer:
         words = "".join(piece.replace(END_OF_WORD, " ") for piece in pieces).split()
         return _DETOKENIZER.detokenize(words)
 
-    def _encode_part(self, text: str, ids: list[int], offsets: list[Span]) -> None:
+    def _encode_part(self, text: str, ids: list[int], offsets: list[Offsets]) -> None:
         if self.normalize:
             text = text.translate(self._normalization)
         spans = _character_spans(text)
@@ -265,8 +266,8 @@ class Tokenizer:
         lengths = [pieces[-1].last + 1 for pieces in words]
         if sum(lengths) != len(spans):
             raise RuntimeError(
-                f"Moses made {sum(lengths)} characters of {len(spans)}: this version of sacremoses splits text in "
-                "an unknown way; install the one named in requirements.txt"
+                f"Moses made {sum(lengths)} characters of {len(spans)}: this version of sacremoses splits "
+                "text in an unknown way; install the one named in requirements.txt"
             )
         start = 0
         for pieces, length in zip(words, lengths, strict=True):
@@ -293,8 +294,8 @@ class Tokenizer:
 class _FastMosesTokenizer(MosesTokenizer):
     """Moses with the same words in a third of the time.
 
-    The original builds a set of all letters for each word that ends in a full stop, and searches a long run of
-    ``DOT`` for its placeholder again from every position.
+    The original builds a set of all letters for each word that ends in a full stop, and searches a long run
+    of ``DOT`` for its placeholder again from every position.
     """
 
     MULTIDOT_MARKER: ClassVar[re.Pattern[str]] = re.compile(r"(?<!DOT)(?:DOT)+MULTI")
@@ -317,8 +318,8 @@ _SOURCE_CHARACTERS = re.compile(rf"{_FastMosesTokenizer.MULTIDOT_MARKER.pattern}
 # What makes the characters of a text other than its non-space characters, seldom found.
 _DROPPED_OR_PLACEHOLDER = re.compile(r"(?!\s)[\x00-\x1f]|MULTI")
 
-# One character of the text, as it stands in a word: a split dash, an escaped character (Moses escapes each ``&``),
-# or itself.
+# One character of the text, as it stands in a word: a split dash, an escaped character (Moses escapes each
+# ``&``), or itself.
 _ESCAPED = re.compile(r"^@-@$|&\S+?;|\S")
 
 
@@ -332,7 +333,7 @@ def word_symbols(word: str) -> list[str]:
     return [*word[:-1], word[-1] + END_OF_WORD]
 
 
-def _character_spans(text: str) -> list[Span]:
+def _character_spans(text: str) -> list[Offsets]:
     """Where each character that Moses keeps lies in the text: neither white space nor a control character.
 
     Moses only moves words apart, so these are, in order, the characters of its words with escapes undone.
@@ -340,7 +341,7 @@ def _character_spans(text: str) -> list[Span]:
     if not _DROPPED_OR_PLACEHOLDER.search(text):
         return [(i, i + 1) for i, character in enumerate(text) if not character.isspace()]
     kept = [i for i, character in enumerate(text) if character >= " " or character.isspace()]
-    spans: list[Span] = []
+    spans: list[Offsets] = []
     for match in _SOURCE_CHARACTERS.finditer("".join(text[i] for i in kept)):
         start, end = match.span()
         full_stops = range(start, end - len("MULTI"), len("DOT")) or (start,)
