@@ -369,7 +369,7 @@ def test_options_that_cannot_work_are_refused(options, change, message):
 
 def test_a_file_without_text_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"empty\.txt holds no text"):
+    with pytest.raises(ValueError, match=r"empty\.txt is empty"):
         read_lines(tmp_path / "empty.txt")
     (tmp_path / "broken.txt.xz").write_bytes(lzma.compress(b"gene\n" * 1000)[:-20])
     with pytest.raises(ValueError, match=r"broken\.txt\.xz is damaged"):

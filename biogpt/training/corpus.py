@@ -1,6 +1,5 @@
 """Plain text for language-model training: read, tokenised once, packed into rows of equal length."""
 
-import lzma
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from biogpt.checkpoint.files import written_whole
 from biogpt.checkpoint.pretrained import BioGptTokenizer
 from biogpt.runners.precision import interrupts_ignored
+from biogpt.text.files import LINE_END, read_text
 
 _LINES_AT_ONCE = 1000
 _RESTS_AT_MOST = 1000
@@ -24,18 +24,7 @@ def read_lines(path: str | Path) -> list[str]:
     Raises:
         ValueError: the file holds no text, is not UTF-8, or is a damaged ``.xz``.
     """
-    path = Path(path)
-    opener = lzma.open if path.suffix == ".xz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8 and try again") from error
-    except (lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or not an .xz file ({error}); make it anew") from error
-    if not lines:
-        raise ValueError(f"{path} holds no text; expected one document a line")
-    return lines
+    return [line.strip() for line in LINE_END.split(read_text(path)) if line.strip()]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Labelled text for fine-tuning: entities in CoNLL or JSON, labels of texts, roles of sentences."""
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biogpt.text.documents import read_lines, read_table
+from biogpt.text.documents import read_table
+from biogpt.text.files import read_json_lines, read_lines
 
 _TAG = re.compile(r"([BILUSE])-(.+)|O")
 _LABEL_COLUMNS = ("label", "labels")
@@ -137,7 +137,7 @@ def read_tagged_jsonl(path: str | Path) -> list[TaggedText]:
         ValueError: a line is malformed, or an entity lies outside its text or overlaps another.
     """
     texts = []
-    for where, value in _json_lines(path):
+    for where, value in read_json_lines(path):
         match value:
             case {"text": str(text), "entities": list(entities)}:
                 spans = sorted((_span(where, entity) for entity in entities), key=lambda span: span.start)
@@ -180,7 +180,7 @@ def read_labelled(
         ValueError: a line lacks a column, a text or a label is empty, or there is no text; the message names the line.
     """
     if Path(path).suffix.lower() == ".jsonl":
-        return [_labelled(where, value, none_label) for where, value in _json_lines(path)]
+        return [_labelled(where, value, none_label) for where, value in read_json_lines(path)]
     rows = read_table(path)
     header = rows[0][1]
     chosen = [_column(text_column), _column(label_column)]
@@ -260,20 +260,6 @@ def read_sections(path: str | Path) -> list[LabelledSentences]:
             f"{Path(path).name} holds no sentence; expected ###id, then LABEL<tab>sentence lines"
         )
     return [LabelledSentences(sentences, labels) for labels, sentences in filled]
-
-
-def _json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{Path(path).name}, line {number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg})") from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected an object")
-        yield where, value
 
 
 def _joined(tokens: Sequence[str], index: int) -> bool:

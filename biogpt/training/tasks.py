@@ -17,7 +17,8 @@ from biogpt.tasks.classification import TextClassifier, sentence_rows
 from biogpt.tasks.entities import EntityRecognizer, windows_of
 from biogpt.tasks.tags import OUTSIDE
 from biogpt.tasks.words import Words, words_of
-from biogpt.text.documents import is_pubtator, read_pubtator, read_text
+from biogpt.text.documents import is_pubtator, read_pubtator
+from biogpt.text.files import read_text
 from biogpt.text.sentences import sentence_spans
 from biogpt.training.finetune import Example, Result
 from biogpt.training.labelled import (
