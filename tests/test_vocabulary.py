@@ -9,7 +9,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biogpt.text.tokenizer import NORMALIZATION, word_symbols
+from biogpt.text.plain import NORMALIZATION
+from biogpt.text.tokenizer import word_symbols
 from biogpt.training.vocabulary import count_words, learn_vocabulary, train_vocabulary
 
 LINES = (

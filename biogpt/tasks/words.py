@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from biogpt.model.config import BioGptConfig
+from biogpt.text.plain import without_emphasis
 from biogpt.text.tokenizer import END_OF_WORD, Tokenizer
 
 
@@ -20,9 +21,9 @@ class Words(NamedTuple):
     """The words of a text: W of them.
 
     Attributes:
-        spans: [W] (start, end) in characters of the text.
+        spans: [W] (start, end) in characters of the text as given.
         pieces: [W] token ids of each.
-        texts: [W] the words as written.
+        texts: [W] the words as they are read.
     """
 
     spans: list[tuple[int, int]]
@@ -31,13 +32,18 @@ class Words(NamedTuple):
 
 
 def words_of(tokenizer: Tokenizer, text: str) -> Words:
-    """Split a text into the words that get labels."""
-    encoding = tokenizer.encode(text, special_tokens=False)
-    spans: list[tuple[int, int]] = []
+    """Split a text into the words that get labels.
+
+    Words of the plain text that share a character of the text as given, such as the two of ``℃``, are one.
+    """
+    unmarked = without_emphasis(text)
+    plain = tokenizer.plain(unmarked.text)
+    encoding = tokenizer.encode(plain.text, special_tokens=False)
+    spans: list[tuple[int, int]] = []  # in the plain text
     pieces: list[list[int]] = []
     within = False
     for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-        if within:
+        if within or (spans and plain.starts[start] < plain.ends[spans[-1][1] - 1]):
             spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
             pieces[-1].append(index)
         else:
@@ -45,7 +51,8 @@ def words_of(tokenizer: Tokenizer, text: str) -> Words:
             pieces.append([index])
         piece = tokenizer.token(index)
         within = not piece.endswith(END_OF_WORD) and index != tokenizer.unk_token_id
-    return Words(spans, pieces, [text[start:end] for start, end in spans])
+    given = [unmarked.given(*plain.given(start, end)) for start, end in spans]
+    return Words(given, pieces, [plain.text[start:end] for start, end in spans])
 
 
 def forms_of(words: Sequence[str], config: BioGptConfig, device: torch.device) -> Tensor | None:

@@ -18,6 +18,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from sacremoses import MosesDetokenizer, MosesTokenizer
 
+from biogpt.text.plain import PlainForms, PlainText
+
 CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 END_OF_WORD = "</w>"
 
@@ -25,27 +27,11 @@ VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 CONFIG_FILE = "tokenizer_config.json"
 
-# What a character is read as where the vocabulary at hand lacks it. One character becomes one, so offsets
-# into the normalised text hold for the text as given. Spaces of all widths are missing on purpose: Moses
-# knows them as such.
-NORMALIZATION: dict[str, str] = {
-    # Fullwidth forms of ASCII, ！ to ～.
-    **{chr(code): chr(code - 0xFF01 + ord("!")) for code in range(0xFF01, 0xFF5F)},
-    **dict.fromkeys("–—―‒﹘﹣", "-"),
-    **dict.fromkeys("‘’‚‛ʼ´`｀", "'"),
-    **dict.fromkeys("“”„‟«»ʺ", '"'),
-    "…": ".",
-    "\N{OHM SIGN}": "Ω",
-    "\N{KELVIN SIGN}": "K",
-    "\N{ANGSTROM SIGN}": "Å",
-    # Soft hyphen, zero-width and direction marks, byte-order mark, variation selectors: Moses drops the NUL.
-    **dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufe0e\ufe0f\ufeff", "\0"),
-}
-
 # Bounds of the memory of split words, some 30 MB when full: how many, and the longest one kept.
 _CACHED_WORDS = 65_536
 _CACHED_WORD_LENGTH = 64
 
+_WRITTEN_AS_ESCAPES = frozenset("&|<>'\"[]")  # by Moses: the vocabulary has them as &amp; and the like
 _CONTROL_IDS = range(len(CONTROL_TOKENS))
 _EMPTY_SPAN = (0, 0)
 
@@ -109,8 +95,8 @@ class Tokenizer:
         vocab: id of each piece, 0 to V - 1, the control tokens ``<s> <pad> </s> <unk>`` first. A piece that
             ends a word carries ``</w>``.
         merges: pairs of pieces to join, the most urgent first.
-        normalize: replace what the vocabulary lacks by the table ``NORMALIZATION``; False gives the
-            reference's ids for every text.
+        normalize: read what the vocabulary lacks in its plain form, see ``plain``; False gives the reference's
+            ids for every text.
 
     Raises:
         ValueError: the vocabulary holds a wrong id, has a gap, or lacks a control token.
@@ -124,10 +110,8 @@ class Tokenizer:
         self.merges = list(merges)
         self.normalize = normalize
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        known = set("".join(self._tokens[len(CONTROL_TOKENS) :]))
-        self._normalization = str.maketrans(
-            {character: plain for character, plain in NORMALIZATION.items() if character not in known}
-        )
+        known = frozenset("".join(self._tokens[len(CONTROL_TOKENS) :])) | _WRITTEN_AS_ESCAPES
+        self._plain_forms = PlainForms(known, lambda word: word + END_OF_WORD in self.vocab)
         self._split_cached = lru_cache(_CACHED_WORDS)(self._split)
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
@@ -182,6 +166,10 @@ class Tokenizer:
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"token id {index} is unknown; the vocabulary has 0 to {self.vocab_size - 1}")
         return self._tokens[index]
+
+    def plain(self, text: str) -> PlainText:
+        """What is read of a text: where ``normalize`` is set, plain forms of what the vocabulary lacks."""
+        return self._plain_forms(text) if self.normalize else PlainText.of(text)
 
     def encode(self, text: str, pair: str | None = None, special_tokens: bool = True) -> Encoding:
         """Tokenise a text, ``</s> text``, or two of them, ``</s> text </s> pair``.
@@ -256,8 +244,8 @@ class Tokenizer:
         return _DETOKENIZER.detokenize(words)
 
     def _encode_part(self, text: str, ids: list[int], offsets: list[Offsets]) -> None:
-        if self.normalize:
-            text = text.translate(self._normalization)
+        plain = self.plain(text)
+        text = plain.text
         spans = _character_spans(text)
         words = [
             self._split_cached(word) if len(word) <= _CACHED_WORD_LENGTH else self._split(word)
@@ -273,7 +261,7 @@ class Tokenizer:
         for pieces, length in zip(words, lengths, strict=True):
             for piece in pieces:
                 ids.append(piece.id)
-                offsets.append((spans[start + piece.first][0], spans[start + piece.last][1]))
+                offsets.append(plain.given(spans[start + piece.first][0], spans[start + piece.last][1]))
             start += length
 
     def _split(self, word: str) -> list[_Piece]:

@@ -8,7 +8,8 @@ from multiprocessing import get_context
 
 from biogpt.checkpoint.pretrained import BioGptTokenizer
 from biogpt.runners.precision import interrupts_ignored
-from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD, NORMALIZATION, Pair, moses_words, word_symbols
+from biogpt.text.plain import NORMALIZATION
+from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD, Pair, moses_words, word_symbols
 
 _LINES_PER_TASK = 2000
 _EVERY_NORMALIZATION = str.maketrans(NORMALIZATION)
