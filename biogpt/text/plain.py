@@ -1,8 +1,8 @@
 """Plain forms of a text: what is read in place of characters that a vocabulary lacks, and where it came from.
 
-Typographic quotes and dashes, fullwidth letters, ligatures, superscripts, letters written with combining marks,
-words hyphenated at a line's end: each is read as plain text would have it, and every character of the plain text
-knows its place in the text as given, whether one became one, many, or many became one.
+Typographic quotes and dashes, fullwidth letters, ligatures, superscripts, letters written with combining
+marks, words hyphenated at a line's end: each is read as plain text would have it, and every character of the
+plain text knows its place in the text as given, whether one became one, many, or many became one.
 """
 
 import re
@@ -49,8 +49,8 @@ class PlainText(NamedTuple):
 
     Attributes:
         text: the P characters that are read.
-        starts, ends: [P] for each of them the first character of the text as given that it stands for, and the one
-            after the last. Neither ever falls.
+        starts, ends: [P] for each of them the first character of the text as given that it stands for, and
+            the one after the last. Neither ever falls.
     """
 
     text: str
@@ -111,7 +111,8 @@ class PlainForms:
         return plain.edited(self._joins(plain.text)) if lines else plain
 
     def _joins(self, text: str) -> Iterable[Edit]:
-        """Words that go on after a hyphen and a line break; the hyphen stays where it may be the word's own."""
+        """Words that go on after a hyphen and a line break; the hyphen stays where it may be the word's
+        own."""
         for match in _LINE_HYPHEN.finditer(text):
             start, end = match.span()
             before = _LETTERS_BEFORE.search(text, max(0, start - _LONGEST_PART), start)

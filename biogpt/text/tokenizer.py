@@ -95,8 +95,8 @@ class Tokenizer:
         vocab: id of each piece, 0 to V - 1, the control tokens ``<s> <pad> </s> <unk>`` first. A piece that
             ends a word carries ``</w>``.
         merges: pairs of pieces to join, the most urgent first.
-        normalize: read what the vocabulary lacks in its plain form, see ``plain``; False gives the reference's
-            ids for every text.
+        normalize: read what the vocabulary lacks in its plain form, see ``plain``; False gives the
+            reference's ids for every text.
 
     Raises:
         ValueError: the vocabulary holds a wrong id, has a gap, or lacks a control token.
