@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from biogpt import BioGptForTokenClassification, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
+from biogpt.tasks.brackets import balanced
 from biogpt.tasks.entities import EntityRecognizer, windows_of
 from biogpt.tasks.tags import TagScheme
 from biogpt.tasks.words import word_forms, words_of
@@ -274,6 +275,57 @@ def test_a_score_is_the_probability_of_exactly_this_span(tokenizer):
     p = np.array([[0.1, 0.7, 0.1, 0.05, 0.05], [0.05, 0.05, 0.8, 0.05, 0.05], [0.5, 0.05, 0.4, 0.03, 0.02]])
     found = tagger._entities(text, words, np.log(p))
     assert found == [Entity("Disease", 0, 10, "alpha beta", pytest.approx(0.7 * 0.8 * 0.6))]
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "right"),
+    [
+        ("(HSP)70 rose", "HSP)70", "(HSP)70"),
+        ("the tRNA(Leu) gene", "tRNA(Leu", "tRNA(Leu)"),
+        ("of (S)-ketamine", "S)-ketamine", "(S)-ketamine"),
+        ("of S)-ketamine", "S)-ketamine", "ketamine"),
+        ("a tRNA(Leu gene", "tRNA(Leu", "tRNA"),
+        ("(aspirin)", "(aspirin", "aspirin"),
+        ("(aspirin)", "aspirin)", "aspirin"),
+        ("(aspirin)", "(aspirin)", "(aspirin)"),
+        ("poly[d(A-T)] x", "poly[d(A-T)", "poly[d(A-T)]"),
+        ("((", "((", ""),
+    ],
+)
+def test_brackets_of_an_entity_come_in_pairs(text, span, right):
+    start = text.index(span)
+    begin, end = balanced(text, start, start + len(span), 0, len(text))
+    assert text[begin:end] == right
+    # Where a neighbour has the other bracket, the entity is cut instead.
+    begin, end = balanced(text, start, start + len(span), start, start + len(span))
+    assert start <= begin <= end <= start + len(span)
+    assert text[begin:end].count("(") == text[begin:end].count(")")
+
+
+def test_brackets_of_any_span_come_to_pairs():
+    for text in map("".join, itertools.product("()[]a", repeat=6)):
+        for low, start, end, high in ((0, 1, 5, 6), (1, 1, 5, 5), (0, 2, 4, 6)):
+            begin, stop = balanced(text, start, end, low, high)
+            assert low <= begin <= high
+            part = text[begin:stop]
+            while (less := part.replace("a", "").replace("()", "").replace("[]", "")) != part:
+                part = less
+            assert part == ""
+
+
+def test_entities_keep_apart_when_brackets_are_completed(tokenizer):
+    tagger = recognizer(tokenizer, ("O", "B-X", "I-X"))
+    text = "x (HSP)70 tRNA(Leu) y"
+    words = words_of(tokenizer, text)
+    inside = [index for index, word in enumerate(words.texts) if word not in "x(y"]
+    scores = np.full((len(words.texts), 3), -9.0)
+    for index in range(len(words.texts)):
+        scores[index, 0 if index not in inside else 1 if words.texts[index] in ("HSP", "tRNA") else 2] = -0.1
+    found = [
+        (entity.text, text[entity.start : entity.end]) for entity in tagger._entities(text, words, scores)
+    ]
+    assert all(one == other for one, other in found)
+    assert found[0][0] == "(HSP)70"
 
 
 def test_progress_counts_to_all_texts_and_can_end_the_work(tokenizer):

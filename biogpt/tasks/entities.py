@@ -18,6 +18,7 @@ from biogpt.model.config import BioGptConfig
 from biogpt.runners.layers import pack
 from biogpt.runners.precision import rest_threads
 from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, read_windows
+from biogpt.tasks.brackets import balanced
 from biogpt.tasks.tags import TagScheme
 from biogpt.tasks.words import Words, forms_of, words_of
 from biogpt.text.results import Entity, OnProgress
@@ -128,17 +129,22 @@ class EntityRecognizer:
         return results
 
     def _entities(self, text: str, words: Words, scores: np.ndarray) -> list[Entity]:
+        """The entities that the likeliest labels of the words spell, their brackets in pairs."""
         path = self.scheme.decode(scores)
-        entities = []
-        for first, end, kind in self.scheme.spans(path):
+        spans = self.scheme.spans(path)
+        begins = [words.spans[first][0] for first, _, _ in spans]
+        entities: list[Entity] = []
+        for (first, end, kind), next_begin in zip(spans, [*begins[1:], len(text)], strict=False):
             log_score = float(sum(scores[word, path[word]] for word in range(first, end)))
             if end < len(path):  # times the probability that the next word does not go on with it
                 goes_on = [
                     i for i, tag in enumerate(self.scheme.tags) if tag.type == kind and tag.prefix in "IE"
                 ]
                 log_score += float(np.log1p(-min(np.exp(scores[end, goes_on]).sum(), 1 - 1e-7)))
-            start, stop = words.spans[first][0], words.spans[end - 1][1]
-            entities.append(Entity(kind, start, stop, text[start:stop], float(np.exp(log_score))))
+            low = entities[-1].end if entities else 0
+            start, stop = balanced(text, words.spans[first][0], words.spans[end - 1][1], low, next_begin)
+            if start < stop:
+                entities.append(Entity(kind, start, stop, text[start:stop], float(np.exp(log_score))))
         return entities
 
 
