@@ -21,6 +21,9 @@ _PUBTATOR_LINE = re.compile(r"([^|\t\r\n]+)\|([ta])\|(.*)")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+_PLACES = re.compile(r"\d+(?:[;,]\d+)*", re.ASCII)
+TRIMMED = "entities had white space at an edge, which was left out"
+
 PubtatorEntity = tuple[int, int, str, str]  # start, end, text, type
 
 
@@ -76,23 +79,58 @@ def is_pubtator(path: Path, text: str) -> bool:
     )
 
 
-def read_pubtator(path: str | Path) -> list[tuple[Document, list[PubtatorEntity]]]:
+def read_pubtator(
+    path: str | Path, discontinuous: bool = True
+) -> list[tuple[Document, list[PubtatorEntity]]]:
     """Abstracts in PubTator format with their entities, sorted and apart.
 
     The text is title, space, abstract, as offsets in the BioCreative files count. Of overlapping entities the
-    longer one is kept. An id used twice is numbered, as in ``read_documents``.
+    longer one is kept. White space at the edges of an entity is left out. An id used twice is numbered, as in
+    ``read_documents``.
+
+    Args:
+        discontinuous: read an entity of several parts (``0;19<tab>6;25``) as one from the first to the last
+            character; False refuses it.
 
     Raises:
-        ValueError: the file is malformed, or an entity's text is not at its offsets.
+        ValueError: the file is malformed, or an entity's text is not at its offsets, or is white space.
     """
+    name = Path(path).name
     blocks = list(_pubtator(Path(path)))
     documents = _with_ids([(block.id, block.text) for block in blocks])
-    found = [[_entity(where, fields, block.text) for where, fields in block.rows] for block in blocks]
-    kept = [_apart(entities) for entities in found]
-    dropped = sum(map(len, found)) - sum(map(len, kept))
-    if dropped:
-        logger.info("%s: %d entities inside others were left out", Path(path).name, dropped)
-    return list(zip(documents, kept, strict=True))
+    found = [
+        [_entity(where, fields, block.text, discontinuous) for where, fields in block.rows]
+        for block in blocks
+    ]
+    apart = [_apart(entities) for entities in found]
+    whole = [entity for entities in found for entity in entities]
+    parts = sum(not fields[1].isdecimal() for block in blocks for _, fields in block.rows)
+    loose = sum(mention != mention.strip() for block in blocks for _, (_, _, _, mention, *_) in block.rows)
+    for count, what in (
+        (parts, "entities of several parts were read as one from the first to the last character"),
+        (loose, TRIMMED),
+        (len(whole) - sum(map(len, apart)), "entities that overlap longer ones were left out"),
+    ):
+        if count:
+            logger.info("%s: %d %s", name, count, what)
+    return list(zip(documents, apart, strict=True))
+
+
+def trimmed(where: str, text: str, start: int, end: int) -> tuple[int, int]:
+    """A span without white space at its edges.
+
+    Raises:
+        ValueError: there is nothing else in it; the message begins with ``where``.
+    """
+    content = text[start:end].strip()
+    if not content:
+        raise ValueError(
+            f"{where}: the entity at {start} to {end} is only white space, {text[start:end]!r}; give it "
+            "characters "
+            "of the text, or leave it out"
+        )
+    begin = start + len(text[start:end]) - len(text[start:end].lstrip())
+    return begin, begin + len(content)
 
 
 class _Block(NamedTuple):
@@ -122,21 +160,52 @@ def _pubtator(path: Path) -> Iterator[_Block]:
                 f"{where}: {line[:60]!r} is not PubTator; expected ID|t|title, then ID|a|abstract and "
                 "ID<tab>start<tab>end<tab>text<tab>type lines with that ID"
             )
-        elif fields[1].isdecimal():  # others are relations: id, relation, two arguments
+        elif not _is_relation(fields):
             block.rows.append((where, fields))
     if block:
         yield block
 
 
-def _entity(where: str, fields: list[str], text: str) -> PubtatorEntity:
-    if len(fields) < 5 or not fields[2].isdecimal() or not fields[4]:
+def _is_relation(fields: list[str]) -> bool:
+    """Whether a line is ID, relation, two arguments and perhaps more; else it is an entity, or should be
+    one."""
+    named = fields[1][:1].isalpha()
+    stand_off = (
+        len(fields) > 5 and fields[3].isdecimal() and fields[4].isdecimal()
+    )  # ID, T1, type, start, end, text
+    return named and len(fields) > 3 and not stand_off
+
+
+def _entity(where: str, fields: list[str], text: str, discontinuous: bool) -> PubtatorEntity:
+    if (
+        len(fields) < 5
+        or not fields[4]
+        or not (_PLACES.fullmatch(fields[1]) and _PLACES.fullmatch(fields[2]))
+    ):
         raise ValueError(f"{where}: expected ID<tab>start<tab>end<tab>text<tab>type; got {fields}")
-    start, end, mention, kind = int(fields[1]), int(fields[2]), fields[3], fields[4]
-    if start >= end or text[start:end] != mention:
+    starts, ends = ([int(number) for number in re.split("[;,]", cell)] for cell in fields[1:3])
+    mention, kind = fields[3], fields[4]
+    places = list(zip(starts, ends, strict=False))
+    in_order = sorted([*starts, *ends]) == [edge for place in places for edge in place]
+    if len(starts) != len(ends) or not in_order or any(start >= end for start, end in places):
+        raise ValueError(f"{where}: {fields[1]} to {fields[2]} are no places of one entity after the other")
+    if len(starts) > 1 and not discontinuous:
         raise ValueError(
-            f"{where}: {mention!r} was expected at {start} to {end}; there is {text[start:end]!r}"
+            f"{where}: {mention!r} has {len(starts)} parts, at {fields[1]} to {fields[2]}; give its first "
+            "and its "
+            "last character, or leave it out"
         )
-    return start, end, mention, kind
+    whole = text[starts[0] : ends[-1]]
+    parts = "".join(text[start:end] for start, end in places)
+    if ends[-1] > len(text) or "".join(mention.split()) not in (
+        "".join(parts.split()),
+        "".join(whole.split()),
+    ):
+        raise ValueError(
+            f"{where}: {mention!r} was expected at {fields[1]} to {fields[2]}; there is {whole!r}"
+        )
+    start, end = trimmed(where, text, starts[0], ends[-1])
+    return start, end, text[start:end], kind
 
 
 def _apart(entities: Sequence[PubtatorEntity]) -> list[PubtatorEntity]:
