@@ -5,18 +5,21 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from biogpt.text.files import LINE_END, read_json_lines, read_lines, read_text
+from biogpt.text.records import RECORD_SUFFIXES, records
 
 logger = logging.getLogger(__name__)
 
-FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".pubtator")
+FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".pubtator", *RECORD_SUFFIXES)
 _TEXT_COLUMNS = ("text", "abstract", "sentence")
 _ID_COLUMNS = ("id", "pmid", "doc_id", "document_id")
+_COLUMN_NAME = re.compile(r"[\w.-]*")
 _PUBTATOR_LINE = re.compile(r"([^|\t\r\n]+)\|([ta])\|(.*)")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -40,9 +43,10 @@ def read_documents(path: str | Path) -> list[Document]:
 
     ``.txt``: one text a line. ``.csv``, ``.tsv``: a header and a column ``text``, ``abstract`` (after
     ``title``, if there is one) or ``sentence``; rows without text are left out. ``.jsonl``, ``.json``:
-    objects with ``text``. PubTator is known by its content, and its entities are not looked at. Ids come from
-    ``id`` or ``pmid``, else they count from 1; one used twice gets ``-2``, ``-3`` …, so that results of
-    different texts are not mixed up.
+    objects with ``text``. Title and abstract of MEDLINE, RIS, Web of Science and EndNote records and of
+    PubMed's XML. PubTator, records and what a ``.txt`` holds in place of lines are known by their content;
+    entities are not looked at. Ids come from ``id`` or ``pmid``, else they count from 1; one used twice gets
+    ``-2``, ``-3`` …, so that results of different texts are not mixed up.
 
     Raises:
         ValueError: the file is empty, not UTF-8, of an unknown kind, or malformed; the message names the
@@ -51,19 +55,40 @@ def read_documents(path: str | Path) -> list[Document]:
     path = Path(path)
     text = read_text(path)
     kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise ValueError(f"{path.name} is of an unknown kind; expected one of {', '.join(FORMATS)}")
     if is_pubtator(path, text):
         pairs = [(block.id, block.text) for block in _pubtator(path)]
-    elif kind == ".txt":
-        pairs = [("", line) for line in LINE_END.split(text) if line.strip()]
-    elif kind in (".csv", ".tsv"):
-        pairs = list(_table(path))
-    elif kind in (".jsonl", ".json"):
-        pairs = list(_texts(read_json_lines(path) if kind == ".jsonl" else _objects(text, path)))
+    elif kind in (".txt", *RECORD_SUFFIXES) and (found := records(path, text)) is not None:
+        pairs = list(found)
     else:
-        raise ValueError(f"{path.name} is of an unknown kind; expected one of {', '.join(FORMATS)}")
+        kind = _kind_of_lines(text) if kind == ".txt" else kind
+        pairs = list(_READERS[kind](path, text))
     if not pairs:
         raise ValueError(f"{path.name} holds no text")
     return _with_ids(pairs)
+
+
+def _kind_of_lines(text: str) -> str:
+    """What a ``.txt`` holds: a table or JSON, shown by its first line, or a text a line."""
+    first = LINE_END.split(text.strip(), maxsplit=1)[0]
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        cells = [cell.strip(' "').lower() for cell in first.split(delimiter)]
+        if len(cells) > 1 and set(cells) & set(_TEXT_COLUMNS) and all(map(_COLUMN_NAME.fullmatch, cells)):
+            return suffix
+    if first.startswith(("{", "[")):
+        for suffix, content in ((".jsonl", first), (".json", text)):
+            try:
+                value = json.loads(content)
+            except (json.JSONDecodeError, RecursionError):
+                continue
+            if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+                return suffix
+    return ".txt"
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    return (("", line) for line in LINE_END.split(text) if line.strip())
 
 
 def is_pubtator(path: Path, text: str) -> bool:
@@ -126,8 +151,7 @@ def trimmed(where: str, text: str, start: int, end: int) -> tuple[int, int]:
     if not content:
         raise ValueError(
             f"{where}: the entity at {start} to {end} is only white space, {text[start:end]!r}; give it "
-            "characters "
-            "of the text, or leave it out"
+            "characters of the text, or leave it out"
         )
     begin = start + len(text[start:end]) - len(text[start:end].lstrip())
     return begin, begin + len(content)
@@ -192,15 +216,14 @@ def _entity(where: str, fields: list[str], text: str, discontinuous: bool) -> Pu
     if len(starts) > 1 and not discontinuous:
         raise ValueError(
             f"{where}: {mention!r} has {len(starts)} parts, at {fields[1]} to {fields[2]}; give its first "
-            "and its "
-            "last character, or leave it out"
+            "and its last character, or leave it out"
         )
     whole = text[starts[0] : ends[-1]]
     parts = "".join(text[start:end] for start, end in places)
-    if ends[-1] > len(text) or "".join(mention.split()) not in (
-        "".join(parts.split()),
-        "".join(whole.split()),
-    ):
+    spelled = mention.strip() == whole.strip() or (
+        len(places) > 1 and "".join(mention.split()) == "".join(parts.split())
+    )
+    if ends[-1] > len(text) or not spelled:
         raise ValueError(
             f"{where}: {mention!r} was expected at {fields[1]} to {fields[2]}; there is {whole!r}"
         )
@@ -217,17 +240,22 @@ def _apart(entities: Sequence[PubtatorEntity]) -> list[PubtatorEntity]:
     return sorted(kept)
 
 
-def read_table(path: str | Path) -> list[tuple[str, list[str]]]:
+def read_table(path: str | Path, comma: bool | None = None) -> list[tuple[str, list[str]]]:
     """The filled rows of a ``.csv``, or of a file with tabs, each with its place (``name, line 3``).
 
     In a file with tabs a quotation mark is often just that. Cells are unquoted only if this works for all of
     them and leaves none with a tab inside; otherwise every line is a row.
 
+    Args:
+        comma: whether commas part the cells, else tabs; None: as the file's name says.
+
     Raises:
-        ValueError: the file is empty, not UTF-8, or the quotation marks of a ``.csv`` do not match.
+        ValueError: the file is empty, not UTF-8, has no filled cell, or the quotation marks of a ``.csv`` do
+            not match.
     """
     path = Path(path)
-    comma = path.suffix.lower() == ".csv"
+    if comma is None:
+        comma = path.suffix.lower() == ".csv"
     try:
         rows = list(_quoted_rows(path, "," if comma else "\t"))
     except csv.Error as error:
@@ -236,10 +264,14 @@ def read_table(path: str | Path) -> list[tuple[str, list[str]]]:
                 f'{error}; expected " around a whole cell, and each " inside it doubled'
             ) from error
         rows = []
-    if comma or (rows and not any("\t" in cell for _, cells in rows for cell in cells)):
-        return rows
-    numbered = enumerate(read_lines(path), 1)
-    return [(f"{path.name}, line {number}", line.split("\t")) for number, line in numbered if line.strip()]
+    if not comma and (not rows or any("\t" in cell for _, cells in rows for cell in cells)):
+        numbered = enumerate(read_lines(path), 1)
+        rows = [
+            (f"{path.name}, line {number}", line.split("\t")) for number, line in numbered if line.strip()
+        ]
+    if not rows:
+        raise ValueError(f"{path.name} holds no text: all its cells are empty")
+    return rows
 
 
 def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
@@ -256,8 +288,8 @@ def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
         raise csv.Error(f"{where}: {error}") from error
 
 
-def _table(path: Path) -> Iterator[tuple[str, str]]:
-    (_, header), *rows = read_table(path)
+def _table(path: Path, text: str, comma: bool) -> Iterator[tuple[str, str]]:
+    (_, header), *rows = read_table(path, comma)
     columns = [column.strip().lower() for column in header]
     found = next((columns.index(column) for column in _TEXT_COLUMNS if column in columns), None)
     if found is None:
@@ -278,7 +310,7 @@ def _table(path: Path) -> Iterator[tuple[str, str]]:
             yield "" if key is None else row[key], content
 
 
-def _objects(text: str, path: Path) -> Iterator[tuple[str, Any]]:
+def _objects(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """The objects of a ``.json`` file, each with its place."""
     try:
         whole = json.loads(text)
@@ -290,7 +322,17 @@ def _objects(text: str, path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path.name}, object {number}", value
 
 
-def _texts(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
+def _texts(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    """The texts of a ``.json`` file."""
+    return _with_texts(_objects(path, text))
+
+
+def _text_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    """The texts of a JSON Lines file."""
+    return _with_texts(read_json_lines(path))
+
+
+def _with_texts(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
     for where, value in objects:
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             raise ValueError(f'{where}: expected {{"text": "…"}}')
@@ -302,6 +344,16 @@ def _texts(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
 
 def _id(value: dict[str, Any]) -> str:
     return next((str(value[key]) for key in _ID_COLUMNS if value.get(key) is not None), "")
+
+
+# What yields the ids and texts of a file, given its path and content.
+_READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, str]]]] = {
+    ".txt": _lines,
+    ".csv": partial(_table, comma=True),
+    ".tsv": partial(_table, comma=False),
+    ".jsonl": _text_lines,
+    ".json": _texts,
+}
 
 
 def _with_ids(pairs: list[tuple[str, str]]) -> list[Document]:
