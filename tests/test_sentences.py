@@ -97,6 +97,15 @@ def test_text_that_was_wrapped_has_the_sentences_of_one_line(line_break, width):
     assert [" ".join(sentence.split()) for sentence in split(wrapped)] == split(text)
 
 
+def test_a_wrapped_line_may_go_on_with_a_capital():
+    assert len(split("We studied forty women of the wards who were given\nLithium.")) == 1
+    assert split("It was so.\nWe gave rats\nLithium and saw it.") == [
+        "It was so.",
+        "We gave rats\nLithium and saw it.",
+    ]
+    assert len(split("Lithium in women of the ward\nAspirin in men of the other wards in the town")) == 2
+
+
 def test_line_breaks_that_were_meant_end_a_sentence():
     assert split("METHODS\r\nwe did\n\n\tmore ") == ["METHODS", "we did", "more"]
     assert split("A title without a stop\nWe did it\nquickly.\nwe saw.\nConclusions\nAll is well.") == [

@@ -7,15 +7,13 @@ _OPENING = {closing: opening for opening, closing in _CLOSING.items()}
 _LOOSE = " \t\r\n-–,;:/"  # what is left over at a cut
 
 
-def balanced(text: str, start: int, end: int, low: int, high: int) -> tuple[int, int]:
+def balanced(text: str, start: int, end: int) -> tuple[int, int]:
     """The span nearest to ``text[start:end]`` that holds brackets in pairs only; empty where there is none.
 
     A bracket at an edge is left out. One within is completed by its other, if that stands beside the span
     (``tRNA(Leu`` before ``)``); else of the parts beside it the one with most letters is left (``ketamine``
-    of ``S)-ketamine``).
-
-    Args:
-        low, high: how far the span may grow, in characters of the text.
+    of ``S)-ketamine``). Spans that lie apart stay apart: what one grows by is at the other's edge, and left
+    out there.
     """
     while singles := _singles(text, start, end):
         first, last = singles[0], singles[-1]
@@ -23,9 +21,9 @@ def balanced(text: str, start: int, end: int, low: int, high: int) -> tuple[int,
             start += 1
         elif last == end - 1:
             end -= 1
-        elif end < high and len(_singles(text, start, end + 1)) < len(singles):
+        elif end < len(text) and len(_singles(text, start, end + 1)) < len(singles):
             end += 1
-        elif start > low and len(_singles(text, start - 1, end)) < len(singles):
+        elif start > 0 and len(_singles(text, start - 1, end)) < len(singles):
             start -= 1
         else:
             edges = [start - 1, *singles, end]

@@ -131,18 +131,15 @@ class EntityRecognizer:
     def _entities(self, text: str, words: Words, scores: np.ndarray) -> list[Entity]:
         """The entities that the likeliest labels of the words spell, their brackets in pairs."""
         path = self.scheme.decode(scores)
-        spans = self.scheme.spans(path)
-        begins = [words.spans[first][0] for first, _, _ in spans]
-        entities: list[Entity] = []
-        for (first, end, kind), next_begin in zip(spans, [*begins[1:], len(text)], strict=False):
+        entities = []
+        for first, end, kind in self.scheme.spans(path):
             log_score = float(sum(scores[word, path[word]] for word in range(first, end)))
             if end < len(path):  # times the probability that the next word does not go on with it
                 goes_on = [
                     i for i, tag in enumerate(self.scheme.tags) if tag.type == kind and tag.prefix in "IE"
                 ]
                 log_score += float(np.log1p(-min(np.exp(scores[end, goes_on]).sum(), 1 - 1e-7)))
-            low = entities[-1].end if entities else 0
-            start, stop = balanced(text, words.spans[first][0], words.spans[end - 1][1], low, next_begin)
+            start, stop = balanced(text, words.spans[first][0], words.spans[end - 1][1])
             if start < stop:
                 entities.append(Entity(kind, start, stop, text[start:stop], float(np.exp(log_score))))
         return entities

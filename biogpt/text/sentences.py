@@ -27,7 +27,7 @@ _CITATION = (
 # stop with the space lost ("it.RESULTS:"). A run of stops is tried from its beginning only: from each in
 # turn, a line of leaders would take for ever.
 _STOP = re.compile(
-    rf"""(?<![.!?])(?P<stop>[.!?]+)(?P<citation>{_CITATION})?(?P<closing>[)\]"'”’»]*)"""
+    rf"""(?<![.!?])(?P<stop>[.!?]+)(?:{_CITATION})?(?P<closing>[)\]"'”’»]*)"""
     rf"""(?=\s+(?P<next>{_OPEN}\S))"""
     r"""|(?<=[^\W\d]{2})(?P<glued>[.!?])(?=[A-Z][A-Z /&]{3,30}:|[A-Z][a-z]+\s)"""
 )
@@ -191,11 +191,9 @@ def _ends(text: str, match: re.Match[str], end: int) -> bool:
     if match["glued"] is not None:
         return bool(_LABEL.match(following) or _OPENING.match(following))
     first = match["next"]
-    # After a stop at the end of a line, and there only, any word may begin a sentence.
-    at_line_end = bool(_LINE_BREAK.search(following[: len(following) - len(following.lstrip())]))
-    if first[-1].islower() and len(first) == 1 and not (at_line_end or _LOWER_NAME.match(following)):
+    if first[-1].islower() and len(first) == 1 and not _LOWER_NAME.match(following):
         return False
-    if match["stop"] != "." or match["citation"] or match["closing"]:
+    if match["stop"] != "." or match["closing"]:
         return True
     return _full_stop_ends(text[max(0, match.start() - _LOOK_BACK) : match.start() + 1], following)
 
