@@ -59,6 +59,8 @@ def test_one_becomes_many_and_many_one_with_exact_places(tokenizer):
     assert [plain.given(i, i + 1) for i in range(4)] == [(0, 1), (0, 1), (1, 2), (2, 4)]
     assert plain.given(5, 11) == (5, 13)
     assert plain.given(7, 9) == (7, 11)  # n, then c after the line break
+    alone = tokenizer.plain(" \u0301a")  # a mark without a letter is no part of the space
+    assert (alone.text, alone.given(0, 1), alone.given(1, 2)) == (" a", (0, 1), (2, 3))
 
 
 def test_what_a_vocabulary_knows_is_read_as_it_stands():
@@ -145,6 +147,7 @@ def test_marks_of_emphasis_are_not_read(tagger):
     assert [entity.text for entity in tagger(text)] == ["aspirin", "naloxone", "rats", "lithium"]
     for kept in (
         "HLA-A*02:01 and HLA-B*57:01",
+        "DRB1*04* and x_a_",
         "a * b * c",
         "p_1 and q_2",
         "2**3 **",
