@@ -24,7 +24,8 @@ from biogpt.training import corpus
 from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
 from biogpt.training.metrics import bits_per_byte
 from biogpt.training.optimizer import make_optimizers, orthogonal
-from biogpt.training.pretrain import PretrainOptions, pretrain
+from biogpt.training.options import PretrainOptions
+from biogpt.training.pretrain import pretrain
 from biogpt.training.vocabulary import count_words, learn_vocabulary
 
 SEPARATOR = 2
@@ -159,7 +160,7 @@ def test_optimizers_share_out_every_parameter_once():
     model = BioGptForCausalLM(
         BioGptConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     )
-    muon, adam = make_optimizers(model, 0.02, 0.003)
+    adam, muon = make_optimizers(model, lr=0.003, muon_lr=0.02, betas=(0.9, 0.95), weight_decay=0.0)
     in_muon, in_adam = ({id(p) for group in o.param_groups for p in group["params"]} for o in (muon, adam))
     assert not in_muon & in_adam
     assert in_muon | in_adam == {id(p) for p in model.parameters()}

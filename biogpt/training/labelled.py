@@ -18,7 +18,7 @@ _ENDINGS = frozenset(("s", "t", "d", "m", "ll", "re", "ve"))  # of words, after 
 
 
 @dataclass(frozen=True)
-class Span:
+class GoldSpan:
     """Characters ``start`` to ``end`` of a text, and what they are."""
 
     start: int
@@ -31,7 +31,7 @@ class TaggedText:
     """A text and its entities, sorted and apart."""
 
     text: str
-    spans: tuple[Span, ...]
+    spans: tuple[GoldSpan, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TaggedSentence:
                 text += " "
             places.append((len(text), len(text) + len(token)))
             text += token
-        spans = (Span(places[a][0], places[b - 1][1], kind) for a, b, kind in tag_spans(self.tags))
+        spans = (GoldSpan(places[a][0], places[b - 1][1], kind) for a, b, kind in tag_spans(self.tags))
         return TaggedText(text, tuple(spans))
 
 
@@ -154,10 +154,10 @@ def read_tagged_jsonl(path: str | Path) -> list[TaggedText]:
     return texts
 
 
-def _span(where: str, entity: Any) -> Span:
+def _span(where: str, entity: Any) -> GoldSpan:
     match entity:
         case {"start": int(start), "end": int(end), "label": str(label)} if label:
-            return Span(start, end, label)
+            return GoldSpan(start, end, label)
     raise ValueError(f'{where}: {entity!r}; expected {{"start": number, "end": number, "label": "…"}}')
 
 

@@ -17,7 +17,7 @@ NONE = "none"
 
 
 class Labelled(Protocol):
-    """A span with a label: a gold ``Span`` or a predicted ``Entity``."""
+    """A span with a label: a gold ``GoldSpan`` or a predicted ``Entity``."""
 
     @property
     def start(self) -> int: ...

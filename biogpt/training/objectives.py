@@ -17,11 +17,11 @@ from biogpt.tasks.classification import TextClassifier, sentence_rows
 from biogpt.tasks.entities import OUTSIDE, EntityRecognizer, Words, windows_of, words_of
 from biogpt.text.documents import is_pubtator, read_pubtator, read_text
 from biogpt.text.sentences import sentence_spans
-from biogpt.training.finetune import Example, Result
+from biogpt.training.finetune import Evaluation, Example
 from biogpt.training.labelled import (
+    GoldSpan,
     LabelledSentences,
     LabelledText,
-    Span,
     TaggedText,
     read_conll,
     read_tagged_jsonl,
@@ -78,7 +78,9 @@ class EntityCorpus:
         documents: list[list[Renderings]]
         if is_pubtator(path, read_text(path)):
             texts = [
-                TaggedText(document.text, tuple(Span(start, end, kind) for start, end, _, kind in entities))
+                TaggedText(
+                    document.text, tuple(GoldSpan(start, end, kind) for start, end, _, kind in entities)
+                )
                 for document, entities in read_pubtator(path)
             ]
             texts = [_renamed(text, renames) for text in texts]
@@ -100,12 +102,12 @@ class EntityCorpus:
         return cls(str(Path(path.parent.name) / path.stem), tuple(sorted(types)), texts, documents, share)
 
 
-class EntityTask:
+class EntityObjective:
     """Entities, from corpora that may each annotate only some of the types.
 
     Args:
         train: corpora to learn from; an ``O`` in one means "none of the types that this corpus annotates".
-        dev: corpora to score on, each by the types that it annotates; the task's score is the mean F1.
+        dev: corpora to score on, each by the types that it annotates; its score is the mean F1.
         settings: of the config: ``passage_copies``, ``bidirectional_layers``, ``word_encoder_size``.
     """
 
@@ -156,7 +158,7 @@ class EntityTask:
                         examples.append(Example(window.ids, window.reads, right[own], said, asked))
         return examples
 
-    def evaluate(self, model: BioGptForTokenClassification, tokenizer: BioGptTokenizer) -> Result | None:
+    def evaluate(self, model: BioGptForTokenClassification, tokenizer: BioGptTokenizer) -> Evaluation | None:
         """Strict entity F1 on each dev corpus."""
         if not self.dev:
             return None
@@ -173,7 +175,7 @@ class EntityTask:
             metrics[_unused(corpus.name, metrics)] = _table(scores)
             matrix += entity_confusion(gold, known, self.types)
         score = float(np.mean(best))
-        return Result(score, metrics, (matrix, [*self.types, NONE]))
+        return Evaluation(score, metrics, (matrix, [*self.types, NONE]))
 
     def _encode(self, tokenizer: BioGptTokenizer, text: TaggedText) -> tuple[Words, np.ndarray]:
         words = words_of(tokenizer, text.text)
@@ -216,7 +218,7 @@ def _groups(annotated: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
 def _renamed(text: TaggedText, renames: Mapping[str, str] | None) -> TaggedText:
     if renames is None:
         return text
-    spans = (Span(s.start, s.end, renames[s.label]) for s in text.spans if s.label in renames)
+    spans = (GoldSpan(s.start, s.end, renames[s.label]) for s in text.spans if s.label in renames)
     return TaggedText(text.text, tuple(spans))
 
 
@@ -228,7 +230,7 @@ def _sentences(text: TaggedText) -> Iterator[TaggedText]:
             continue
         inside = (s for s in text.spans if start <= s.start and s.end <= end)
         yield TaggedText(
-            text.text[start:end], tuple(Span(s.start - start, s.end - start, s.label) for s in inside)
+            text.text[start:end], tuple(GoldSpan(s.start - start, s.end - start, s.label) for s in inside)
         )
         start = end
 
@@ -256,7 +258,7 @@ def _passages(
         yield passage
 
 
-class TextTask:
+class TextObjective:
     """Labels of whole texts: one each, or several.
 
     Args:
@@ -294,7 +296,9 @@ class TextTask:
             examples.append(Example(ids, [len(ids) - 1], target))
         return examples
 
-    def evaluate(self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer) -> Result | None:
+    def evaluate(
+        self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer
+    ) -> Evaluation | None:
         """Micro-F1 at 0.5 for several labels a text, else accuracy."""
         if not self.dev:
             return None
@@ -309,7 +313,7 @@ class TextTask:
         return _classification(gold, found, self.labels, self.multi_label)
 
 
-class SentenceTask:
+class SentenceObjective:
     """The role of each sentence of an abstract, read after the sentences before it.
 
     Args:
@@ -340,7 +344,9 @@ class SentenceTask:
                 examples.append(Example(ids, reads, np.stack(targets)))
         return examples
 
-    def evaluate(self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer) -> Result | None:
+    def evaluate(
+        self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer
+    ) -> Evaluation | None:
         """Accuracy over all sentences of the dev split."""
         if not self.dev:
             return None
@@ -369,13 +375,13 @@ def _check_known(found: Set[str], known: Sequence[str]) -> None:
 
 def _classification(
     gold: Sequence[set[str]], found: Sequence[set[str]], labels: Sequence[str], multi_label: bool
-) -> Result:
+) -> Evaluation:
     scores = classification_scores(gold, found)
     if multi_label:
-        return Result(scores[ALL].f1, _table(scores))
+        return Evaluation(scores[ALL].f1, _table(scores))
     matrix = confusion([next(iter(one)) for one in gold], [next(iter(one)) for one in found], labels)
     accuracy = float(np.trace(matrix) / matrix.sum())
-    return Result(accuracy, {"accuracy": round(accuracy, 4), **_table(scores)}, (matrix, list(labels)))
+    return Evaluation(accuracy, {"accuracy": round(accuracy, 4), **_table(scores)}, (matrix, list(labels)))
 
 
 def _table(scores: Mapping[str, Scores]) -> dict[str, Any]:
