@@ -392,3 +392,38 @@ def test_a_folder_of_another_run_and_wrong_options_are_refused(base, corpora, tm
         options(tmp_path, base, dropout=1.0)
     with pytest.raises(FloatingPointError, match="the loss is"):
         finetune(task, options(tmp_path / "b", base, lr=1e20, warmup=0.0))
+
+
+def test_the_reported_loss_is_that_of_the_batches(base, tmp_path):
+    """Smoothed from 0 on, it would be a seventh of it after eight batches."""
+    chosen = options(tmp_path, base, epochs=1, lr=1e-12, muon_lr=0.0, dropout=0.0, batch_tokens=64)
+    finetune(TextObjective(LABELLED, [], True), chosen)
+    (entry,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert entry["loss"] == pytest.approx(np.log(2), rel=0.1)
+
+
+def test_padding_is_not_seen_where_layers_look_both_ways(base, corpora, tmp_path):
+    """The loss of a batch is the mean over its rows, each by itself without padding; so is its gradient."""
+    corpus = EntityCorpus.read(corpora / "drugs.tsv")
+    objective = EntityObjective([corpus], [], {"bidirectional_layers": 1})
+    loop = FinetuneLoop(objective, options(tmp_path, base, dropout=0.0), {})
+    with torch.no_grad():
+        for parameter in loop.model.biogpt.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(10)  # attention is nearly uniform otherwise
+    targets = np.eye(3, dtype=np.float32)
+    short = Example([2, *range(100, 107)], [3, 6], targets[[0, 1]])
+    long = Example([2, *range(200, 231)], [5, 20, 31], targets[[2, 0, 1]])
+    assert (len(short.ids), len(long.ids)) == (8, 32)  # multiples of what rows are padded to
+
+    def loss_and_gradient(batch):
+        loop.model.zero_grad()
+        loss = loop.loss(batch)
+        loss.backward()
+        return loss.item(), loop.model.biogpt.embed_tokens.weight.grad.clone()
+
+    together, gradient = loss_and_gradient([short, long])
+    (first, first_gradient), (second, second_gradient) = loss_and_gradient([short]), loss_and_gradient([long])
+    assert together == pytest.approx((2 * first + 3 * second) / 5, abs=1e-5)
+    expected = (2 * first_gradient + 3 * second_gradient) / 5
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)

@@ -22,8 +22,9 @@ from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
 from biogpt.training import corpus
 from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
+from biogpt.training.loop import TrainingProgress
 from biogpt.training.metrics import bits_per_byte
-from biogpt.training.optimizer import make_optimizers, orthogonal
+from biogpt.training.optimizer import Muon, make_optimizers, orthogonal
 from biogpt.training.options import PretrainOptions
 from biogpt.training.pretrain import pretrain
 from biogpt.training.vocabulary import count_words, learn_vocabulary
@@ -141,6 +142,44 @@ def test_tokenised_files_are_kept(tmp_path, options, monkeypatch):
     again = tokenize_file(path, tokenizer, tmp_path / "tokens", processes=2)
     assert (again.ids == first.ids).all()
     assert (again.ends == first.ends).all()
+
+
+def test_the_smoothed_loss_is_the_mean_of_the_first_batches_and_then_forgets():
+    progress = TrainingProgress()
+    for loss in (6.0, 4.0, 5.0):
+        progress.count(loss, seconds=1.0)
+    assert (progress.loss, progress.step, progress.seconds) == (pytest.approx(5.0), 3, 3.0)
+    for _ in range(300):
+        progress.count(1.0, seconds=1.0)
+    assert progress.loss == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (64, 16), (16, 64)])
+def test_muon_moves_as_that_of_torch_and_tall_matrices_further(shape):
+    """The update of a tall matrix is scaled by the root of rows to columns; momentum is Nesterov's."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    muon = Muon([ours], lr=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0) if hasattr(torch.optim, "Muon") else None
+    for _ in range(3):
+        before, torchs = ours.detach().clone(), theirs.detach().clone()
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        update = (ours - before).detach()
+        size = 0.1 * max(1, shape[0] / shape[1]) ** 0.5
+        assert update.norm().item() == pytest.approx(size * min(shape) ** 0.5, rel=0.25)
+        if reference is not None:
+            reference.step()
+            assert (update - (theirs - torchs)).norm() < 0.04 * update.norm()  # bfloat16 over five products
+
+
+def test_without_a_rate_for_muon_all_goes_to_adamw():
+    model = BioGptForCausalLM(
+        BioGptConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    )
+    (adam,) = make_optimizers(model, lr=0.003, muon_lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+    assert sum(len(group["params"]) for group in adam.param_groups) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 16), (2, 16, 64)])

@@ -14,6 +14,9 @@ from biogpt.runners.precision import bfloat16_pays
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
+    Not ``torch.optim.Muon``, which computes in bfloat16 everywhere: a CPU without instructions for it takes 11 s a
+    step of a model of 6 layers, 256 wide, where this takes 0.2 s. A CPU that has them takes 99 ms there, this 86 ms;
+    and 8 layers, 512 wide, 0.84 s, this 0.9 to 1.3 s (AMD EPYC, 2 cores). The updates are the same up to rounding.
     Matrices of one shape are updated together, which keeps small models busy.
 
     Args:

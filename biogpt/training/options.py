@@ -21,7 +21,7 @@ class PretrainOptions:
         batch_tokens: tokens a step.
         vocab_size, width, layers, heads, positions: shape of a new model; ``positions`` is the length of a row in
             any case.
-        muon_lr, adam_lr: learning rates of the hidden matrices and of the rest.
+        muon_lr, adam_lr: learning rates of the hidden matrices and of the rest; muon_lr 0 gives all to AdamW.
         warmup: steps of rising learning rate.
         minutes_between: how often to score and save.
         compiled: fuse operations with ``torch.compile``: faster, needs a C++ compiler.
