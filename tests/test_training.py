@@ -144,6 +144,17 @@ def test_tokenised_files_are_kept(tmp_path, options, monkeypatch):
     assert (again.ends == first.ends).all()
 
 
+def test_tokens_of_another_vocabulary_are_not_reused(tmp_path, options):
+    """The file is the same, and so was the name under which its tokens were kept."""
+    path, folder = options.texts[0], tmp_path / "tokens"
+    counts = count_words(read_lines(path))
+    for size in (80, 60):
+        tokenizer = learn_vocabulary(counts, size)
+        documents = tokenize_file(path, tokenizer, folder, processes=1)
+        first = tokenizer.encode(read_lines(path)[0], special_tokens=False).ids
+        assert list(documents[0]) == first
+
+
 def test_the_smoothed_loss_is_the_mean_of_the_first_batches_and_then_forgets():
     progress = TrainingProgress()
     for loss in (6.0, 4.0, 5.0):
