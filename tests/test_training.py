@@ -155,6 +155,15 @@ def test_tokens_of_another_vocabulary_are_not_reused(tmp_path, options):
         assert list(documents[0]) == first
 
 
+def test_another_vocab_size_in_a_folder_that_was_begun_is_refused(options):
+    """A run that was killed before its first state has left a vocabulary."""
+    learn_vocabulary(count_words(read_lines(options.texts[0])), 80).save_pretrained(
+        options.out / "vocabulary"
+    )
+    with pytest.raises(ValueError, match="holds a vocabulary of 80 entries, but vocab_size is 70"):
+        pretrain(dataclasses.replace(options, vocab_size=70))
+
+
 def test_the_smoothed_loss_is_the_mean_of_the_first_batches_and_then_forgets():
     progress = TrainingProgress()
     for loss in (6.0, 4.0, 5.0):

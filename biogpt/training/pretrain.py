@@ -169,7 +169,13 @@ def _vocabulary(options: PretrainOptions) -> BioGptTokenizer:
             logger.info("counting the words of %s", path.name)
             counts += count_words(read_lines(path), options.processes)
         learn_vocabulary(counts, options.vocab_size).save_pretrained(folder)
-    return BioGptTokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
+    tokenizer = BioGptTokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
+    if tokenizer.vocab_size != options.vocab_size:
+        raise ValueError(
+            f"{folder} holds a vocabulary of {tokenizer.vocab_size} entries, but vocab_size is {options.vocab_size}; "
+            "give that size to go on, delete the folder to begin anew, or choose another"
+        )
+    return tokenizer
 
 
 def _batches(options: PretrainOptions, tokenizer: BioGptTokenizer, done: int) -> Iterator[Tensor]:
