@@ -427,3 +427,13 @@ def test_padding_is_not_seen_where_layers_look_both_ways(base, corpora, tmp_path
     assert together == pytest.approx((2 * first + 3 * second) / 5, abs=1e-5)
     expected = (2 * first_gradient + 3 * second_gradient) / 5
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_entity_with_the_last_space_of_its_text_keeps_its_sentence(tmp_path):
+    path = tmp_path / "a.jsonl"
+    entity = {"start": 11, "end": 19, "label": "Drug"}
+    path.write_text(json.dumps({"text": "It was so. Aspirin ", "entities": [entity]}))
+    (document,) = EntityCorpus.read(path).documents
+    spans = [span for (sentence,) in document for span in sentence.spans]
+    assert [sentence.text for (sentence,) in document] == ["It was so.", " Aspirin "]
+    assert [(span.start, span.end) for span in spans] == [(1, 9)]

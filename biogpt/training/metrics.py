@@ -117,7 +117,7 @@ def entity_confusion(
     true: list[str] = []
     guessed: list[str] = []
     for spans, found in zip(gold, predicted, strict=True):
-        types_of = [{(span.start, span.end): span.label for span in each} for each in (spans, found)]
+        types_of = [{(span.start, span.end): span.label for span in side} for side in (spans, found)]
         for ends in types_of[0].keys() | types_of[1].keys():
             true.append(types_of[0].get(ends, NONE))
             guessed.append(types_of[1].get(ends, NONE))

@@ -152,10 +152,10 @@ class EntityObjective:
                     texts = [word for words, _ in passage for word in words.texts]
                     labels = np.concatenate([labels for _, labels in passage])
                     for window in windows_of(pieces, config):
-                        own = labels[window.first : window.first + len(window.reads)]
+                        of_window = labels[window.first : window.first + len(window.reads)]
                         asked = self.types if random.random() < _ALL_TYPES else corpus.types
                         said = window.words(texts)
-                        examples.append(Example(window.ids, window.reads, right[own], said, asked))
+                        examples.append(Example(window.ids, window.reads, right[of_window], said, asked))
         return examples
 
     def evaluate(self, model: BioGptForTokenClassification, tokenizer: BioGptTokenizer) -> Evaluation | None:
@@ -224,8 +224,11 @@ def _renamed(text: TaggedText, renames: Mapping[str, str] | None) -> TaggedText:
 
 def _sentences(text: TaggedText) -> Iterator[TaggedText]:
     """The sentences of a text; an entity that a wrong boundary cuts is left whole by joining them."""
+    ends = [end for _, end in sentence_spans(text.text)]
+    if ends:
+        ends[-1] = len(text.text)  # white space there may belong to an entity, which would lose its sentence
     start = 0
-    for _, end in sentence_spans(text.text):
+    for end in ends:
         if any(span.start < end < span.end for span in text.spans):
             continue
         inside = (s for s in text.spans if start <= s.start and s.end <= end)
@@ -379,10 +382,11 @@ def _classification(
     scores = classification_scores(gold, found)
     if multi_label:
         return Evaluation(scores[ALL].f1, _table(scores))
-    matrix = confusion([next(iter(one)) for one in gold], [next(iter(one)) for one in found], labels)
+    true, guessed = ([label for single in sets for label in single] for sets in (gold, found))
+    matrix = confusion(true, guessed, labels)
     accuracy = float(np.trace(matrix) / matrix.sum())
     return Evaluation(accuracy, {"accuracy": round(accuracy, 4), **_table(scores)}, (matrix, list(labels)))
 
 
 def _table(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    return {label: each.to_dict() for label, each in scores.items()}
+    return {label: of_label.to_dict() for label, of_label in scores.items()}
