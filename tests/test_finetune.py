@@ -429,6 +429,33 @@ def test_padding_is_not_seen_where_layers_look_both_ways(base, corpora, tmp_path
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_label_weights_are_where_the_model_is(base, tmp_path):
+    """On a GPU, weights left on the CPU ended a run with --balanced at its first batch."""
+    objective = TextObjective(LABELLED, [], True)
+    loop = FinetuneLoop(objective, options(tmp_path, base, balanced=True), {})
+    examples = objective.examples(loop.run.tokenizer, loop.model.config, np.random.default_rng(0))
+    assert loop.label_weights(examples).tolist() == pytest.approx([1.0, 1.0])  # each in half of the texts
+    loop.device = torch.device("meta")
+    assert loop.label_weights(examples).device.type == "meta"
+
+
+def test_scaled_gradients_pass_by_a_frozen_decoder(base, tmp_path):
+    """float16 scales the loss; the scaler refused the optimizer of matrices that had no gradient."""
+    chosen = options(tmp_path, base, arithmetic="float16", epochs=2, frozen_epochs=1, batch_tokens=512)
+    folder = finetune(TextObjective(LABELLED, [], True), chosen)
+    after = load_file(folder / "model.safetensors")
+    before = load_file(base / "model.safetensors")
+    name = "biogpt.layers.0.fc1.weight"
+    assert not torch.equal(after[name].float(), before[name].half().float())  # learned in the second epoch
+
+
+def test_the_most_dropout_there_can_be_keeps_something():
+    torch.manual_seed(0)
+    dropped = _Dropout(0.999)(torch.ones(256, 400))
+    assert dropped.isfinite().all()
+    assert dropped.mean().item() == pytest.approx(1, abs=0.2)
+
+
 def test_an_entity_with_the_last_space_of_its_text_keeps_its_sentence(tmp_path):
     path = tmp_path / "a.jsonl"
     entity = {"start": 11, "end": 19, "label": "Drug"}
