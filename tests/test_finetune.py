@@ -323,7 +323,7 @@ def test_a_state_of_something_else_is_refused(base, tmp_path):
     torch.save({"model": {}}, tmp_path / "state.pt")
     with pytest.raises(
         ValueError,
-        match=r"state\.pt is no state of such a run, or one that an earlier version began: expected settings, progress",
+        match=r"state\.pt is no state of such a run, or one that an earlier version began: expected settings",
     ):
         finetune(TextObjective(LABELLED, [], True), options(tmp_path, base, epochs=1))
 

@@ -258,7 +258,7 @@ def tiny_model(tokenizer: BioGptTokenizer, positions: int) -> BioGptForCausalLM:
 
 
 def test_bits_per_byte_of_a_model_that_knows_nothing(tmp_path):
-    """All ids equally likely: each token costs log2(V) bits, whatever the windows, and none is counted twice."""
+    """All ids equally likely: each token costs log2(V) bits, whatever the windows, none counted twice."""
     tokenizer = tiny_tokenizer(tmp_path)
     model = tiny_model(tokenizer, positions=16)
     torch.nn.init.zeros_(model.output_projection.weight)
@@ -386,7 +386,7 @@ def test_a_damaged_state_is_refused_by_name(options, part):
 
 @pytest.mark.parametrize("size", [300, 1000, 5000, 20000, 50000])
 def test_a_run_that_met_a_full_disk_goes_on_once_there_is_room(options, full_disk, size):
-    """The smaller the disk, the earlier it is full: at the vocabulary, the tokens, the checkpoint, the state."""
+    """The smaller the disk, the earlier it is full: at vocabulary, tokens, checkpoint or state."""
     short = dataclasses.replace(options, tokens=64 * 4)
     with (
         full_disk(size),

@@ -65,7 +65,7 @@ class Documents:
 
 
 def tokenize_file(path: str | Path, tokenizer: BioGptTokenizer, folder: Path, processes: int) -> Documents:
-    """Tokenise a text file with all cores, or read what an earlier run with this vocabulary left in ``folder``."""
+    """Tokenise a text file with all cores, or read what a run with this vocabulary left in ``folder``."""
     path = Path(path)
     status = path.stat()
     # Files of one name are told apart, one that changed, and one that another vocabulary read.

@@ -1,9 +1,10 @@
 """Fine-tuning of a head on labelled text, resumable after a kill.
 
-Every objective is the same to the loop: rows of tokens, positions at which labels are read, and for each of these the
-labels that would be right. More than one right label is a marginal likelihood, -log of their summed probability:
-what an ``O`` asks for in a corpus that annotates only some of the types (Tsuboi et al. 2008, aclanthology
-C08-1113). Muon and AdamW, linear warm-up and decay; bfloat16 arithmetic where asked, float32 weights.
+Every objective is the same to the loop: rows of tokens, positions at which labels are read, and for each of
+these the labels that would be right. More than one right label is a marginal likelihood, -log of their
+summed probability: what an ``O`` asks for in a corpus that annotates only some of the types (Tsuboi et al.
+2008, aclanthology C08-1113). Muon and AdamW, linear warm-up and decay; bfloat16 arithmetic where asked,
+float32 weights.
 """
 
 import math

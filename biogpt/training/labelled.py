@@ -45,8 +45,8 @@ class TaggedSentence:
         """The sentence as text.
 
         Args:
-            natural: leave out the spaces that prose does not have, such as those around a hyphen; else there is
-                one space between tokens.
+            natural: leave out the spaces that prose does not have, such as those around a hyphen; else there
+                is one space between tokens.
         """
         text = ""
         places = []
@@ -93,12 +93,14 @@ def tag_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def read_conll(path: str | Path) -> list[TaggedSentence]:
-    """Sentences of a CoNLL file: a token, a tab or white space, …, a tag on each line; an empty line between sentences.
+    """Sentences of a CoNLL file: a token, a tab or white space, …, a tag on each line; an empty line between
+    sentences.
 
     IOB1, IOB2 (BIO), IOBES and BILOU are read, and become BIO.
 
     Raises:
-        ValueError: the file is empty or not UTF-8, holds no sentence, or a line has no tag; the message names it.
+        ValueError: the file is empty or not UTF-8, holds no sentence, or a line has no tag; the message
+            names it.
     """
     name = Path(path).name
     sentences: list[TaggedSentence] = []
@@ -111,7 +113,8 @@ def read_conll(path: str | Path) -> list[TaggedSentence]:
             tag = _TAG.fullmatch(columns[-1])
             if len(columns) < 2 or not columns[0].strip() or tag is None:
                 raise ValueError(
-                    f"{name}, line {number}: {line.strip()[:60]!r} has no tag; expected a token and O, B-type or I-type"
+                    f"{name}, line {number}: {line.strip()[:60]!r} has no tag; expected a token and O, "
+                    "B-type or I-type"
                 )
             tokens.append(columns[0])
             tags.append(tag[0])
@@ -147,7 +150,8 @@ def read_tagged_jsonl(path: str | Path) -> list[TaggedText]:
         for span in spans:
             if not end <= span.start < span.end <= len(text):
                 raise ValueError(
-                    f"{where}: {span.label} at {span.start} to {span.end} overlaps another or is not inside the text"
+                    f"{where}: {span.label} at {span.start} to {span.end} overlaps another or is not inside "
+                    "the text"
                 )
             end = span.end
         texts.append(TaggedText(text, tuple(spans)))
@@ -171,13 +175,15 @@ def read_labelled(
     """Texts and labels of a TSV or CSV file, or of JSON Lines with ``text`` and ``label`` or ``labels``.
 
     Args:
-        text_column, label_column: of a table: a name in the first line, or a number; from 1, or -1 for the last.
-            The first line counts as a header if a column is named or one of its cells is ``label`` or ``labels``.
+        text_column, label_column: of a table: a name in the first line, or a number; from 1, or -1 for the
+            last. The first line counts as a header if a column is named or one of its cells is ``label`` or
+            ``labels``.
         separator: between the labels of one text.
         none_label: stands for no label.
 
     Raises:
-        ValueError: a line lacks a column, a text or a label is empty, or there is no text; the message names the line.
+        ValueError: a line lacks a column, a text or a label is empty, or there is no text; the message names
+            the line.
     """
     if Path(path).suffix.lower() == ".jsonl":
         return [_labelled(where, value, none_label) for where, value in _json_lines(path)]
@@ -198,7 +204,8 @@ def read_labelled(
     for where, row in rows:
         if any(not -len(row) <= column < len(row) for column in at):
             raise ValueError(
-                f"{where}: {' '.join(row)[:60]!r} lacks a text or a label in columns {text_column} and {label_column}"
+                f"{where}: {' '.join(row)[:60]!r} lacks a text or a label in columns {text_column} and "
+                f"{label_column}"
             )
         text, labels = (row[column] for column in at)
         texts.append(
@@ -251,7 +258,8 @@ def read_sections(path: str | Path) -> list[LabelledSentences]:
             # Without its first ###, a table of texts would be read as one very long abstract.
             if not sentence.strip() or not abstracts:
                 raise ValueError(
-                    f"{Path(path).name}, line {number}: {line[:60]!r}; expected ###id, then LABEL<tab>sentence"
+                    f"{Path(path).name}, line {number}: {line[:60]!r}; expected ###id, then "
+                    "LABEL<tab>sentence"
                 )
             abstracts[-1].append((label.strip(), sentence.strip()))
     filled = [tuple(zip(*abstract, strict=True)) for abstract in abstracts if abstract]

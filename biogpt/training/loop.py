@@ -1,7 +1,7 @@
 """What pre-training and fine-tuning share: a step of the optimizers, and the folder from which a run goes on.
 
-A run may be killed at any time. Its state is written whole or not at all, and a run that goes on from it ends with
-the weights that it would have had without the break.
+A run may be killed at any time. Its state is written whole or not at all, and a run that goes on from it
+ends with the weights that it would have had without the break.
 """
 
 import json
@@ -57,7 +57,8 @@ class TrainingProgress:
 class TrainingRun(Generic[Model]):
     """A model that learns, with its optimizers and progress, and its folder on the disk.
 
-    The folder holds ``state.pt``, from which the run goes on; ``log.jsonl``, a line a score; ``best``, the checkpoint.
+    The folder holds ``state.pt``, from which the run goes on; ``log.jsonl``, a line a score; ``best``, the
+    checkpoint.
 
     Args:
         folder: of the run; made when missing.
@@ -94,7 +95,8 @@ class TrainingRun(Generic[Model]):
 
     def update(self, rate: float) -> None:
         """Change the weights by the gradients so far, at a share of the full learning rates."""
-        # Of an optimizer without gradients, as of a frozen decoder, the scaler would miss its check for infinities.
+        # Of an optimizer without gradients, as of a frozen decoder, the scaler would miss its check for
+        # infinities.
         learning = [o for o in self.optimizers if any(p.grad is not None for p in _parameters(o))]
         for optimizer in learning:
             self.scaler.unscale_(optimizer)
@@ -135,7 +137,7 @@ class TrainingRun(Generic[Model]):
             log.write(json.dumps(entry) + "\n")
 
     def check_weights(self) -> None:
-        """Refuse weights that half precision cannot hold: the loss of a batch is that of the weights before it.
+        """Refuse weights that half precision cannot hold; the loss of a batch tells only of those before it.
 
         Raises:
             FloatingPointError: there are some.
@@ -225,7 +227,8 @@ def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
     with path.open("rb") as file:
         try:
             state = torch.load(file, weights_only=True, map_location=device)
-        # torch has no error of its own for a file that is cut short, empty or something else: it may be any of these.
+        # torch has no error of its own for a file that is cut short, empty or something else: it may be any
+        # of these.
         except (
             RuntimeError,
             OSError,

@@ -130,8 +130,9 @@ def bits_per_byte(
 ) -> float:
     """How many bits the model needs for each UTF-8 byte of the texts, each scored whole after ``</s>``.
 
-    A text longer than the model's positions is read in windows that overlap by half, so that every token but the
-    first few hundred is predicted from at least half a window of context. The end of a text is not scored.
+    A text longer than the model's positions is read in windows that overlap by half, so that every token but
+    the first few hundred is predicted from at least half a window of context. The end of a text is not
+    scored.
 
     Raises:
         ValueError: the texts are empty.

@@ -36,8 +36,8 @@ from biogpt.training.metrics import (
     entity_scores,
 )
 
-# Share of the passages that are single sentences; the others fill the window. In a CoNLL file, where texts are
-# sentences, about half of the sentences stand alone then.
+# Share of the passages that are single sentences; the others fill the window. In a CoNLL file, where texts
+# are sentences, about half of the sentences stand alone then.
 _ALONE, _ALONE_OF_SENTENCES = 0.3, 0.85
 _WORD_ENCODER_DROPOUT = 0.4
 _ALL_TYPES = 0.15  # share of the passages on which every reader learns, so that two do not claim one word
@@ -50,7 +50,8 @@ class EntityCorpus:
     """A corpus and the types that it annotates, under their names in the head.
 
     Attributes:
-        texts: what the scores are computed on: whole PubTator abstracts, or CoNLL sentences, spaces between tokens.
+        texts: what the scores are computed on: whole PubTator abstracts, or CoNLL sentences, spaces between
+            tokens.
         documents: the sentences to train on. A CoNLL sentence is written with spaces and as prose is.
         share: of its passages, drawn anew for each epoch, that an epoch reads.
     """
@@ -241,7 +242,7 @@ def _sentences(text: TaggedText) -> Iterator[TaggedText]:
 def _passages(
     document: list[list[tuple[Words, np.ndarray]]], room: int, alone_share: float, random: np.random.Generator
 ) -> Iterator[list[tuple[Words, np.ndarray]]]:
-    """Runs of sentences, each written in one of its ways; ``alone_share`` of the runs are single sentences."""
+    """Runs of sentences, each written in one of its ways; ``alone_share`` of them are single sentences."""
     passage: list[tuple[Words, np.ndarray]] = []
     filled = 0
     alone = random.random() < alone_share
@@ -278,7 +279,8 @@ class TextObjective:
         odd = [text for text in (*train, *dev) if len(text.labels) != 1]
         if odd and not multi_label:
             raise ValueError(
-                f"{len(odd)} texts have no label or several, such as {odd[0].text[:40]!r} with {odd[0].labels}; "
+                f"{len(odd)} texts have no label or several, such as {odd[0].text[:40]!r} with "
+                f"{odd[0].labels}; "
                 "expected one each, or say that there may be several (--multi-label)"
             )
         self.train, self.dev, self.multi_label = train, dev, multi_label
@@ -371,7 +373,8 @@ def _check_known(found: Set[str], known: Sequence[str]) -> None:
     """Refuse, before an epoch is trained, labels to score on that there is no training for."""
     if unknown := sorted(found - set(known)):
         raise ValueError(
-            f"the texts to score on have {', '.join(unknown)}, and those to train on only {', '.join(known)}; "
+            f"the texts to score on have {', '.join(unknown)}, and those to train on only "
+            f"{', '.join(known)}; "
             "leave them out, or rename them"
         )
 

@@ -14,10 +14,10 @@ from biogpt.runners.precision import bfloat16_pays
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-    Not ``torch.optim.Muon``, which computes in bfloat16 everywhere: a CPU without instructions for it takes 11 s a
-    step of a model of 6 layers, 256 wide, where this takes 0.2 s. A CPU that has them takes 99 ms there, this 86 ms;
-    and 8 layers, 512 wide, 0.84 s, this 0.9 to 1.3 s (AMD EPYC, 2 cores). The updates are the same up to rounding.
-    Matrices of one shape are updated together, which keeps small models busy.
+    Not ``torch.optim.Muon``, which gives the same up to rounding: it computes in bfloat16 everywhere. On a
+    CPU whose instructions for that were switched off, it took 11 s a step for 6 layers of width 256, this
+    0.2 s. With them (AMD EPYC, 2 cores) it took 99 ms, this 86 ms; for 8 layers of width 512 it took 0.84 s,
+    this 0.9 to 1.3 s. Matrices of one shape are updated together, which keeps small models busy.
 
     Args:
         parameters: 2-D weights of hidden layers, or groups of them with rates of their own.
@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrices with singular values near 1, by five Newton–Schulz steps, in bfloat16 where it is fast.
+    """The nearest matrices with singular values near 1, by five Newton–Schulz steps, in bfloat16 if fast.
 
     Args:
         matrices: [N, rows, columns].
@@ -81,7 +81,7 @@ def make_optimizers(
     eps: float = 1e-8,
     layer_decay: float = 1.0,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for embeddings, norms, biases and the head; Muon for the matrices of attention and feed-forward layers.
+    """AdamW for embeddings, norms, biases and the head; Muon for the matrices of the layers.
 
     Each group keeps its highest learning rate as ``full``.
 

@@ -15,12 +15,13 @@ class PretrainOptions:
         texts: files of one document a line (``.txt`` or ``.txt.xz``); one named twice is read twice as often.
         final_texts: the files of the decay phase; ``texts`` when empty.
         heldout: file to score; never trained on.
-        model: embedded name, folder or Hub id to go on from, with its vocabulary and shape, in place of a new model.
+        model: embedded name, folder or Hub id to go on from, with its vocabulary and shape, in place of a
+            new model.
         tokens: how many to train on; may be changed when resuming, until the decay has begun.
         decay: share of ``tokens`` during which the learning rate falls to zero.
         batch_tokens: tokens a step.
-        vocab_size, width, layers, heads, positions: shape of a new model; ``positions`` is the length of a row in
-            any case.
+        vocab_size, width, layers, heads, positions: shape of a new model; ``positions`` is the length of a
+            row in any case.
         muon_lr, adam_lr: learning rates of the hidden matrices and of the rest; muon_lr 0 gives all to AdamW.
         warmup: steps of rising learning rate.
         minutes_between: how often to score and save.
@@ -68,7 +69,8 @@ class PretrainOptions:
             )
         if self.positions < 2 or self.positions % 2 or self.batch_tokens % self.positions:
             raise ValueError(
-                f"batch_tokens is {self.batch_tokens} and positions {self.positions}; expected an even number of "
+                f"batch_tokens is {self.batch_tokens} and positions {self.positions}; expected an even "
+                "number of "
                 "positions and a whole number of such rows a step"
             )
         for path in (*self.texts, *self.final_texts, self.heldout):
@@ -98,8 +100,8 @@ class FinetuneOptions:
         model: what to start from: embedded name, folder or Hub id.
         epochs: passes over the training data.
         frozen_epochs: so many first ones train what is above the decoder only: several times faster.
-        muon_lr: highest learning rate of the matrices of the top layer, by Muon; 0 gives all to AdamW, the safe
-            choice for large checkpoints.
+        muon_lr: highest learning rate of the matrices of the top layer, by Muon; 0 gives all to AdamW, the
+            safe choice for large checkpoints.
         lr: highest learning rate of AdamW, for the head and what else is not Muon's.
         layer_decay: each layer below learns at this share of the rate of the one above (1: all the same).
         batch_tokens: tokens a batch, padding included.
@@ -108,8 +110,8 @@ class FinetuneOptions:
         dropout: while training.
         balanced: count rare labels more, by the inverse of their frequency.
         patience: stop after so many epochs without a better dev score; 0 never stops early.
-        arithmetic: ``float32``, ``bfloat16``, on a GPU ``float16``, or ``auto``: bfloat16 where it is fast, else
-            float32. Weights stay float32.
+        arithmetic: ``float32``, ``bfloat16``, on a GPU ``float16``, or ``auto``: bfloat16 where it is fast,
+            else float32. Weights stay float32.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, more time.
         compiled: fuse operations with ``torch.compile``: faster, needs a C++ compiler.
         minutes_between: how often the state is saved, beside the end of each epoch.

@@ -1,9 +1,9 @@
 """Pre-training of a causal language model from plain text, on one machine, resumable after a kill.
 
 The recipe: first rows of half the positions from all texts, at a constant learning rate; then rows of all
-positions from the texts nearest to the purpose, while the rate falls to zero (warm-up, stable, decay: Hu et al.
-2024, arXiv 2404.06395). Muon on the hidden matrices, AdamW on the rest; bfloat16 arithmetic where it is fast,
-float32 weights.
+positions from the texts nearest to the purpose, while the rate falls to zero (warm-up, stable, decay: Hu et
+al. 2024, arXiv 2404.06395). Muon on the hidden matrices, AdamW on the rest; bfloat16 arithmetic where it is
+fast, float32 weights.
 """
 
 import logging
@@ -56,8 +56,8 @@ def pretrain(options: PretrainOptions) -> Path:
         The folder of the best checkpoint: half precision, with vocabulary and ``training.json``.
 
     Raises:
-        ValueError: the state in the folder is damaged, or belongs to another model or schedule; its vocabulary is
-            of another size.
+        ValueError: the state in the folder is damaged, or belongs to another model or schedule; its
+            vocabulary is of another size.
         FloatingPointError: the loss, the weights or the score are no longer numbers.
         OSError: something could not be written, as on a full disk; the state before is kept.
     """
@@ -159,7 +159,11 @@ def _model(options: PretrainOptions, tokenizer: BioGptTokenizer) -> BioGptForCau
 
 
 def _vocabulary(options: PretrainOptions) -> BioGptTokenizer:
-    """The run's vocabulary: that of the model to go on from, or learned from all training texts when the run is new."""
+    """That of the model to go on from, or the run's own, learned from all its texts when it is new.
+
+    Raises:
+        ValueError: the run has one of another size.
+    """
     if options.model:
         return BioGptTokenizer.from_pretrained(options.model)
     folder = options.out / "vocabulary"
@@ -172,14 +176,15 @@ def _vocabulary(options: PretrainOptions) -> BioGptTokenizer:
     tokenizer = BioGptTokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
     if tokenizer.vocab_size != options.vocab_size:
         raise ValueError(
-            f"{folder} holds a vocabulary of {tokenizer.vocab_size} entries, but vocab_size is {options.vocab_size}; "
+            f"{folder} holds a vocabulary of {tokenizer.vocab_size} entries, "
+            f"but vocab_size is {options.vocab_size}; "
             "give that size to go on, delete the folder to begin anew, or choose another"
         )
     return tokenizer
 
 
 def _batches(options: PretrainOptions, tokenizer: BioGptTokenizer, done: int) -> Iterator[Tensor]:
-    """The batches after the first ``done``, [B, T + 1] each: short rows of all texts, then long ones of the final."""
+    """Batches after the first ``done``, [B, T + 1]: short rows of all texts, then long ones of the final."""
     stable = options.stable_steps
     phases = (
         (options.texts, options.positions // 2, 0, stable),
@@ -221,7 +226,8 @@ def _score_and_save(
     score = bits_per_byte(run.model, run.tokenizer, texts)
     if not math.isfinite(score):
         raise FloatingPointError(
-            f"bits per byte are {score} after step {progress.step}: training has diverged; choose lower learning rates"
+            f"bits per byte are {score} after step {progress.step}: training has diverged; choose lower "
+            "learning rates"
         )
     run.model.train()
     entry = {
