@@ -7,8 +7,8 @@ import pytest
 
 from biogpt.text.documents import read_documents
 from biogpt.training.labelled import (
+    GoldSpan,
     LabelledText,
-    Span,
     TaggedSentence,
     read_conll,
     read_labelled,
@@ -84,7 +84,7 @@ def test_malformed_conll_names_the_line(file, content, message):
 def test_entities_as_json_lines(file):
     line = '{"text": "BRCA1 \\ud83e\\uddec", "entities": [{"start": 0, "end": 5, "label": "Gene"}]}\n'
     (text,) = read_tagged_jsonl(file(line, "a.jsonl"))
-    assert text.spans == (Span(0, 5, "Gene"),)
+    assert text.spans == (GoldSpan(0, 5, "Gene"),)
     with pytest.raises(ValueError, match="line 1: Gene at 0 to 50"):
         read_tagged_jsonl(file(line.replace("5,", "50,"), "b.jsonl"))
     with pytest.raises(ValueError, match='line 1: expected "entities"'):

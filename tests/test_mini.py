@@ -15,7 +15,7 @@ from biogpt.tasks.entities import EntityRecognizer
 from biogpt.training.corpus import read_lines
 from biogpt.training.labelled import read_labelled, read_sections
 from biogpt.training.metrics import bits_per_byte, classification_scores, entity_scores
-from biogpt.training.tasks import EntityCorpus, SentenceTask
+from biogpt.training.objectives import EntityCorpus, SentenceObjective
 
 FOLDER = EMBEDDED / "mini"
 PROMPTS = [
@@ -143,7 +143,7 @@ def test_mini_ner_finds_the_entities_of_a_test_split(shared_data):
 def test_mini_rct_finds_the_roles_of_the_test_split(shared_data):
     """The score of its card, from the shipped files through the public class."""
     abstracts = read_sections(shared_data / "classification/rct-sections/test.txt")
-    task = SentenceTask(abstracts, abstracts)
+    task = SentenceObjective(abstracts, abstracts)
     classifier = TextClassifier.from_pretrained("mini-rct", precision="float32")
     task.labels = classifier.labels
     result = task.evaluate(classifier.model, classifier.tokenizer)

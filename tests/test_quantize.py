@@ -28,7 +28,7 @@ from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.training.corpus import read_lines
 from biogpt.training.metrics import entity_scores
-from biogpt.training.tasks import EntityCorpus
+from biogpt.training.objectives import EntityCorpus
 
 HEADS = (BioGptForCausalLM, BioGptForTokenClassification, BioGptForSequenceClassification)
 IDS = torch.tensor([[2, 5, 9, 11, 30, 7], [2, 8, 6, 1, 1, 1]])

@@ -22,9 +22,11 @@ from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
 from biogpt.training import corpus
 from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
+from biogpt.training.loop import TrainingProgress
 from biogpt.training.metrics import bits_per_byte
-from biogpt.training.optimizer import make_optimizers, orthogonal
-from biogpt.training.pretrain import PretrainOptions, pretrain
+from biogpt.training.optimizer import Muon, make_optimizers, orthogonal
+from biogpt.training.options import PretrainOptions
+from biogpt.training.pretrain import pretrain
 from biogpt.training.vocabulary import count_words, learn_vocabulary
 
 SEPARATOR = 2
@@ -142,6 +144,64 @@ def test_tokenised_files_are_kept(tmp_path, options, monkeypatch):
     assert (again.ends == first.ends).all()
 
 
+def test_tokens_of_another_vocabulary_are_not_reused(tmp_path, options):
+    """The file is the same, and so was the name under which its tokens were kept."""
+    path, folder = options.texts[0], tmp_path / "tokens"
+    counts = count_words(read_lines(path))
+    for size in (80, 60):
+        tokenizer = learn_vocabulary(counts, size)
+        documents = tokenize_file(path, tokenizer, folder, processes=1)
+        first = tokenizer.encode(read_lines(path)[0], special_tokens=False).ids
+        assert list(documents[0]) == first
+
+
+def test_another_vocab_size_in_a_folder_that_was_begun_is_refused(options):
+    """A run that was killed before its first state has left a vocabulary."""
+    learn_vocabulary(count_words(read_lines(options.texts[0])), 80).save_pretrained(
+        options.out / "vocabulary"
+    )
+    with pytest.raises(ValueError, match="holds a vocabulary of 80 entries, but vocab_size is 70"):
+        pretrain(dataclasses.replace(options, vocab_size=70))
+
+
+def test_the_smoothed_loss_is_the_mean_of_the_first_batches_and_then_forgets():
+    progress = TrainingProgress()
+    for loss in (6.0, 4.0, 5.0):
+        progress.count(loss, seconds=1.0)
+    assert (progress.loss, progress.step, progress.seconds) == (pytest.approx(5.0), 3, 3.0)
+    for _ in range(300):
+        progress.count(1.0, seconds=1.0)
+    assert progress.loss == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (64, 16), (16, 64)])
+def test_muon_moves_as_that_of_torch_and_tall_matrices_further(shape):
+    """The update of a tall matrix is scaled by the root of rows to columns; momentum is Nesterov's."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    muon = Muon([ours], lr=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0) if hasattr(torch.optim, "Muon") else None
+    for _ in range(3):
+        before, torchs = ours.detach().clone(), theirs.detach().clone()
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        update = (ours - before).detach()
+        size = 0.1 * max(1, shape[0] / shape[1]) ** 0.5
+        assert update.norm().item() == pytest.approx(size * min(shape) ** 0.5, rel=0.25)
+        if reference is not None:
+            reference.step()
+            assert (update - (theirs - torchs)).norm() < 0.04 * update.norm()  # bfloat16 over five products
+
+
+def test_without_a_rate_for_muon_all_goes_to_adamw():
+    model = BioGptForCausalLM(
+        BioGptConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    )
+    (adam,) = make_optimizers(model, lr=0.003, muon_lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+    assert sum(len(group["params"]) for group in adam.param_groups) == len(list(model.parameters()))
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 16), (2, 16, 64)])
 def test_muon_updates_are_nearly_orthogonal(shape):
     torch.manual_seed(0)
@@ -159,7 +219,7 @@ def test_optimizers_share_out_every_parameter_once():
     model = BioGptForCausalLM(
         BioGptConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     )
-    muon, adam = make_optimizers(model, 0.02, 0.003)
+    adam, muon = make_optimizers(model, lr=0.003, muon_lr=0.02, betas=(0.9, 0.95), weight_decay=0.0)
     in_muon, in_adam = ({id(p) for group in o.param_groups for p in group["params"]} for o in (muon, adam))
     assert not in_muon & in_adam
     assert in_muon | in_adam == {id(p) for p in model.parameters()}
@@ -198,7 +258,7 @@ def tiny_model(tokenizer: BioGptTokenizer, positions: int) -> BioGptForCausalLM:
 
 
 def test_bits_per_byte_of_a_model_that_knows_nothing(tmp_path):
-    """All ids equally likely: each token costs log2(V) bits, whatever the windows, and none is counted twice."""
+    """All ids equally likely: each token costs log2(V) bits, whatever the windows, none counted twice."""
     tokenizer = tiny_tokenizer(tmp_path)
     model = tiny_model(tokenizer, positions=16)
     torch.nn.init.zeros_(model.output_projection.weight)
@@ -326,7 +386,7 @@ def test_a_damaged_state_is_refused_by_name(options, part):
 
 @pytest.mark.parametrize("size", [300, 1000, 5000, 20000, 50000])
 def test_a_run_that_met_a_full_disk_goes_on_once_there_is_room(options, full_disk, size):
-    """The smaller the disk, the earlier it is full: at the vocabulary, the tokens, the checkpoint, the state."""
+    """The smaller the disk, the earlier it is full: at vocabulary, tokens, checkpoint or state."""
     short = dataclasses.replace(options, tokens=64 * 4)
     with (
         full_disk(size),

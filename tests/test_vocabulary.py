@@ -25,7 +25,7 @@ word_counts = st.dictionaries(
 
 
 def recounted_merges(counts: dict[str, int], pieces: int) -> tuple[list[tuple[str, str]], Counter[str]]:
-    """Merges until there are so many pieces, or none is left, and how often each piece stands in the words."""
+    """Merges until there are so many pieces, or none is left, and how often each piece stands in them."""
     words = [(word_symbols(word), count) for word, count in counts.items()]
     known = {character + end for word in counts for character in word for end in ("", "</w>")}
     merges = []

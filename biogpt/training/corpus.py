@@ -54,13 +54,15 @@ class Documents:
 
 
 def tokenize_file(path: str | Path, tokenizer: BioGptTokenizer, folder: Path, processes: int) -> Documents:
-    """Tokenise a text file with all cores, or take what an earlier run left in ``folder``."""
+    """Tokenise a text file with all cores, or read what a run with this vocabulary left in ``folder``."""
     path = Path(path)
     status = path.stat()
+    # Files of one name are told apart, one that changed, and one that another vocabulary read.
     mark = zlib.crc32(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
-    kept = folder / f"{path.name}.{mark:08x}.npz"  # files of one name are told apart, and one that changed
-    if kept.exists():
-        with np.load(kept) as arrays:
+    mark = zlib.crc32(repr((list(tokenizer.vocab.items()), tokenizer.merges)).encode(), mark)
+    tokens_path = folder / f"{path.name}.{mark:08x}.npz"
+    if tokens_path.exists():
+        with np.load(tokens_path) as arrays:
             return Documents(arrays["ids"], arrays["ends"])
     lines = read_lines(path)
     chunks = [lines[start : start + _LINES_AT_ONCE] for start in range(0, len(lines), _LINES_AT_ONCE)]
@@ -70,7 +72,7 @@ def tokenize_file(path: str | Path, tokenizer: BioGptTokenizer, folder: Path, pr
         encoded = [document for chunk in pool.imap(_encode_lines, chunks) for document in chunk]
     documents = Documents(np.concatenate(encoded), np.cumsum([len(document) for document in encoded]))
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder, kept.name) as (unfinished,), unfinished.open("wb") as file:
+    with written_whole(folder, tokens_path.name) as (unfinished,), unfinished.open("wb") as file:
         np.savez(file, ids=documents.ids, ends=documents.ends)
     return documents
 

@@ -22,7 +22,7 @@ _ENDINGS = frozenset(("s", "t", "d", "m", "ll", "re", "ve"))  # of words, after 
 
 
 @dataclass(frozen=True)
-class Span:
+class GoldSpan:
     """Characters ``start`` to ``end`` of a text, and what they are."""
 
     start: int
@@ -35,7 +35,7 @@ class TaggedText:
     """A text and its entities, sorted and apart."""
 
     text: str
-    spans: tuple[Span, ...]
+    spans: tuple[GoldSpan, ...]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TaggedSentence:
                 text += " "
             places.append((len(text), len(text) + len(token)))
             text += token
-        spans = (Span(places[a][0], places[b - 1][1], kind) for a, b, kind in tag_spans(self.tags))
+        spans = (GoldSpan(places[a][0], places[b - 1][1], kind) for a, b, kind in tag_spans(self.tags))
         return TaggedText(text, tuple(spans))
 
 
@@ -176,7 +176,7 @@ def read_tagged_jsonl(path: str | Path) -> list[TaggedText]:
                 given = sorted((_span(where, entity) for entity in entities), key=lambda span: span.start)
             case _:
                 raise ValueError(f'{where}: expected "entities": [{{"start", "end", "label"}}, …]')
-        spans: list[Span] = []
+        spans: list[GoldSpan] = []
         end = 0
         for span in given:
             if not end <= span.start < span.end <= len(text):
@@ -185,7 +185,7 @@ def read_tagged_jsonl(path: str | Path) -> list[TaggedText]:
                     "the text"
                 )
             end = span.end
-            spans.append(Span(*trimmed(where, text, span.start, span.end), span.label))
+            spans.append(GoldSpan(*trimmed(where, text, span.start, span.end), span.label))
             loose += spans[-1] != span
         texts.append(TaggedText(text, tuple(spans)))
     if loose:
@@ -193,10 +193,10 @@ def read_tagged_jsonl(path: str | Path) -> list[TaggedText]:
     return texts
 
 
-def _span(where: str, entity: Any) -> Span:
+def _span(where: str, entity: Any) -> GoldSpan:
     match entity:
         case {"start": int(start), "end": int(end), "label": str(label)} if label:
-            return Span(start, end, label)
+            return GoldSpan(start, end, label)
     raise ValueError(f'{where}: {entity!r}; expected {{"start": number, "end": number, "label": "…"}}')
 
 
