@@ -25,7 +25,7 @@ from biogpt.tasks.classification import TEMPLATE, TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import FORMATS, Document, read_documents
 from biogpt.text.export import CLASS_FORMATS, ENTITY_FORMATS, classes_as, entities_as, sentences_as
-from biogpt.training.corpus import read_lines
+from biogpt.training.corpus import read_texts
 from biogpt.training.finetune import Objective, finetune
 from biogpt.training.labelled import read_labelled, read_sections
 from biogpt.training.metrics import bits_per_byte
@@ -393,7 +393,7 @@ def _generate(chosen: argparse.Namespace) -> None:
 
 
 def _score(chosen: argparse.Namespace) -> None:
-    texts = read_lines(chosen.file)
+    texts = read_texts(chosen.file)
     model = BioGptForCausalLM.from_pretrained(chosen.model, device=chosen.device, precision=chosen.precision)
     tokenizer = BioGptTokenizer.from_pretrained(chosen.model)
     bits = bits_per_byte(model, tokenizer, texts)

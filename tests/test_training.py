@@ -21,7 +21,7 @@ import transformers
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
 from biogpt.training import corpus
-from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
+from biogpt.training.corpus import Documents, pack_rows, read_texts, tokenize_file
 from biogpt.training.loop import TrainingProgress
 from biogpt.training.metrics import bits_per_byte
 from biogpt.training.optimizer import Muon, make_optimizers, orthogonal
@@ -130,7 +130,7 @@ def test_tokenised_files_are_kept(tmp_path, options, monkeypatch):
     tokenizer = tiny_tokenizer(tmp_path)
     path = options.texts[0]
     first = tokenize_file(path, tokenizer, tmp_path / "tokens", processes=2)
-    lines = read_lines(path)
+    lines = read_texts(path)
     assert [list(first[i]) for i in range(len(first))] == [
         tokenizer.encode(line, special_tokens=False).ids for line in lines
     ]
@@ -138,7 +138,7 @@ def test_tokenised_files_are_kept(tmp_path, options, monkeypatch):
     other.parent.mkdir()
     other.write_text(lines[0] + "\n", encoding="utf-8")
     assert len(tokenize_file(other, tokenizer, tmp_path / "tokens", processes=2)) == 1
-    monkeypatch.setattr(corpus, "read_lines", None)
+    monkeypatch.setattr(corpus, "read_texts", None)
     again = tokenize_file(path, tokenizer, tmp_path / "tokens", processes=2)
     assert (again.ids == first.ids).all()
     assert (again.ends == first.ends).all()
@@ -147,17 +147,17 @@ def test_tokenised_files_are_kept(tmp_path, options, monkeypatch):
 def test_tokens_of_another_vocabulary_are_not_reused(tmp_path, options):
     """The file is the same, and so was the name under which its tokens were kept."""
     path, folder = options.texts[0], tmp_path / "tokens"
-    counts = count_words(read_lines(path))
+    counts = count_words(read_texts(path))
     for size in (80, 60):
         tokenizer = learn_vocabulary(counts, size)
         documents = tokenize_file(path, tokenizer, folder, processes=1)
-        first = tokenizer.encode(read_lines(path)[0], special_tokens=False).ids
+        first = tokenizer.encode(read_texts(path)[0], special_tokens=False).ids
         assert list(documents[0]) == first
 
 
 def test_another_vocab_size_in_a_folder_that_was_begun_is_refused(options):
     """A run that was killed before its first state has left a vocabulary."""
-    learn_vocabulary(count_words(read_lines(options.texts[0])), 80).save_pretrained(
+    learn_vocabulary(count_words(read_texts(options.texts[0])), 80).save_pretrained(
         options.out / "vocabulary"
     )
     with pytest.raises(ValueError, match="holds a vocabulary of 80 entries, but vocab_size is 70"):
@@ -239,7 +239,7 @@ def test_learning_rate_rises_stays_and_falls_to_zero(options):
 
 
 def tiny_tokenizer(folder: Path) -> BioGptTokenizer:
-    lines = read_lines(write_text(folder / "words.txt", 50, seed=5))
+    lines = read_texts(write_text(folder / "words.txt", 50, seed=5))
     return learn_vocabulary(count_words(lines), 80)
 
 
@@ -262,7 +262,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(tmp_path):
     tokenizer = tiny_tokenizer(tmp_path)
     model = tiny_model(tokenizer, positions=16)
     torch.nn.init.zeros_(model.output_projection.weight)
-    texts = [*read_lines(tmp_path / "words.txt"), "β"]
+    texts = [*read_texts(tmp_path / "words.txt"), "β"]
     tokens = [len(tokenizer.encode(text).ids) - 1 for text in texts]
     assert max(tokens) > 48 > min(tokens)
     expected = sum(tokens) * math.log2(tokenizer.vocab_size) / sum(len(text.encode()) for text in texts)
@@ -274,7 +274,7 @@ def test_bits_per_byte_is_the_likelihood_of_the_reference(tmp_path):
     model = tiny_model(tokenizer, positions=128)
     reference = transformers.BioGptForCausalLM(transformers.BioGptConfig(**model.config.to_dict())).eval()
     reference.load_state_dict(model.state_dict())
-    texts = read_lines(tmp_path / "words.txt")[:9]
+    texts = read_texts(tmp_path / "words.txt")[:9]
     nats = 0.0
     for text in texts:
         ids = torch.tensor([tokenizer.encode(text).ids])
@@ -291,7 +291,7 @@ def test_training_learns_saves_the_best_and_transformers_opens_it(options):
     model = BioGptForCausalLM.from_pretrained(best)
     tokenizer = BioGptTokenizer.from_pretrained(best)
     assert model.config.max_position_embeddings == options.positions
-    score = bits_per_byte(model, tokenizer, read_lines(options.heldout))
+    score = bits_per_byte(model, tokenizer, read_texts(options.heldout))
     assert score == pytest.approx(log[-1]["bits_per_byte"], abs=2e-3)
     theirs, report = transformers.BioGptForCausalLM.from_pretrained(best, output_loading_info=True)
     assert not report["missing_keys"]
@@ -430,16 +430,16 @@ def test_options_that_cannot_work_are_refused(options, change, message):
 def test_a_file_without_text_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match=r"empty\.txt is empty"):
-        read_lines(tmp_path / "empty.txt")
+        read_texts(tmp_path / "empty.txt")
     (tmp_path / "broken.txt.xz").write_bytes(lzma.compress(b"gene\n" * 1000)[:-20])
     with pytest.raises(ValueError, match=r"broken\.txt\.xz is damaged"):
-        read_lines(tmp_path / "broken.txt.xz")
+        read_texts(tmp_path / "broken.txt.xz")
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8"):
-        read_lines(tmp_path / "latin.txt")
+        read_texts(tmp_path / "latin.txt")
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_text("gene\ncell\n", encoding="utf-8-sig")
     (tmp_path / "a.txt.xz").write_bytes(lzma.compress((tmp_path / "a.txt").read_bytes()))
-    assert read_lines(tmp_path / "a.txt") == read_lines(tmp_path / "a.txt.xz") == ["gene", "cell"]
+    assert read_texts(tmp_path / "a.txt") == read_texts(tmp_path / "a.txt.xz") == ["gene", "cell"]

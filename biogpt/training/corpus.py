@@ -18,7 +18,7 @@ _LINES_AT_ONCE = 1000
 _RESTS_AT_MOST = 1000
 
 
-def read_lines(path: str | Path) -> list[str]:
+def read_texts(path: str | Path) -> list[str]:
     """The non-empty lines of a UTF-8 text file, one document each; ``.xz`` is unpacked.
 
     Raises:
@@ -64,7 +64,7 @@ def tokenize_file(path: str | Path, tokenizer: BioGptTokenizer, folder: Path, pr
     if tokens_path.exists():
         with np.load(tokens_path) as arrays:
             return Documents(arrays["ids"], arrays["ends"])
-    lines = read_lines(path)
+    lines = read_texts(path)
     chunks = [lines[start : start + _LINES_AT_ONCE] for start in range(0, len(lines), _LINES_AT_ONCE)]
     with interrupts_ignored():
         pool = Pool(processes, initializer=_keep_tokenizer, initargs=(tokenizer.vocab, tokenizer.merges))

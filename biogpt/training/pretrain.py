@@ -24,7 +24,7 @@ from tqdm import tqdm
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.precision import bfloat16_pays
-from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
+from biogpt.training.corpus import Documents, pack_rows, read_texts, tokenize_file
 from biogpt.training.loop import TrainingProgress, TrainingRun
 from biogpt.training.metrics import bits_per_byte
 from biogpt.training.optimizer import make_optimizers
@@ -93,7 +93,7 @@ def _check_schedule(options: PretrainOptions, progress: PretrainProgress) -> Non
 
 def _train(options: PretrainOptions, run: TrainingRun[BioGptForCausalLM], progress: PretrainProgress) -> None:
     """All steps that are left, with their scores and states."""
-    heldout = read_lines(options.heldout)
+    heldout = read_texts(options.heldout)
     loss_of = torch.compile(_loss) if options.compiled else _loss
     bar = tqdm(
         total=options.steps * options.batch_tokens,
@@ -171,7 +171,7 @@ def _vocabulary(options: PretrainOptions) -> BioGptTokenizer:
         counts: Counter[str] = Counter()
         for path in sorted(set(options.texts + options.final_texts)):
             logger.info("counting the words of %s", path.name)
-            counts += count_words(read_lines(path), options.processes)
+            counts += count_words(read_texts(path), options.processes)
         learn_vocabulary(counts, options.vocab_size).save_pretrained(folder)
     tokenizer = BioGptTokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
     if tokenizer.vocab_size != options.vocab_size:
