@@ -67,9 +67,9 @@ def read_windows(
     Yields:
         Each window and its result, shortest windows first.
     """
-    pending = [TextWindow(text, window) for text, own in enumerate(windows) for window in own]
+    pending = [TextWindow(text, window) for text, of_text in enumerate(windows) for window in of_text]
     pending.sort(key=lambda item: len(item.window.ids))
-    unread = np.array([len(own) for own in windows])
+    unread = np.array([len(of_text) for of_text in windows])
     on_cpu = model.device.type == "cpu"
 
     def read(batch: Sequence[TextWindow]) -> Sequence[Scores]:

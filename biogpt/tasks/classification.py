@@ -203,16 +203,16 @@ class TextClassifier:
             return list(self._probabilities(model.score(hidden)))
 
         windows = [list(_windows(self.tokenizer.encode(text).ids, limit)) for text in texts]
-        found = [np.empty((len(own), len(self.labels)), dtype=np.float32) for own in windows]
+        found = [np.empty((len(of_text), len(self.labels)), dtype=np.float32) for of_text in windows]
         for (text, window), scores in read_windows(
             model, self.tokenizer.pad_token_id, windows, score, progress
         ):
             found[text][window.first] = scores
         results = []
-        for own, rows in zip(windows, found, strict=True):
-            lengths = [len(window.ids) for window in own]
+        for of_text, rows in zip(windows, found, strict=True):
+            lengths = [len(window.ids) for window in of_text]
             whole = rows.max(axis=0) if self.multi_label else np.average(rows, axis=0, weights=lengths)
-            results.append(Classification(self._ranked(whole), windows=len(own)))
+            results.append(Classification(self._ranked(whole), windows=len(of_text)))
         return results
 
     def _probabilities(self, logits: Tensor) -> np.ndarray:

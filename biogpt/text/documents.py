@@ -233,11 +233,11 @@ def _entity(where: str, fields: list[str], text: str, discontinuous: bool) -> Pu
 
 def _apart(entities: Sequence[PubtatorEntity]) -> list[PubtatorEntity]:
     """The longest entities that do not overlap, sorted; of equally long ones the first."""
-    kept: list[PubtatorEntity] = []
+    apart: list[PubtatorEntity] = []
     for entity in sorted(entities, key=lambda e: (e[0] - e[1], e)):
-        if all(entity[1] <= other[0] or other[1] <= entity[0] for other in kept):
-            kept.append(entity)
-    return sorted(kept)
+        if all(entity[1] <= other[0] or other[1] <= entity[0] for other in apart):
+            apart.append(entity)
+    return sorted(apart)
 
 
 def read_table(path: str | Path, comma: bool | None = None) -> list[tuple[str, list[str]]]:

@@ -121,12 +121,12 @@ class PlainForms:
             assert after is not None
             apart = min(len(before[0]), len(after[0])) < 2 or not (before[0][1:] + after[0]).islower()
             # "IL-6", "c-Myc", "insulin-dependent" have their hyphen in the middle of a line, too.
-            own = apart or (
+            hyphenated = apart or (
                 self._is_word(before[0])
                 and self._is_word(after[0])
                 and not self._is_word(before[0] + after[0])
             )
-            yield start + own, end, ""
+            yield start + hyphenated, end, ""
 
     def _replacements(self, text: str, marked: bool) -> Iterable[Edit]:
         start = 0
