@@ -27,12 +27,13 @@ from biogpt.tasks.classification import TEMPLATE, TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import FORMATS, Document, read_documents
 from biogpt.text.export import CLASS_FORMATS, ENTITY_FORMATS, classes_as, entities_as, sentences_as
-from biogpt.training.corpus import read_lines
-from biogpt.training.finetune import ARITHMETIC, FinetuneOptions, Task, finetune
+from biogpt.training.corpus import read_texts
+from biogpt.training.finetune import Objective, finetune
 from biogpt.training.labelled import read_labelled, read_sections
 from biogpt.training.metrics import bits_per_byte
-from biogpt.training.pretrain import PretrainOptions, pretrain
-from biogpt.training.tasks import EntityCorpus, EntityTask, SentenceTask, TextTask
+from biogpt.training.objectives import EntityCorpus, EntityObjective, SentenceObjective, TextObjective
+from biogpt.training.options import ARITHMETIC, FinetuneOptions, PretrainOptions
+from biogpt.training.pretrain import pretrain
 
 _TAGGED_FILES = (
     "CoNLL (BIO, IOBES), JSONL or PubTator files; FILE:old=New,… takes these types only, and reads what "
@@ -395,7 +396,7 @@ def _generate(chosen: argparse.Namespace) -> None:
 
 
 def _score(chosen: argparse.Namespace) -> None:
-    texts = read_lines(chosen.file)
+    texts = read_texts(chosen.file)
     model = BioGptForCausalLM.from_pretrained(chosen.model, device=chosen.device, precision=chosen.precision)
     tokenizer = BioGptTokenizer.from_pretrained(model.folder)
     bits = bits_per_byte(model, tokenizer, texts)
@@ -414,7 +415,7 @@ def _evaluate_ner(chosen: argparse.Namespace) -> None:
     )
     for corpus in corpora:
         _check_known(f"the types of {corpus.name}", corpus.types, recognizer.types, "; FILE:old=New renames")
-    result = EntityTask(corpora, corpora, {}).evaluate(recognizer.model, recognizer.tokenizer)
+    result = EntityObjective(corpora, corpora, {}).evaluate(recognizer.model, recognizer.tokenizer)
     assert result is not None
     for name, scores in result.metrics.items():
         print(f"{name}\n{_scores(scores)}", end="")
@@ -593,7 +594,7 @@ def _train_ner(chosen: argparse.Namespace) -> None:
         "word_encoder_size": chosen.word_encoder,
     }
     data = {"train": chosen.train, "dev": chosen.dev} | settings
-    _finetune(chosen, options, EntityTask(train, dev, settings), data)
+    _finetune(chosen, options, EntityObjective(train, dev, settings), data)
 
 
 def _corpus(name: str) -> EntityCorpus:
@@ -623,15 +624,15 @@ def _train_classify(chosen: argparse.Namespace) -> None:
 
 def _labelling_task(
     chosen: argparse.Namespace, train: Sequence[Path], dev: Sequence[Path]
-) -> SentenceTask | TextTask:
+) -> SentenceObjective | TextObjective:
     splits = (train, dev)
     if chosen.sentences:
-        return SentenceTask(
+        return SentenceObjective(
             *([abstract for path in split for abstract in read_sections(path)] for split in splits)
         )
     how = chosen.text_column, chosen.label_column, chosen.separator, chosen.none_label
     learned, scored = ([t for path in split for t in read_labelled(path, *how)] for split in splits)
-    return TextTask(learned, scored, chosen.multi_label)
+    return TextObjective(learned, scored, chosen.multi_label)
 
 
 def _finetune_options(chosen: argparse.Namespace) -> FinetuneOptions:
@@ -645,7 +646,7 @@ def _finetune_options(chosen: argparse.Namespace) -> FinetuneOptions:
 
 
 def _finetune(
-    chosen: argparse.Namespace, options: FinetuneOptions, task: Task, data: dict[str, object]
+    chosen: argparse.Namespace, options: FinetuneOptions, task: Objective, data: dict[str, object]
 ) -> None:
     folder = finetune(task, options, data)
     print(f"the best checkpoint is in {folder}")

@@ -63,7 +63,7 @@ def test_probabilities_are_those_of_the_reference(build, tokenizer, reference_of
 
 def test_a_batch_gives_each_text_what_it_gets_alone_in_its_place(build, tokenizer, monkeypatch):
     """Texts are read by length, several batches of them; the answers come in the order given."""
-    monkeypatch.setattr("biogpt.tasks.classification._CPU_BATCH_TOKENS", 100)
+    monkeypatch.setattr("biogpt.tasks.batching._CPU_BATCH_TOKENS", 100)
     for problem in ("single_label_classification", "multi_label_classification"):
         classifier = TextClassifier(build(problem), tokenizer)
         texts = [TEXTS[i % 4][: 90 - 7 * i] for i in range(12)] + [" ".join(TEXTS * 4), "\u200b"]
@@ -73,6 +73,12 @@ def test_a_batch_gives_each_text_what_it_gets_alone_in_its_place(build, tokenize
         for one, other in zip(alone, together, strict=True):
             assert one.windows == other.windows
             assert by_label(one.scores) == pytest.approx(by_label(other.scores), abs=1e-5)
+
+
+def test_padding_is_not_seen_by_layers_that_look_both_ways(build, tokenizer):
+    classifier = TextClassifier(build(bidirectional_layers=2), tokenizer)
+    together = classifier.batch([TEXTS[1], TEXTS[2]])[0]
+    assert by_label(together.scores) == pytest.approx(by_label(classifier(TEXTS[1])), abs=1e-5)
 
 
 def test_long_texts_are_read_whole_in_windows(build, tokenizer):
@@ -186,7 +192,7 @@ def test_more_labels_than_memory_are_compared_in_turns(build, tokenizer, monkeyp
     at_once = TextClassifier(model, tokenizer, labels).batch(TEXTS)
     row = 2 * 2 * 24 * 64 * 4  # bytes: keys and values, 2 layers, 24 wide, at most 64 positions, float32
     for size in (1, 3 * row):
-        monkeypatch.setattr("biogpt.tasks.classification._CACHE_BYTES", size)
+        monkeypatch.setattr("biogpt.tasks.phrases._CACHE_BYTES", size)
         in_turns = TextClassifier(model, tokenizer, labels).batch(TEXTS)
         for one, other in zip(at_once, in_turns, strict=True):
             assert by_label(one.scores) == pytest.approx(by_label(other.scores), abs=1e-5)

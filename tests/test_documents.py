@@ -65,6 +65,66 @@ def test_pubtator_by_its_content(file):
     assert none == []
 
 
+def test_of_overlapping_entities_the_longer_is_kept_and_of_equally_long_ones_the_first(file):
+    """Neither the first in the file, nor the first in the text: both would keep "lung cancer" here."""
+    text = "lung cancer cell line of mice"
+    spans = [(0, 11), (5, 21), (17, 21), (22, 29), (17, 24)]
+    rows = [f"1\t{start}\t{end}\t{text[start:end]}\tX{number}" for number, (start, end) in enumerate(spans)]
+    ((_, entities),) = read_pubtator(file("a.txt", "\n".join([f"1|t|{text}", *rows])))
+    assert [(kind, mention) for _, _, mention, kind in entities] == [
+        ("X1", "cancer cell line"),
+        ("X3", "of mice"),
+    ]
+    rows = ["1\t0\t11\tlung cancer\tlater", "1\t5\t16\tcancer cell\tlater", "1\t0\t11\tlung cancer\tfirst"]
+    ((_, entities),) = read_pubtator(file("a.txt", "\n".join([f"1|t|{text}", *rows])))
+    assert [(start, end) for start, end, _, _ in entities] == [(0, 11)]
+
+
+def test_an_entity_of_several_parts_is_read_from_its_first_to_its_last_character(file, caplog):
+    """Lines whose start is no plain number were taken for relations, and lost."""
+    caplog.set_level("INFO")
+    for places in ("0;19\t6;25", "0,19\t6,25"):
+        path = file("a.txt", f"1|t|Breast and ovarian cancer.\n1\t{places}\tBreast cancer\tDisease\n")
+        ((_, entities),) = read_pubtator(path)
+        assert entities == [(0, 25, "Breast and ovarian cancer", "Disease")]
+        assert "a.txt: 1 entities of several parts" in caplog.text
+        with pytest.raises(ValueError, match=r"a\.txt, line 2: 'Breast cancer' has 2 parts"):
+            read_pubtator(path, discontinuous=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1\t-1\t6\tBreast\tX",
+        "1\t0.0\t6.0\tBreast\tX",
+        "1\t 0\t6\tBreast\tX",
+        "1\tT1\tX\t0\t6\tBreast",
+        "1\t0;7\t6\tBreast\tX",
+        "1\t7;0\t10;6\tand Breast\tX",
+        "1\t0;4\t6;10\tBreast and\tX",
+        "1\t\t6\tBreast\tX",
+        "1\t٠\t6\tBreast\tX",
+        "1\t0\t60\tBreast and ovarian cancer.\tX",
+        "1\tT1\tX",
+    ],
+)
+def test_a_pubtator_line_without_plain_places_is_refused_not_dropped(file, line):
+    path = file("a.txt", f"1|t|Breast and ovarian cancer.\n{line}\n1\tCID\tD1\tD2\n1\tBind\t1\t2\tNovel\n")
+    with pytest.raises(ValueError, match=r"a\.txt, line 2"):
+        read_pubtator(path)
+    assert texts(path) == ["Breast and ovarian cancer."]
+
+
+def test_white_space_at_the_edges_of_a_pubtator_entity_is_left_out(file, caplog):
+    caplog.set_level("INFO")
+    path = file("a.txt", "1|t|Naloxone works.\n1\t0\t9\tNaloxone \tX\n")
+    ((_, entities),) = read_pubtator(path)
+    assert entities == [(0, 8, "Naloxone", "X")]
+    assert "a.txt: 1 entities had white space at an edge" in caplog.text
+    with pytest.raises(ValueError, match="line 2: the entity at 8 to 9 is only white space"):
+        read_pubtator(file("b.txt", "1|t|Naloxone works.\n1\t8\t9\t \tX\n"))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_json_with_the_marks_of_pubtator_in_its_text_stays_json(file, name):
     assert texts(file(name, '{"text": "x|t|y"}')) == ["x|t|y"]
@@ -105,7 +165,7 @@ def test_the_bc5cdr_abstracts_all_load(shared_data, split):
 
 
 def test_a_quotation_mark_in_a_tsv_swallows_no_lines(file):
-    """Read as quoting, the mark that opens line 3 would take line 4 into its cell, and close where that ends."""
+    """Read as quoting, the mark that opens line 3 would take line 4 into its cell, and close there."""
     path = file("a.tsv", 'id\ttext\n1\t"Aspirin" works\n2\t"We saw this.\n3\tAnd that."\n')
     assert texts(path) == ['"Aspirin" works', '"We saw this.', 'And that."']
     path = file("b.tsv", 'id\ttext\n2\t"We saw this.\n3\tAnd that."\n')

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 
 from biogpt import BioGptForTokenClassification, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
-from biogpt.tasks.entities import EntityRecognizer, TagScheme, windows_of, word_forms, words_of
+from biogpt.tasks.brackets import balanced
+from biogpt.tasks.entities import EntityRecognizer, windows_of
+from biogpt.tasks.tags import TagScheme
+from biogpt.tasks.words import word_forms, words_of
 from biogpt.text.results import Entity
 
 BIO = ("O", "B-Disease", "I-Disease", "B-Gene", "I-Gene")
@@ -19,8 +23,9 @@ IOBES = ("O", "B-X", "I-X", "E-X", "S-X")
 BOTH_WAYS = {"word_encoder_size": 16, "word_form_rows": 64, "word_form_size": 8}
 APART = BOTH_WAYS | {"word_encoder_groups": (("Gene",), ("Disease",))}
 ABSTRACT = (
-    "Naloxone reverses the antihypertensive effect of clonidine. In unanesthetized rats the decrease in blood "
-    "pressure produced by clonidine (5–20 µg/kg) was reversed by α-methyldopa; “β1-blockers” were not tested. "
+    "Naloxone reverses the antihypertensive effect of clonidine. In unanesthetized rats the decrease in "
+    "blood pressure produced by clonidine (5–20 µg/kg) was reversed by α-methyldopa; “β1-blockers” were not "
+    "tested. "
 )
 
 
@@ -186,6 +191,53 @@ def test_the_forms_of_a_word_are_those_that_the_files_were_trained_with():
     assert all(0 <= row < 7 for row in word_forms("\ud83d 🙂", 7))
 
 
+def test_each_window_begins_in_the_middle_of_the_one_before(tokenizer):
+    """Without overlap, each edge is a seam: words there are read with nothing on one side."""
+    for copies in (1, 2):
+        config = recognizer(tokenizer, passage_copies=copies).model.config
+        pieces = words_of(tokenizer, ABSTRACT * 4).pieces
+        windows = list(windows_of(pieces, config))
+        assert len(windows) > 4
+        longest = max(map(len, pieces))
+        for before, after in pairwise(windows):
+            shared = sum(len(word) for word in pieces[after.first : before.stretch.stop])
+            whole = sum(len(word) for word in pieces[before.stretch])
+            assert abs(shared - whole / 2) <= longest
+
+
+@pytest.mark.parametrize("changes", [{}, {"bidirectional_layers": 1}])
+def test_a_word_takes_its_label_from_the_window_in_which_it_is_furthest_from_the_edges(tokenizer, changes):
+    """The first or the last window that has a word would read some of them at its very edge."""
+    tagger = recognizer(tokenizer, **changes)
+    words = words_of(tokenizer, ABSTRACT * 3)
+    windows = list(windows_of(words.pieces, tagger.model.config))
+    with torch.inference_mode():
+        read = [tagger.model(torch.tensor([window.ids])).logits[0].log_softmax(-1) for window in windows]
+    found = tagger.log_probabilities([words])[0]
+    last = len(words.pieces) - 1
+    for word, scores in enumerate(found):
+        depths = {}
+        for number, window in enumerate(windows):
+            end = window.first + len(window.reads) - 1
+            if window.first <= word <= end:
+                before = np.inf if window.first == 0 else word - window.first  # a text's end cuts nothing off
+                after = np.inf if end == last else end - word
+                depths[number] = min(before, after)
+        right = [number for number, depth in depths.items() if depth == max(depths.values())]
+        assert any(
+            np.allclose(scores, read[number][windows[number].reads[word - windows[number].first]], atol=1e-4)
+            for number in right
+        ), f"word {word} of {last + 1}: window {right} of {depths}"
+    assert len(windows) > 3
+
+
+def test_padding_is_not_seen_by_layers_that_look_both_ways(tokenizer):
+    tagger = recognizer(tokenizer, bidirectional_layers=2)
+    short, long = words_of(tokenizer, "Clonidine"), words_of(tokenizer, ABSTRACT[:100])
+    together, alone = tagger.log_probabilities([short, long])[0], tagger.log_probabilities([short])[0]
+    assert np.allclose(together, alone, atol=1e-4)
+
+
 def test_words_far_from_a_windows_edge_do_not_change_when_the_text_grows(tokenizer):
     """A seam shows as a label that depends on where a window happened to end."""
     tagger = recognizer(tokenizer)
@@ -216,13 +268,61 @@ def _shared() -> EntityRecognizer:
 
 
 def test_a_score_is_the_probability_of_exactly_this_span(tokenizer):
-    """Times the chance that the word after does not go on: without it a cut span would look as sure as a whole one."""
+    """Times the chance that the next word does not go on: else a cut span looks as sure as a whole one."""
     tagger = recognizer(tokenizer)
     text = "alpha beta gamma"
     words = words_of(tokenizer, text)
     p = np.array([[0.1, 0.7, 0.1, 0.05, 0.05], [0.05, 0.05, 0.8, 0.05, 0.05], [0.5, 0.05, 0.4, 0.03, 0.02]])
     found = tagger._entities(text, words, np.log(p))
     assert found == [Entity("Disease", 0, 10, "alpha beta", pytest.approx(0.7 * 0.8 * 0.6))]
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "right"),
+    [
+        ("(HSP)70 rose", "HSP)70", "(HSP)70"),
+        ("the tRNA(Leu) gene", "tRNA(Leu", "tRNA(Leu)"),
+        ("of (S)-ketamine", "S)-ketamine", "(S)-ketamine"),
+        ("of S)-ketamine", "S)-ketamine", "ketamine"),
+        ("a tRNA(Leu gene", "tRNA(Leu", "tRNA"),
+        ("(aspirin)", "(aspirin", "aspirin"),
+        ("(aspirin)", "aspirin)", "aspirin"),
+        ("(aspirin)", "(aspirin)", "(aspirin)"),
+        ("poly[d(A-T)] x", "poly[d(A-T)", "poly[d(A-T)]"),
+        ("((", "((", ""),
+    ],
+)
+def test_brackets_of_an_entity_come_in_pairs(text, span, right):
+    start = text.index(span)
+    begin, end = balanced(text, start, start + len(span))
+    assert text[begin:end] == right
+
+
+def test_brackets_of_neighbours_come_to_pairs_apart():
+    for text in map("".join, itertools.product("()[]a", repeat=6)):
+        for middle in (2, 3, 4):
+            before, after = balanced(text, 1, middle), balanced(text, middle, 5)
+            for begin, end in (before, after):
+                part = text[begin:end]
+                while (less := part.replace("a", "").replace("()", "").replace("[]", "")) != part:
+                    part = less
+                assert part == ""
+            assert before[1] <= after[0] or before[0] == before[1] or after[0] == after[1]
+
+
+def test_entities_keep_apart_when_brackets_are_completed(tokenizer):
+    tagger = recognizer(tokenizer, ("O", "B-X", "I-X"))
+    text = "x (HSP)70 tRNA(Leu) y"
+    words = words_of(tokenizer, text)
+    inside = [index for index, word in enumerate(words.texts) if word not in "x(y"]
+    scores = np.full((len(words.texts), 3), -9.0)
+    for index in range(len(words.texts)):
+        scores[index, 0 if index not in inside else 1 if words.texts[index] in ("HSP", "tRNA") else 2] = -0.1
+    found = [
+        (entity.text, text[entity.start : entity.end]) for entity in tagger._entities(text, words, scores)
+    ]
+    assert all(one == other for one, other in found)
+    assert found[0][0] == "(HSP)70"
 
 
 def test_progress_counts_to_all_texts_and_can_end_the_work(tokenizer):

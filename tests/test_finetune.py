@@ -23,18 +23,10 @@ from biogpt import (
 from biogpt.cli import main
 from biogpt.model.config import BioGptConfig
 from biogpt.text.documents import read_documents
-from biogpt.training.finetune import (
-    Example,
-    FinetuneOptions,
-    _batches,
-    _Dropout,
-    _optimizers,
-    _Run,
-    finetune,
-    label_loss,
-)
+from biogpt.training.finetune import Example, FinetuneLoop, _batches, _Dropout, finetune, label_loss
 from biogpt.training.labelled import LabelledText
-from biogpt.training.tasks import EntityCorpus, EntityTask, TextTask
+from biogpt.training.objectives import EntityCorpus, EntityObjective, TextObjective
+from biogpt.training.options import FinetuneOptions
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +83,7 @@ def test_several_right_labels_are_a_marginal_likelihood():
 
 def test_an_o_means_none_of_the_types_that_the_corpus_marks(corpora):
     both = [EntityCorpus.read(corpora / f"{name}.tsv") for name in ("drugs", "genes")]
-    task = EntityTask(both, [], {})
+    task = EntityObjective(both, [], {})
     assert task.labels == ("O", "B-Drug", "I-Drug", "B-Gene", "I-Gene")
     assert task._right_labels(("Drug",))[0].tolist() == [1, 0, 0, 1, 1]
     assert task._right_labels(("Drug",))[1].tolist() == [0, 1, 0, 0, 0]
@@ -101,7 +93,7 @@ def test_an_o_means_none_of_the_types_that_the_corpus_marks(corpora):
 def test_a_tagger_learns_both_types_from_corpora_that_mark_one_each(base, corpora, tmp_path):
     """Cross-entropy on the plain O would teach each corpus to deny what the other marks."""
     both = [EntityCorpus.read(corpora / f"{name}.tsv") for name in ("drugs", "genes")]
-    folder = finetune(EntityTask(both, both, {"passage_copies": 2}), options(tmp_path, base, epochs=6))
+    folder = finetune(EntityObjective(both, both, {"passage_copies": 2}), options(tmp_path, base, epochs=6))
     found = EntityRecognizer.from_pretrained(folder, precision="float32")("naloxone raises EGFR here .")
     assert [(entity.label, entity.text) for entity in found] == [("Drug", "naloxone"), ("Gene", "EGFR")]
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -125,7 +117,7 @@ def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_pat
     path = tmp_path / "samples.tsv"
     path.write_text("\n".join(lines))
     corpus = EntityCorpus.read(path)
-    task = EntityTask([corpus], [corpus], {"word_encoder_size": 32})
+    task = EntityObjective([corpus], [corpus], {"word_encoder_size": 32})
     folder = finetune(
         task, options(tmp_path / "run", base, epochs=40, frozen_epochs=40, lr=4e-3, batch_tokens=64)
     )
@@ -141,13 +133,13 @@ def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_pat
 def test_types_that_some_corpus_annotates_together_share_a_reader(corpora):
     types = [("Gene",), ("Chemical", "Disease"), ("Species",), ("Disease",), ("Gene", "Cell"), ("Cell",)]
     annotated = [replace(EntityCorpus.read(corpora / "genes.tsv"), types=own) for own in types]
-    task = EntityTask(annotated, [], {"word_encoder_size": 4})
+    task = EntityObjective(annotated, [], {"word_encoder_size": 4})
     assert {frozenset(group) for group in task.settings["word_encoder_groups"]} == {
         frozenset({"Chemical", "Disease"}),
         frozenset({"Species"}),
         frozenset({"Gene", "Cell"}),
     }
-    assert "word_encoder_groups" not in EntityTask(annotated, [], {}).settings
+    assert "word_encoder_groups" not in EntityObjective(annotated, [], {}).settings
 
 
 def test_renamed_types_leave_the_others_unannotated(corpora):
@@ -162,7 +154,7 @@ def test_a_share_of_a_corpus_is_drawn_anew_for_each_epoch(corpora):
     tokenizer = BioGptTokenizer.from_pretrained("mini")
     config = BioGptConfig(vocab_size=tokenizer.vocab_size, max_position_embeddings=64)
     corpus = EntityCorpus.read(corpora / "drugs.tsv", share=0.25)
-    task = EntityTask([corpus], [], {})
+    task = EntityObjective([corpus], [], {})
     epochs = [task.examples(tokenizer, config, np.random.default_rng(seed)) for seed in range(30)]
     words = [sum(len(example.reads) for example in epoch) for epoch in epochs]
     assert 0.15 < np.mean(words) / (60 * 5) < 0.35
@@ -206,7 +198,7 @@ LABELLED = [
     "changes", [{}, {"balanced": True, "accumulation": 2, "gradient_checkpointing": True}]
 )
 def test_several_labels_a_text_are_learned(base, tmp_path, changes):
-    folder = finetune(TextTask(LABELLED, LABELLED, True), options(tmp_path, base, epochs=12, **changes))
+    folder = finetune(TextObjective(LABELLED, LABELLED, True), options(tmp_path, base, epochs=12, **changes))
     classifier = TextClassifier.from_pretrained(folder, precision="float32")
     assert classifier.multi_label
     for text in LABELLED[:4]:
@@ -232,23 +224,22 @@ def test_roles_of_sentences_through_the_command_line(base, tmp_path):
 
 
 def test_training_stops_when_the_dev_score_no_longer_rises(base, tmp_path):
-    finetune(TextTask(LABELLED, LABELLED, True), options(tmp_path, base, epochs=40, patience=2))
+    finetune(TextObjective(LABELLED, LABELLED, True), options(tmp_path, base, epochs=40, patience=2))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     best = max(log, key=lambda entry: entry["dev"])
     assert len(log) == best["epoch"] + 2 < 40
 
 
 def test_rates_fall_from_the_head_to_the_embeddings(base, tmp_path):
-    task = TextTask(LABELLED, [], True)
-    model = task.head.from_pretrained(base, labels=task.labels, precision="float32")
-    chosen = options(tmp_path, base, layer_decay=0.5, lr=1.0, muon_lr=0.25)
+    task = TextObjective(LABELLED, [], True)
+    loop = FinetuneLoop(task, options(tmp_path, base, layer_decay=0.5, lr=1.0, muon_lr=0.25), {})
     rate = {
         id(parameter): group["lr"]
-        for optimizer in _optimizers(model, chosen)
+        for optimizer in loop.run.optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    named = {name: rate[id(parameter)] for name, parameter in model.named_parameters()}
+    named = {name: rate[id(parameter)] for name, parameter in loop.model.named_parameters()}
     assert len(named) == len(rate)
     assert named["score.weight"] == named["biogpt.layers.1.fc1.bias"] == 1.0
     assert named["biogpt.layers.0.fc1.bias"] == 0.5
@@ -296,16 +287,16 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(base,
 def test_texts_that_do_not_have_one_label_each_are_refused_before_training():
     """A text without a right label has an infinite loss, which would show only after the first batch."""
     with pytest.raises(ValueError, match="16 texts have no label or several"):
-        TextTask(LABELLED, [], False)
+        TextObjective(LABELLED, [], False)
     with pytest.raises(ValueError, match="expected at least two"):
-        TextTask(LABELLED[:1], [], False)
+        TextObjective(LABELLED[:1], [], False)
 
 
 def test_labels_that_only_the_dev_texts_have_are_refused_before_training():
     new = [replace(LABELLED[0], labels=("unheard",))]
     for multi_label in (False, True):
         with pytest.raises(ValueError, match="the texts to score on have unheard"):
-            TextTask([one for one in LABELLED if len(one.labels) == 1 or multi_label], new, multi_label)
+            TextObjective([one for one in LABELLED if len(one.labels) == 1 or multi_label], new, multi_label)
 
 
 def test_a_checkpoint_with_a_word_encoder_starts_another_head(tmp_path):
@@ -317,7 +308,7 @@ def test_a_checkpoint_with_a_word_encoder_starts_another_head(tmp_path):
 
 @pytest.mark.parametrize("part", [0, 0.5, 0.999])
 def test_a_damaged_state_is_refused_by_name(base, tmp_path, part):
-    task = TextTask(LABELLED, [], True)
+    task = TextObjective(LABELLED, [], True)
     finetune(task, options(tmp_path, base, epochs=1))
     state = tmp_path / "state.pt"
     whole = state.read_bytes()
@@ -330,22 +321,25 @@ def test_a_damaged_state_is_refused_by_name(base, tmp_path, part):
 
 def test_a_state_of_something_else_is_refused(base, tmp_path):
     torch.save({"model": {}}, tmp_path / "state.pt")
-    with pytest.raises(ValueError, match=r"state\.pt is no state of such a run: expected options, data"):
-        finetune(TextTask(LABELLED, [], True), options(tmp_path, base, epochs=1))
+    with pytest.raises(
+        ValueError,
+        match=r"state\.pt is no state of such a run, or one that an earlier version began: expected settings",
+    ):
+        finetune(TextObjective(LABELLED, [], True), options(tmp_path, base, epochs=1))
 
 
 def test_a_full_disk_leaves_the_state_of_before(base, tmp_path, full_disk):
-    task = TextTask(LABELLED, [], True)
+    task = TextObjective(LABELLED, [], True)
     finetune(task, options(tmp_path, base, epochs=1))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    run = _Run(task, options(tmp_path, base, epochs=1), {})
+    loop = FinetuneLoop(task, options(tmp_path, base, epochs=1), {})
     with full_disk(2000):
         with pytest.raises(OSError, match=r"^state\.pt could not be written to .*File too large.*is kept$"):
-            run.save_state()
+            loop.run.save_state()
         with pytest.raises(
             OSError, match=r"^model\.safetensors, config\.json could not be written to .*best"
         ):
-            run._score_and_save()
+            loop.score()
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert {path for path in after if after[path] != before.get(path)} == {tmp_path / "log.jsonl"}
 
@@ -353,10 +347,10 @@ def test_a_full_disk_leaves_the_state_of_before(base, tmp_path, full_disk):
 def test_weights_that_diverge_in_the_last_step_are_not_saved(base, tmp_path):
     """The loss of a step is that of the weights before it."""
     with pytest.raises(
-        FloatingPointError, match="the weights are not finite in half precision after epoch 1"
+        FloatingPointError, match="the weights are not finite in half precision after 1 batches"
     ):
         finetune(
-            TextTask(LABELLED, [], True),
+            TextObjective(LABELLED, [], True),
             options(tmp_path, base, lr=1e20, warmup=0.0, epochs=1, batch_tokens=10**6),
         )
     assert not (tmp_path / "best").exists()
@@ -374,13 +368,13 @@ def test_pubtator_is_known_as_everywhere_else(tmp_path, name):
 
 
 def test_a_folder_of_another_run_and_wrong_options_are_refused(base, corpora, tmp_path):
-    task = TextTask(LABELLED, [], True)
+    task = TextObjective(LABELLED, [], True)
     finetune(task, options(tmp_path, base, epochs=1))
     with pytest.raises(ValueError, match=r"another run: seed was 0, now 1"):
         finetune(task, options(tmp_path, base, epochs=1, seed=1))
     renamed = [replace(one, labels=tuple(label + "s" for label in one.labels)) for one in LABELLED]
     with pytest.raises(ValueError, match="another run: labels was"):
-        finetune(TextTask(renamed, [], True), options(tmp_path, base, epochs=1))
+        finetune(TextObjective(renamed, [], True), options(tmp_path, base, epochs=1))
     for name, value in (
         ("batch_tokens", 0),
         ("lr", float("nan")),
@@ -396,5 +390,77 @@ def test_a_folder_of_another_run_and_wrong_options_are_refused(base, corpora, tm
         options(tmp_path, base, epochs=0)
     with pytest.raises(ValueError, match="dropout is 1"):
         options(tmp_path, base, dropout=1.0)
-    with pytest.raises(ValueError, match="the loss is"):
+    with pytest.raises(FloatingPointError, match="the loss is"):
         finetune(task, options(tmp_path / "b", base, lr=1e20, warmup=0.0))
+
+
+def test_the_reported_loss_is_that_of_the_batches(base, tmp_path):
+    """Smoothed from 0 on, it would be a seventh of it after eight batches."""
+    chosen = options(tmp_path, base, epochs=1, lr=1e-12, muon_lr=0.0, dropout=0.0, batch_tokens=64)
+    finetune(TextObjective(LABELLED, [], True), chosen)
+    (entry,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert entry["loss"] == pytest.approx(np.log(2), rel=0.1)
+
+
+def test_padding_is_not_seen_where_layers_look_both_ways(base, corpora, tmp_path):
+    """The loss of a batch is the mean over its rows, each by itself without padding; so is its gradient."""
+    corpus = EntityCorpus.read(corpora / "drugs.tsv")
+    objective = EntityObjective([corpus], [], {"bidirectional_layers": 1})
+    loop = FinetuneLoop(objective, options(tmp_path, base, dropout=0.0), {})
+    with torch.no_grad():
+        for parameter in loop.model.biogpt.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(10)  # attention is nearly uniform otherwise
+    targets = np.eye(3, dtype=np.float32)
+    short = Example([2, *range(100, 107)], [3, 6], targets[[0, 1]])
+    long = Example([2, *range(200, 231)], [5, 20, 31], targets[[2, 0, 1]])
+    assert (len(short.ids), len(long.ids)) == (8, 32)  # multiples of what rows are padded to
+
+    def loss_and_gradient(batch):
+        loop.model.zero_grad()
+        loss = loop.loss(batch)
+        loss.backward()
+        return loss.item(), loop.model.biogpt.embed_tokens.weight.grad.clone()
+
+    together, gradient = loss_and_gradient([short, long])
+    (first, first_gradient), (second, second_gradient) = loss_and_gradient([short]), loss_and_gradient([long])
+    assert together == pytest.approx((2 * first + 3 * second) / 5, abs=1e-5)
+    expected = (2 * first_gradient + 3 * second_gradient) / 5
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_label_weights_are_where_the_model_is(base, tmp_path):
+    """On a GPU, weights left on the CPU ended a run with --balanced at its first batch."""
+    objective = TextObjective(LABELLED, [], True)
+    loop = FinetuneLoop(objective, options(tmp_path, base, balanced=True), {})
+    examples = objective.examples(loop.run.tokenizer, loop.model.config, np.random.default_rng(0))
+    assert loop.label_weights(examples).tolist() == pytest.approx([1.0, 1.0])  # each in half of the texts
+    loop.device = torch.device("meta")
+    assert loop.label_weights(examples).device.type == "meta"
+
+
+def test_scaled_gradients_pass_by_a_frozen_decoder(base, tmp_path):
+    """float16 scales the loss; the scaler refused the optimizer of matrices that had no gradient."""
+    chosen = options(tmp_path, base, arithmetic="float16", epochs=2, frozen_epochs=1, batch_tokens=512)
+    folder = finetune(TextObjective(LABELLED, [], True), chosen)
+    after = load_file(folder / "model.safetensors")
+    before = load_file(base / "model.safetensors")
+    name = "biogpt.layers.0.fc1.weight"
+    assert not torch.equal(after[name].float(), before[name].half().float())  # learned in the second epoch
+
+
+def test_the_most_dropout_there_can_be_keeps_something():
+    torch.manual_seed(0)
+    dropped = _Dropout(0.999)(torch.ones(256, 400))
+    assert dropped.isfinite().all()
+    assert dropped.mean().item() == pytest.approx(1, abs=0.2)
+
+
+def test_an_entity_with_the_last_space_of_its_text_keeps_its_sentence(tmp_path):
+    path = tmp_path / "a.jsonl"
+    entity = {"start": 11, "end": 19, "label": "Drug"}
+    path.write_text(json.dumps({"text": "It was so. Aspirin ", "entities": [entity]}))
+    (document,) = EntityCorpus.read(path).documents
+    spans = [span for (sentence,) in document for span in sentence.spans]
+    assert [sentence.text for (sentence,) in document] == ["It was so.", " Aspirin "]
+    assert [(span.start, span.end) for span in spans] == [(1, 8)]  # the reader leaves the space out

@@ -1,13 +1,14 @@
 """Readers of labelled text: tag schemes, offsets, messages, and the real corpora against their table."""
 
+import json
 import re
 
 import pytest
 
 from biogpt.text.documents import read_documents
 from biogpt.training.labelled import (
+    GoldSpan,
     LabelledText,
-    Span,
     TaggedSentence,
     read_conll,
     read_labelled,
@@ -83,7 +84,7 @@ def test_malformed_conll_names_the_line(file, content, message):
 def test_entities_as_json_lines(file):
     line = '{"text": "BRCA1 \\ud83e\\uddec", "entities": [{"start": 0, "end": 5, "label": "Gene"}]}\n'
     (text,) = read_tagged_jsonl(file(line, "a.jsonl"))
-    assert text.spans == (Span(0, 5, "Gene"),)
+    assert text.spans == (GoldSpan(0, 5, "Gene"),)
     with pytest.raises(ValueError, match="line 1: Gene at 0 to 50"):
         read_tagged_jsonl(file(line.replace("5,", "50,"), "b.jsonl"))
     with pytest.raises(ValueError, match='line 1: expected "entities"'):
@@ -227,6 +228,56 @@ def test_headers_numbers_and_commas(file, name, content, columns):
 def test_no_label_is_made_up(file, name, content, columns):
     with pytest.raises(ValueError, match=r"a\.|column 0"):
         read_labelled(file(content, name), *columns)
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u2028", "\u0085", "\u3000"])
+@pytest.mark.parametrize("separator", [" ", "\t", "  "])
+def test_other_white_space_belongs_to_the_token(file, space, separator):
+    """Cut there, "5 mg" lost its unit, and the tag of its line went to "5"."""
+    lines = [(f"5{space}mg", "O"), ("of", "O"), ("aspirin", "B-Chemical")]
+    path = file("".join(f"{token}{separator}{tag}\n" for token, tag in lines), "a.conll")
+    (sentence,) = read_conll(path)
+    assert sentence.tokens == (f"5{space}mg", "of", "aspirin")
+    assert sentence.tags == ("O", "O", "B-Chemical")
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [("1 2 3", "1 2"), ("0 1 2", "0 1"), ("1 2 3", "4 5")],
+    ids=["from 1", "from 0", "on through the file"],
+)
+def test_a_first_column_that_counts_is_not_the_tokens(file, numbers):
+    words = (["aspirin", "harmed", "rats"], ["We", "agreed"])
+    content = "\n\n".join(
+        "\n".join(f"{number} {word} NN O" for number, word in zip(line.split(), sentence, strict=True))
+        for line, sentence in zip(numbers, words, strict=True)
+    )
+    assert [list(sentence.tokens) for sentence in read_conll(file(content, "a.conll"))] == list(words)
+
+
+def test_numbers_that_do_not_count_are_refused_or_tokens(file):
+    with pytest.raises(ValueError, match=r"a\.conll has numbers in its first column that do not count"):
+        read_conll(file("1-2 del NN O\n1 de NN O\n2 el NN O\n", "a.conll"))
+    assert read_conll(file("1 O\n2 O\n", "a.conll"))[0].tokens == ("1", "2")
+    assert read_conll(file("1 NN O\naspirin NN O\n", "a.conll"))[0].tokens == ("1", "aspirin")
+
+
+@pytest.mark.parametrize(
+    ("spans", "right"),
+    [([(0, 9), (18, 29)], [(0, 8), (18, 29)]), ([(0, 8), (17, 30)], [(0, 8), (18, 29)])],
+    ids=["after", "before and after"],
+)
+def test_white_space_at_the_edges_of_gold_spans_is_left_out(file, caplog, spans, right):
+    """No word has it, so such a span could never be found: F1 0.5 for a perfect tagger."""
+    caplog.set_level("INFO")
+    text = "Naloxone\nreversed hypotension\u00a0in rats."
+    entities = [{"start": start, "end": end, "label": "X"} for start, end in spans]
+    (tagged,) = read_tagged_jsonl(file(json.dumps({"text": text, "entities": entities}), "a.jsonl"))
+    assert [(span.start, span.end) for span in tagged.spans] == right
+    assert "a.jsonl: 1 entities had white space at an edge" in caplog.text
+    entities = [{"start": 8, "end": 9, "label": "X"}]
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 1: the entity at 8 to 9 is only white space"):
+        read_tagged_jsonl(file(json.dumps({"text": text, "entities": entities}), "b.jsonl"))
 
 
 def test_classes_may_be_numbers(file):

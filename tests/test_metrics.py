@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from biogpt.training.labelled import Span, tag_spans
+from biogpt.training.labelled import GoldSpan, tag_spans
 from biogpt.training.metrics import classification_scores, confusion, entity_confusion, entity_scores
 from biogpt.training.plots import confusion_figure, confusion_plot
 
 
 def spans(tags):
-    return [Span(*span) for span in tag_spans(tags)]
+    return [GoldSpan(*span) for span in tag_spans(tags)]
 
 
 def test_strict_scores_equal_those_of_seqeval():
@@ -29,18 +29,18 @@ def test_strict_scores_equal_those_of_seqeval():
 
 
 def test_a_wrong_end_or_type_earns_nothing():
-    gold = [[Span(0, 4, "X"), Span(6, 9, "Y")]]
-    found = [[Span(0, 5, "X"), Span(6, 9, "X"), Span(6, 9, "X")]]
+    gold = [[GoldSpan(0, 4, "X"), GoldSpan(6, 9, "Y")]]
+    found = [[GoldSpan(0, 5, "X"), GoldSpan(6, 9, "X"), GoldSpan(6, 9, "X")]]
     scores = entity_scores(gold, found)
     assert (scores["micro"].correct, scores["micro"].predicted, scores["micro"].support) == (0, 2, 2)
-    scores = entity_scores(gold, [[Span(6, 9, "Y"), Span(0, 3, "Y")]])
+    scores = entity_scores(gold, [[GoldSpan(6, 9, "Y"), GoldSpan(0, 3, "Y")]])
     assert (scores["Y"].precision, scores["Y"].recall, scores["X"].recall) == (0.5, 1.0, 0.0)
     assert scores["micro"].f1 == 0.5
     assert scores["micro"].to_dict() == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
 
 
 def test_the_same_span_in_another_text_is_not_the_same():
-    one = [Span(0, 4, "X")]
+    one = [GoldSpan(0, 4, "X")]
     assert entity_scores([one, []], [[], one])["micro"].f1 == 0
 
 
@@ -52,8 +52,8 @@ def test_scores_of_several_labels_a_text():
 
 def test_confusion_counts_by_row_what_was_meant():
     assert confusion(["a", "a", "b"], ["a", "b", "b"], ["a", "b"]).tolist() == [[1, 1], [0, 1]]
-    gold = [[Span(0, 4, "X"), Span(6, 9, "Y")]]
-    found = [[Span(0, 4, "Y"), Span(6, 8, "Y")]]
+    gold = [[GoldSpan(0, 4, "X"), GoldSpan(6, 9, "Y")]]
+    found = [[GoldSpan(0, 4, "Y"), GoldSpan(6, 8, "Y")]]
     assert entity_confusion(gold, found, ["X", "Y"]).tolist() == [[0, 1, 0], [0, 0, 1], [0, 1, 0]]
 
 

@@ -12,10 +12,10 @@ from biogpt.generation.search import GenerationOptions
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
-from biogpt.training.corpus import read_lines
+from biogpt.training.corpus import read_texts
 from biogpt.training.labelled import read_labelled, read_sections
 from biogpt.training.metrics import bits_per_byte, classification_scores, entity_scores
-from biogpt.training.tasks import EntityCorpus, SentenceTask
+from biogpt.training.objectives import EntityCorpus, SentenceObjective
 
 FOLDER = EMBEDDED / "mini"
 PROMPTS = [
@@ -86,7 +86,7 @@ def test_every_position_is_trained(generator, shared_data):
     limit = generator.config.max_position_embeddings
     nats = torch.zeros(limit)
     count = 0
-    for text in read_lines(shared_data / "text" / "heldout.txt.xz"):
+    for text in read_texts(shared_data / "text" / "heldout.txt.xz"):
         ids = generator.tokenizer.encode(text).ids[: limit + 1]
         if len(ids) == limit + 1:
             row = torch.tensor([ids])
@@ -107,7 +107,7 @@ def test_the_score_in_the_card_is_the_score_of_the_files(generator, shared_data)
     recorded = json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))["score"]
     assert recorded["texts"] == 2000
     assert f"{recorded['bits_per_byte']:.4f}" in (FOLDER / "README.md").read_text(encoding="utf-8")
-    some = read_lines(shared_data / "text" / "heldout.txt.xz")[:100]
+    some = read_texts(shared_data / "text" / "heldout.txt.xz")[:100]
     assert bits_per_byte(generator.model, generator.tokenizer, some) == pytest.approx(
         recorded["bits_per_byte"], abs=0.04
     )
@@ -143,7 +143,7 @@ def test_mini_ner_finds_the_entities_of_a_test_split(shared_data):
 def test_mini_rct_finds_the_roles_of_the_test_split(shared_data):
     """The score of its card, from the shipped files through the public class."""
     abstracts = read_sections(shared_data / "classification/rct-sections/test.txt")
-    task = SentenceTask(abstracts, abstracts)
+    task = SentenceObjective(abstracts, abstracts)
     classifier = TextClassifier.from_pretrained("mini-rct", precision="float32")
     task.labels = classifier.labels
     result = task.evaluate(classifier.model, classifier.tokenizer)

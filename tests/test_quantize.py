@@ -29,9 +29,9 @@ from biogpt.runners.steady import SIZES, is_steady_alone, steady_sizes
 from biogpt.serving.engine import Engine, Slot
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.entities import EntityRecognizer
-from biogpt.training.corpus import read_lines
+from biogpt.training.corpus import read_texts
 from biogpt.training.metrics import entity_scores
-from biogpt.training.tasks import EntityCorpus
+from biogpt.training.objectives import EntityCorpus
 
 HEADS = (BioGptForCausalLM, BioGptForTokenClassification, BioGptForSequenceClassification)
 IDS = torch.tensor([[2, 5, 9, 11, 30, 7], [2, 8, 6, 1, 1, 1]])
@@ -340,7 +340,7 @@ def test_what_rounding_costs_mini(precision, kl, agreement, bits, shared_data) -
     )
     sums = torch.zeros(3)
     count = size = 0
-    for text in read_lines(shared_data / "text" / "heldout.txt.xz")[:200]:
+    for text in read_texts(shared_data / "text" / "heldout.txt.xz")[:200]:
         row = torch.tensor([tokenizer.encode(text).ids[:512]])
         kind = Int8KVCache if precision == "int8" and Int8KVCache.fits(exact.config) else None
         with torch.inference_mode():

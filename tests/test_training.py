@@ -21,10 +21,12 @@ import transformers
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
 from biogpt.training import corpus
-from biogpt.training.corpus import Documents, pack_rows, read_lines, tokenize_file
+from biogpt.training.corpus import Documents, pack_rows, read_texts, tokenize_file
+from biogpt.training.loop import TrainingProgress
 from biogpt.training.metrics import bits_per_byte
-from biogpt.training.optimizer import make_optimizers, orthogonal
-from biogpt.training.pretrain import PretrainOptions, pretrain
+from biogpt.training.optimizer import Muon, make_optimizers, orthogonal
+from biogpt.training.options import PretrainOptions
+from biogpt.training.pretrain import pretrain
 from biogpt.training.vocabulary import count_words, learn_vocabulary
 
 SEPARATOR = 2
@@ -128,7 +130,7 @@ def test_tokenised_files_are_kept(tmp_path, options, monkeypatch):
     tokenizer = tiny_tokenizer(tmp_path)
     path = options.texts[0]
     first = tokenize_file(path, tokenizer, tmp_path / "tokens", processes=2)
-    lines = read_lines(path)
+    lines = read_texts(path)
     assert [list(first[i]) for i in range(len(first))] == [
         tokenizer.encode(line, special_tokens=False).ids for line in lines
     ]
@@ -136,10 +138,68 @@ def test_tokenised_files_are_kept(tmp_path, options, monkeypatch):
     other.parent.mkdir()
     other.write_text(lines[0] + "\n", encoding="utf-8")
     assert len(tokenize_file(other, tokenizer, tmp_path / "tokens", processes=2)) == 1
-    monkeypatch.setattr(corpus, "read_lines", None)
+    monkeypatch.setattr(corpus, "read_texts", None)
     again = tokenize_file(path, tokenizer, tmp_path / "tokens", processes=2)
     assert (again.ids == first.ids).all()
     assert (again.ends == first.ends).all()
+
+
+def test_tokens_of_another_vocabulary_are_not_reused(tmp_path, options):
+    """The file is the same, and so was the name under which its tokens were kept."""
+    path, folder = options.texts[0], tmp_path / "tokens"
+    counts = count_words(read_texts(path))
+    for size in (80, 60):
+        tokenizer = learn_vocabulary(counts, size)
+        documents = tokenize_file(path, tokenizer, folder, processes=1)
+        first = tokenizer.encode(read_texts(path)[0], special_tokens=False).ids
+        assert list(documents[0]) == first
+
+
+def test_another_vocab_size_in_a_folder_that_was_begun_is_refused(options):
+    """A run that was killed before its first state has left a vocabulary."""
+    learn_vocabulary(count_words(read_texts(options.texts[0])), 80).save_pretrained(
+        options.out / "vocabulary"
+    )
+    with pytest.raises(ValueError, match="holds a vocabulary of 80 entries, but vocab_size is 70"):
+        pretrain(dataclasses.replace(options, vocab_size=70))
+
+
+def test_the_smoothed_loss_is_the_mean_of_the_first_batches_and_then_forgets():
+    progress = TrainingProgress()
+    for loss in (6.0, 4.0, 5.0):
+        progress.count(loss, seconds=1.0)
+    assert (progress.loss, progress.step, progress.seconds) == (pytest.approx(5.0), 3, 3.0)
+    for _ in range(300):
+        progress.count(1.0, seconds=1.0)
+    assert progress.loss == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (64, 16), (16, 64)])
+def test_muon_moves_as_that_of_torch_and_tall_matrices_further(shape):
+    """The update of a tall matrix is scaled by the root of rows to columns; momentum is Nesterov's."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    muon = Muon([ours], lr=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0) if hasattr(torch.optim, "Muon") else None
+    for _ in range(3):
+        before, torchs = ours.detach().clone(), theirs.detach().clone()
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        update = (ours - before).detach()
+        size = 0.1 * max(1, shape[0] / shape[1]) ** 0.5
+        assert update.norm().item() == pytest.approx(size * min(shape) ** 0.5, rel=0.25)
+        if reference is not None:
+            reference.step()
+            assert (update - (theirs - torchs)).norm() < 0.04 * update.norm()  # bfloat16 over five products
+
+
+def test_without_a_rate_for_muon_all_goes_to_adamw():
+    model = BioGptForCausalLM(
+        BioGptConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    )
+    (adam,) = make_optimizers(model, lr=0.003, muon_lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+    assert sum(len(group["params"]) for group in adam.param_groups) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 16), (2, 16, 64)])
@@ -159,7 +219,7 @@ def test_optimizers_share_out_every_parameter_once():
     model = BioGptForCausalLM(
         BioGptConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     )
-    muon, adam = make_optimizers(model, 0.02, 0.003)
+    adam, muon = make_optimizers(model, lr=0.003, muon_lr=0.02, betas=(0.9, 0.95), weight_decay=0.0)
     in_muon, in_adam = ({id(p) for group in o.param_groups for p in group["params"]} for o in (muon, adam))
     assert not in_muon & in_adam
     assert in_muon | in_adam == {id(p) for p in model.parameters()}
@@ -179,7 +239,7 @@ def test_learning_rate_rises_stays_and_falls_to_zero(options):
 
 
 def tiny_tokenizer(folder: Path) -> BioGptTokenizer:
-    lines = read_lines(write_text(folder / "words.txt", 50, seed=5))
+    lines = read_texts(write_text(folder / "words.txt", 50, seed=5))
     return learn_vocabulary(count_words(lines), 80)
 
 
@@ -198,11 +258,11 @@ def tiny_model(tokenizer: BioGptTokenizer, positions: int) -> BioGptForCausalLM:
 
 
 def test_bits_per_byte_of_a_model_that_knows_nothing(tmp_path):
-    """All ids equally likely: each token costs log2(V) bits, whatever the windows, and none is counted twice."""
+    """All ids equally likely: each token costs log2(V) bits, whatever the windows, none counted twice."""
     tokenizer = tiny_tokenizer(tmp_path)
     model = tiny_model(tokenizer, positions=16)
     torch.nn.init.zeros_(model.output_projection.weight)
-    texts = [*read_lines(tmp_path / "words.txt"), "β"]
+    texts = [*read_texts(tmp_path / "words.txt"), "β"]
     tokens = [len(tokenizer.encode(text).ids) - 1 for text in texts]
     assert max(tokens) > 48 > min(tokens)
     expected = sum(tokens) * math.log2(tokenizer.vocab_size) / sum(len(text.encode()) for text in texts)
@@ -214,7 +274,7 @@ def test_bits_per_byte_is_the_likelihood_of_the_reference(tmp_path):
     model = tiny_model(tokenizer, positions=128)
     reference = transformers.BioGptForCausalLM(transformers.BioGptConfig(**model.config.to_dict())).eval()
     reference.load_state_dict(model.state_dict())
-    texts = read_lines(tmp_path / "words.txt")[:9]
+    texts = read_texts(tmp_path / "words.txt")[:9]
     nats = 0.0
     for text in texts:
         ids = torch.tensor([tokenizer.encode(text).ids])
@@ -231,7 +291,7 @@ def test_training_learns_saves_the_best_and_transformers_opens_it(options):
     model = BioGptForCausalLM.from_pretrained(best)
     tokenizer = BioGptTokenizer.from_pretrained(best)
     assert model.config.max_position_embeddings == options.positions
-    score = bits_per_byte(model, tokenizer, read_lines(options.heldout))
+    score = bits_per_byte(model, tokenizer, read_texts(options.heldout))
     assert score == pytest.approx(log[-1]["bits_per_byte"], abs=2e-3)
     theirs, report = transformers.BioGptForCausalLM.from_pretrained(best, output_loading_info=True)
     assert not report["missing_keys"]
@@ -326,7 +386,7 @@ def test_a_damaged_state_is_refused_by_name(options, part):
 
 @pytest.mark.parametrize("size", [300, 1000, 5000, 20000, 50000])
 def test_a_run_that_met_a_full_disk_goes_on_once_there_is_room(options, full_disk, size):
-    """The smaller the disk, the earlier it is full: at the vocabulary, the tokens, the checkpoint, the state."""
+    """The smaller the disk, the earlier it is full: at vocabulary, tokens, checkpoint or state."""
     short = dataclasses.replace(options, tokens=64 * 4)
     with (
         full_disk(size),
@@ -369,17 +429,17 @@ def test_options_that_cannot_work_are_refused(options, change, message):
 
 def test_a_file_without_text_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"empty\.txt holds no text"):
-        read_lines(tmp_path / "empty.txt")
+    with pytest.raises(ValueError, match=r"empty\.txt is empty"):
+        read_texts(tmp_path / "empty.txt")
     (tmp_path / "broken.txt.xz").write_bytes(lzma.compress(b"gene\n" * 1000)[:-20])
     with pytest.raises(ValueError, match=r"broken\.txt\.xz is damaged"):
-        read_lines(tmp_path / "broken.txt.xz")
+        read_texts(tmp_path / "broken.txt.xz")
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8"):
-        read_lines(tmp_path / "latin.txt")
+        read_texts(tmp_path / "latin.txt")
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_text("gene\ncell\n", encoding="utf-8-sig")
     (tmp_path / "a.txt.xz").write_bytes(lzma.compress((tmp_path / "a.txt").read_bytes()))
-    assert read_lines(tmp_path / "a.txt") == read_lines(tmp_path / "a.txt.xz") == ["gene", "cell"]
+    assert read_texts(tmp_path / "a.txt") == read_texts(tmp_path / "a.txt.xz") == ["gene", "cell"]

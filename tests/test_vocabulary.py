@@ -9,7 +9,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biogpt.text.tokenizer import NORMALIZATION, word_symbols
+from biogpt.text.plain import NORMALIZATION
+from biogpt.text.tokenizer import word_symbols
 from biogpt.training.vocabulary import count_words, learn_vocabulary, train_vocabulary
 
 LINES = (
@@ -24,7 +25,7 @@ word_counts = st.dictionaries(
 
 
 def recounted_merges(counts: dict[str, int], pieces: int) -> tuple[list[tuple[str, str]], Counter[str]]:
-    """Merges until there are so many pieces, or none is left, and how often each piece stands in the words."""
+    """Merges until there are so many pieces, or none is left, and how often each piece stands in them."""
     words = [(word_symbols(word), count) for word, count in counts.items()]
     known = {character + end for word in counts for character in word for end in ("", "</w>")}
     merges = []

@@ -188,7 +188,7 @@ class WordEncoder(nn.Module):
         ValueError: the labels are not ``O`` and others with a prefix.
     """
 
-    FORMS = 5  # hashed looks of a word, see ``biogpt.tasks.entities.word_forms``
+    FORMS = 5  # hashed looks of a word, see ``biogpt.tasks.words.word_forms``
 
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class TokenClassifier(Head):
 
         Args:
             hidden: [W, D] of the decoder where each word is read.
-            forms: [W, 5] from ``biogpt.tasks.entities.word_forms``.
+            forms: [W, 5] from ``biogpt.tasks.words.word_forms``.
             counts: words of each row; they sum to W.
             types: of each row, the types to score, None for all. Like ``forms``, for a word encoder only.
 
@@ -281,9 +281,7 @@ class TokenClassifier(Head):
         """
         if self.words is not None:
             if forms is None:
-                raise ValueError(
-                    "a word encoder reads the forms of the words; give those of entities.forms_of"
-                )
+                raise ValueError("a word encoder reads the forms of the words; give those of words.forms_of")
             return self.words(hidden, forms, counts, self.classifier, types)
         return self.classifier(self.dropout(hidden))
 

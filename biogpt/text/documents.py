@@ -5,20 +5,27 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from biogpt.text.files import LINE_END, read_json_lines, read_lines, read_text
+from biogpt.text.records import RECORD_SUFFIXES, records
+
 logger = logging.getLogger(__name__)
 
-FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".pubtator")
+FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".pubtator", *RECORD_SUFFIXES)
 _TEXT_COLUMNS = ("text", "abstract", "sentence")
 _ID_COLUMNS = ("id", "pmid", "doc_id", "document_id")
+_COLUMN_NAME = re.compile(r"[\w.-]*")
 _PUBTATOR_LINE = re.compile(r"([^|\t\r\n]+)\|([ta])\|(.*)")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_LINE_END = re.compile(r"\r\n|\r|\n")
+
+_PLACES = re.compile(r"\d+(?:[;,]\d+)*", re.ASCII)
+TRIMMED = "entities had white space at an edge, which was left out"
 
 PubtatorEntity = tuple[int, int, str, str]  # start, end, text, type
 
@@ -31,65 +38,57 @@ class Document:
     text: str
 
 
-def read_text(path: str | Path) -> str:
-    """The content of a UTF-8 file; a byte-order mark is left out, line ends stay as they are.
-
-    Raises:
-        ValueError: the file is empty, or not UTF-8; the message names the first wrong byte.
-    """
-    data = Path(path).read_bytes()
-    name = Path(path).name
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-        wrong = data.find(0)  # UTF-16 without a mark is valid UTF-8, full of zeros
-    except UnicodeDecodeError as error:
-        wrong = error.start
-    if wrong >= 0:
-        raise ValueError(
-            f"{name} is not UTF-8: byte {wrong} is 0x{data[wrong]:02x}; save it as UTF-8 and try again"
-        )
-    if not text.strip():
-        raise ValueError(f"{name} is empty; expected at least one text")
-    return text
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file, ended as editors end them: ``str.splitlines`` also cuts at U+2028 and others.
-
-    Raises:
-        ValueError: see ``read_text``.
-    """
-    return _LINE_END.split(read_text(path))
-
-
 def read_documents(path: str | Path) -> list[Document]:
     """The texts of a file.
 
-    ``.txt``: one text a line. ``.csv``, ``.tsv``: a header and a column ``text``, ``abstract`` (after ``title``, if
-    there is one) or ``sentence``; rows without text are left out. ``.jsonl``, ``.json``: objects with ``text``.
-    PubTator is known by its content, and its entities are not looked at.
-    Ids come from ``id`` or ``pmid``, else they count from 1; one used twice gets ``-2``, ``-3`` …, so that results
-    of different texts are not mixed up.
+    ``.txt``: one text a line. ``.csv``, ``.tsv``: a header and a column ``text``, ``abstract`` (after
+    ``title``, if there is one) or ``sentence``; rows without text are left out. ``.jsonl``, ``.json``:
+    objects with ``text``. Title and abstract of MEDLINE, RIS, Web of Science and EndNote records and of
+    PubMed's XML. PubTator, records and what a ``.txt`` holds in place of lines are known by their content;
+    entities are not looked at. Ids come from ``id`` or ``pmid``, else they count from 1; one used twice gets
+    ``-2``, ``-3`` …, so that results of different texts are not mixed up.
 
     Raises:
-        ValueError: the file is empty, not UTF-8, of an unknown kind, or malformed; the message names the line.
+        ValueError: the file is empty, not UTF-8, of an unknown kind, or malformed; the message names the
+            line.
     """
     path = Path(path)
     text = read_text(path)
     kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise ValueError(f"{path.name} is of an unknown kind; expected one of {', '.join(FORMATS)}")
     if is_pubtator(path, text):
         pairs = [(block.id, block.text) for block in _pubtator(path)]
-    elif kind == ".txt":
-        pairs = [("", line) for line in _LINE_END.split(text) if line.strip()]
-    elif kind in (".csv", ".tsv"):
-        pairs = list(_table(path))
-    elif kind in (".jsonl", ".json"):
-        pairs = list(_objects(text, path.name, lines=kind == ".jsonl"))
+    elif kind in (".txt", *RECORD_SUFFIXES) and (found := records(path, text)) is not None:
+        pairs = list(found)
     else:
-        raise ValueError(f"{path.name} is of an unknown kind; expected one of {', '.join(FORMATS)}")
+        kind = _kind_of_lines(text) if kind == ".txt" else kind
+        pairs = list(_READERS[kind](path, text))
     if not pairs:
         raise ValueError(f"{path.name} holds no text")
     return _with_ids(pairs)
+
+
+def _kind_of_lines(text: str) -> str:
+    """What a ``.txt`` holds: a table or JSON, shown by its first line, or a text a line."""
+    first = LINE_END.split(text.strip(), maxsplit=1)[0]
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        cells = [cell.strip(' "').lower() for cell in first.split(delimiter)]
+        if len(cells) > 1 and set(cells) & set(_TEXT_COLUMNS) and all(map(_COLUMN_NAME.fullmatch, cells)):
+            return suffix
+    if first.startswith(("{", "[")):
+        for suffix, content in ((".jsonl", first), (".json", text)):
+            try:
+                value = json.loads(content)
+            except (json.JSONDecodeError, RecursionError):
+                continue
+            if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+                return suffix
+    return ".txt"
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    return (("", line) for line in LINE_END.split(text) if line.strip())
 
 
 def is_pubtator(path: Path, text: str) -> bool:
@@ -99,29 +98,63 @@ def is_pubtator(path: Path, text: str) -> bool:
         text: its content.
     """
     kind = path.suffix.lower()
-    first = _LINE_END.split(text.lstrip(), maxsplit=1)[0]
+    first = LINE_END.split(text.lstrip(), maxsplit=1)[0]
     return kind == ".pubtator" or (
         kind not in (".json", ".jsonl") and _PUBTATOR_LINE.fullmatch(first) is not None
     )
 
 
-def read_pubtator(path: str | Path) -> list[tuple[Document, list[PubtatorEntity]]]:
+def read_pubtator(
+    path: str | Path, discontinuous: bool = True
+) -> list[tuple[Document, list[PubtatorEntity]]]:
     """Abstracts in PubTator format with their entities, sorted and apart.
 
-    The text is title, space, abstract, as offsets in the BioCreative files count. Of overlapping entities the longer
-    one is kept. An id used twice is numbered, as in ``read_documents``.
+    The text is title, space, abstract, as offsets in the BioCreative files count. Of overlapping entities the
+    longer one is kept. White space at the edges of an entity is left out. An id used twice is numbered, as in
+    ``read_documents``.
+
+    Args:
+        discontinuous: read an entity of several parts (``0;19<tab>6;25``) as one from the first to the last
+            character; False refuses it.
 
     Raises:
-        ValueError: the file is malformed, or an entity's text is not at its offsets.
+        ValueError: the file is malformed, or an entity's text is not at its offsets, or is white space.
     """
+    name = Path(path).name
     blocks = list(_pubtator(Path(path)))
     documents = _with_ids([(block.id, block.text) for block in blocks])
-    found = [[_entity(where, fields, block.text) for where, fields in block.rows] for block in blocks]
-    kept = [_apart(entities) for entities in found]
-    dropped = sum(map(len, found)) - sum(map(len, kept))
-    if dropped:
-        logger.info("%s: %d entities inside others were left out", Path(path).name, dropped)
-    return list(zip(documents, kept, strict=True))
+    found = [
+        [_entity(where, fields, block.text, discontinuous) for where, fields in block.rows]
+        for block in blocks
+    ]
+    apart = [_apart(entities) for entities in found]
+    whole = [entity for entities in found for entity in entities]
+    parts = sum(not fields[1].isdecimal() for block in blocks for _, fields in block.rows)
+    loose = sum(mention != mention.strip() for block in blocks for _, (_, _, _, mention, *_) in block.rows)
+    for count, what in (
+        (parts, "entities of several parts were read as one from the first to the last character"),
+        (loose, TRIMMED),
+        (len(whole) - sum(map(len, apart)), "entities that overlap longer ones were left out"),
+    ):
+        if count:
+            logger.info("%s: %d %s", name, count, what)
+    return list(zip(documents, apart, strict=True))
+
+
+def trimmed(where: str, text: str, start: int, end: int) -> tuple[int, int]:
+    """A span without white space at its edges.
+
+    Raises:
+        ValueError: there is nothing else in it; the message begins with ``where``.
+    """
+    content = text[start:end].strip()
+    if not content:
+        raise ValueError(
+            f"{where}: the entity at {start} to {end} is only white space, {text[start:end]!r}; give it "
+            "characters of the text, or leave it out"
+        )
+    begin = start + len(text[start:end]) - len(text[start:end].lstrip())
+    return begin, begin + len(content)
 
 
 class _Block(NamedTuple):
@@ -151,43 +184,78 @@ def _pubtator(path: Path) -> Iterator[_Block]:
                 f"{where}: {line[:60]!r} is not PubTator; expected ID|t|title, then ID|a|abstract and "
                 "ID<tab>start<tab>end<tab>text<tab>type lines with that ID"
             )
-        elif fields[1].isdecimal():  # others are relations: id, relation, two arguments
+        elif not _is_relation(fields):
             block.rows.append((where, fields))
     if block:
         yield block
 
 
-def _entity(where: str, fields: list[str], text: str) -> PubtatorEntity:
-    if len(fields) < 5 or not fields[2].isdecimal() or not fields[4]:
+def _is_relation(fields: list[str]) -> bool:
+    """Whether a line is ID, relation, two arguments and perhaps more; else it is an entity, or should be
+    one."""
+    named = fields[1][:1].isalpha()
+    stand_off = (
+        len(fields) > 5 and fields[3].isdecimal() and fields[4].isdecimal()
+    )  # ID, T1, type, start, end, text
+    return named and len(fields) > 3 and not stand_off
+
+
+def _entity(where: str, fields: list[str], text: str, discontinuous: bool) -> PubtatorEntity:
+    if (
+        len(fields) < 5
+        or not fields[4]
+        or not (_PLACES.fullmatch(fields[1]) and _PLACES.fullmatch(fields[2]))
+    ):
         raise ValueError(f"{where}: expected ID<tab>start<tab>end<tab>text<tab>type; got {fields}")
-    start, end, mention, kind = int(fields[1]), int(fields[2]), fields[3], fields[4]
-    if start >= end or text[start:end] != mention:
+    starts, ends = ([int(number) for number in re.split("[;,]", cell)] for cell in fields[1:3])
+    mention, kind = fields[3], fields[4]
+    places = list(zip(starts, ends, strict=False))
+    in_order = sorted([*starts, *ends]) == [edge for place in places for edge in place]
+    if len(starts) != len(ends) or not in_order or any(start >= end for start, end in places):
+        raise ValueError(f"{where}: {fields[1]} to {fields[2]} are no places of one entity after the other")
+    if len(starts) > 1 and not discontinuous:
         raise ValueError(
-            f"{where}: {mention!r} was expected at {start} to {end}; there is {text[start:end]!r}"
+            f"{where}: {mention!r} has {len(starts)} parts, at {fields[1]} to {fields[2]}; give its first "
+            "and its last character, or leave it out"
         )
-    return start, end, mention, kind
+    whole = text[starts[0] : ends[-1]]
+    parts = "".join(text[start:end] for start, end in places)
+    spelled = mention.strip() == whole.strip() or (
+        len(places) > 1 and "".join(mention.split()) == "".join(parts.split())
+    )
+    if ends[-1] > len(text) or not spelled:
+        raise ValueError(
+            f"{where}: {mention!r} was expected at {fields[1]} to {fields[2]}; there is {whole!r}"
+        )
+    start, end = trimmed(where, text, starts[0], ends[-1])
+    return start, end, text[start:end], kind
 
 
 def _apart(entities: Sequence[PubtatorEntity]) -> list[PubtatorEntity]:
     """The longest entities that do not overlap, sorted; of equally long ones the first."""
-    kept: list[PubtatorEntity] = []
+    apart: list[PubtatorEntity] = []
     for entity in sorted(entities, key=lambda e: (e[0] - e[1], e)):
-        if all(entity[1] <= other[0] or other[1] <= entity[0] for other in kept):
-            kept.append(entity)
-    return sorted(kept)
+        if all(entity[1] <= other[0] or other[1] <= entity[0] for other in apart):
+            apart.append(entity)
+    return sorted(apart)
 
 
-def read_table(path: str | Path) -> list[tuple[str, list[str]]]:
-    """The rows of a ``.csv``, or of a file with tabs, each with its place (``name, line 3``); empty lines are left out.
+def read_table(path: str | Path, comma: bool | None = None) -> list[tuple[str, list[str]]]:
+    """The filled rows of a ``.csv``, or of a file with tabs, each with its place (``name, line 3``).
 
     In a file with tabs a quotation mark is often just that. Cells are unquoted only if this works for all of
     them and leaves none with a tab inside; otherwise every line is a row.
 
+    Args:
+        comma: whether commas part the cells, else tabs; None: as the file's name says.
+
     Raises:
-        ValueError: the file is empty, not UTF-8, or the quotation marks of a ``.csv`` do not match.
+        ValueError: the file is empty, not UTF-8, has no filled cell, or the quotation marks of a ``.csv`` do
+            not match.
     """
     path = Path(path)
-    comma = path.suffix.lower() == ".csv"
+    if comma is None:
+        comma = path.suffix.lower() == ".csv"
     try:
         rows = list(_quoted_rows(path, "," if comma else "\t"))
     except csv.Error as error:
@@ -196,10 +264,14 @@ def read_table(path: str | Path) -> list[tuple[str, list[str]]]:
                 f'{error}; expected " around a whole cell, and each " inside it doubled'
             ) from error
         rows = []
-    if comma or (rows and not any("\t" in cell for _, cells in rows for cell in cells)):
-        return rows
-    numbered = enumerate(read_lines(path), 1)
-    return [(f"{path.name}, line {number}", line.split("\t")) for number, line in numbered if line.strip()]
+    if not comma and (not rows or any("\t" in cell for _, cells in rows for cell in cells)):
+        numbered = enumerate(read_lines(path), 1)
+        rows = [
+            (f"{path.name}, line {number}", line.split("\t")) for number, line in numbered if line.strip()
+        ]
+    if not rows:
+        raise ValueError(f"{path.name} holds no text: all its cells are empty")
+    return rows
 
 
 def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
@@ -216,40 +288,52 @@ def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
         raise csv.Error(f"{where}: {error}") from error
 
 
-def _table(path: Path) -> Iterator[tuple[str, str]]:
-    (_, header), *rows = read_table(path)
+def _table(path: Path, text: str, comma: bool) -> Iterator[tuple[str, str]]:
+    (_, header), *rows = read_table(path, comma)
     columns = [column.strip().lower() for column in header]
     found = next((columns.index(column) for column in _TEXT_COLUMNS if column in columns), None)
     if found is None:
         raise ValueError(
-            f"{path.name} has the columns {', '.join(columns)}; expected one of {', '.join(_TEXT_COLUMNS)} in its first line"
+            f"{path.name} has the columns {', '.join(columns)}; expected one of {', '.join(_TEXT_COLUMNS)} "
+            "in its first line"
         )
     key = next((columns.index(column) for column in _ID_COLUMNS if column in columns), None)
     title = columns.index("title") if columns[found] == "abstract" and "title" in columns else None
     for where, row in rows:
         if len(row) != len(columns):
             raise ValueError(
-                f"{where}: {len(row)} cells, but {len(columns)} columns; a text with the separator in it needs quotes"
+                f"{where}: {len(row)} cells, but {len(columns)} columns; a text with the separator in it "
+                "needs quotes"
             )
         parts = [row[column] for column in (title, found) if column is not None]
         if content := " ".join(part for part in parts if part.strip()):
             yield "" if key is None else row[key], content
 
 
-def _objects(text: str, name: str, lines: bool) -> Iterator[tuple[str, str]]:
+def _objects(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """The objects of a ``.json`` file, each with its place."""
     try:
-        if lines:
-            numbered = [
-                (number, json.loads(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()
-            ]
-        else:
-            whole = json.loads(text)
-            numbered = list(enumerate(whole if isinstance(whole, list) else [whole], 1))
+        whole = json.loads(text)
     except json.JSONDecodeError as error:
-        where = f"line {number_of_error(text, error)}" if lines else f"line {error.lineno}"
-        raise ValueError(f"{name}, {where}: not JSON ({error.msg})") from error
-    for number, value in numbered:
-        where = f"{name}, {'line' if lines else 'object'} {number}"
+        raise ValueError(f"{path.name}, line {error.lineno}: not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise ValueError(f"{path.name}: brackets nested too deep to be read") from error
+    for number, value in enumerate(whole if isinstance(whole, list) else [whole], 1):
+        yield f"{path.name}, object {number}", value
+
+
+def _texts(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    """The texts of a ``.json`` file."""
+    return _with_texts(_objects(path, text))
+
+
+def _text_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    """The texts of a JSON Lines file."""
+    return _with_texts(read_json_lines(path))
+
+
+def _with_texts(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
+    for where, value in objects:
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             raise ValueError(f'{where}: expected {{"text": "…"}}')
         if _SURROGATE.search(value["text"]):
@@ -258,13 +342,18 @@ def _objects(text: str, name: str, lines: bool) -> Iterator[tuple[str, str]]:
             yield _id(value), value["text"]
 
 
-def number_of_error(text: str, error: json.JSONDecodeError) -> int:
-    """The line of a JSON Lines file that ``error`` is about."""
-    return next(number for number, line in enumerate(text.split("\n"), 1) if line == error.doc)
-
-
 def _id(value: dict[str, Any]) -> str:
     return next((str(value[key]) for key in _ID_COLUMNS if value.get(key) is not None), "")
+
+
+# What yields the ids and texts of a file, given its path and content.
+_READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, str]]]] = {
+    ".txt": _lines,
+    ".csv": partial(_table, comma=True),
+    ".tsv": partial(_table, comma=False),
+    ".jsonl": _text_lines,
+    ".json": _texts,
+}
 
 
 def _with_ids(pairs: list[tuple[str, str]]) -> list[Document]:

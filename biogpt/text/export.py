@@ -45,7 +45,7 @@ def classes_as(kind: str, documents: Sequence[Document], classifications: Sequen
 def sentences_as(
     kind: str, documents: Sequence[Document], sentences: Sequence[Sequence[SentenceLabel]]
 ) -> bytes:
-    """The sentence labels of some documents as the content of a file; ``kind`` is one of ``CLASS_FORMATS``."""
+    """The labels of some documents' sentences as a file's content; ``kind`` is one of ``CLASS_FORMATS``."""
     return _written(SENTENCE_FORMATS, kind, documents, sentences)
 
 

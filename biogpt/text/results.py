@@ -1,6 +1,9 @@
 """What is found in a text, with exact offsets: entities, labels of texts, labels of sentences."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+OnProgress = Callable[[int, int], None]  # called with (texts done, all texts); what it raises ends the work
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Words come from Moses (``sacremoses``: English, dashes split, XML escaped), pieces from byte-pair encoding
 (Sennrich et al. 2016, arXiv 1508.07909). With ``normalize=False`` the ids are those of the reference
-(``transformers`` ``models/biogpt``) called with ``split_special_tokens=True``: a typed ``</s>`` is text like any
-other and never becomes a control token.
+(``transformers`` ``models/biogpt``) called with ``split_special_tokens=True``: a typed ``</s>`` is text like
+any other and never becomes a control token.
 """
 
 import heapq
@@ -18,6 +18,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from sacremoses import MosesDetokenizer, MosesTokenizer
 
+from biogpt.text.plain import PlainForms, PlainText
+
 CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 END_OF_WORD = "</w>"
 
@@ -25,26 +27,11 @@ VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 CONFIG_FILE = "tokenizer_config.json"
 
-# What a character is read as where the vocabulary at hand lacks it. One character becomes one, so offsets into the
-# normalised text hold for the text as given. Spaces of all widths are missing on purpose: Moses knows them as such.
-NORMALIZATION: dict[str, str] = {
-    # Fullwidth forms of ASCII, ！ to ～.
-    **{chr(code): chr(code - 0xFF01 + ord("!")) for code in range(0xFF01, 0xFF5F)},
-    **dict.fromkeys("–—―‒﹘﹣", "-"),
-    **dict.fromkeys("‘’‚‛ʼ´`｀", "'"),
-    **dict.fromkeys("“”„‟«»ʺ", '"'),
-    "…": ".",
-    "\N{OHM SIGN}": "Ω",
-    "\N{KELVIN SIGN}": "K",
-    "\N{ANGSTROM SIGN}": "Å",
-    # Soft hyphen, zero-width and direction marks, byte-order mark, variation selectors: Moses drops the NUL.
-    **dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufe0e\ufe0f\ufeff", "\0"),
-}
-
 # Bounds of the memory of split words, some 30 MB when full: how many, and the longest one kept.
 _CACHED_WORDS = 65_536
 _CACHED_WORD_LENGTH = 64
 
+_WRITTEN_AS_ESCAPES = frozenset("&|<>'\"[]")  # by Moses: the vocabulary has them as &amp; and the like
 _CONTROL_IDS = range(len(CONTROL_TOKENS))
 _EMPTY_SPAN = (0, 0)
 
@@ -57,7 +44,7 @@ _TOKENIZER_CONFIG = {
     "unk_token": "<unk>",
 }
 
-Span = tuple[int, int]
+Offsets = tuple[int, int]  # first character, and the one after the last
 Pair = tuple[str, str]
 
 
@@ -67,13 +54,13 @@ class Encoding:
 
     Attributes:
         ids: T token ids.
-        offsets: T spans (start, end) in characters of the text as given, start never falling. The pieces of one
-            escaped character (``&quot;``) all have its span. A separator has the empty span (0, 0); after the second
-            one, spans point into the second text.
+        offsets: T spans (start, end) in characters of the text as given, start never falling. The pieces of
+            one escaped character (``&quot;``) all have its span. A separator has the empty span (0, 0); after
+            the second one, spans point into the second text.
     """
 
     ids: list[int]
-    offsets: list[Span]
+    offsets: list[Offsets]
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ class BatchEncoding:
 
     input_ids: list[list[int]]
     attention_mask: list[list[int]]
-    offsets: list[list[Span]]
+    offsets: list[list[Offsets]]
     cut: list[int]
 
 
@@ -105,10 +92,10 @@ class Tokenizer:
     """The tokenizer of BioGPT; threads may share one.
 
     Args:
-        vocab: id of each piece, 0 to V - 1, the control tokens ``<s> <pad> </s> <unk>`` first. A piece that ends a
-            word carries ``</w>``.
+        vocab: id of each piece, 0 to V - 1, the control tokens ``<s> <pad> </s> <unk>`` first. A piece that
+            ends a word carries ``</w>``.
         merges: pairs of pieces to join, the most urgent first.
-        normalize: replace what the vocabulary lacks by the table ``NORMALIZATION``; False gives the
+        normalize: read what the vocabulary lacks in its plain form, see ``plain``; False gives the
             reference's ids for every text.
 
     Raises:
@@ -123,10 +110,8 @@ class Tokenizer:
         self.merges = list(merges)
         self.normalize = normalize
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        known = set("".join(self._tokens[len(CONTROL_TOKENS) :]))
-        self._normalization = str.maketrans(
-            {character: plain for character, plain in NORMALIZATION.items() if character not in known}
-        )
+        known = frozenset("".join(self._tokens[len(CONTROL_TOKENS) :])) | _WRITTEN_AS_ESCAPES
+        self._plain_forms = PlainForms(known, lambda word: word + END_OF_WORD in self.vocab)
         self._split_cached = lru_cache(_CACHED_WORDS)(self._split)
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
@@ -153,8 +138,8 @@ class Tokenizer:
         joined = next((piece for piece in pieces if len(piece.removesuffix(END_OF_WORD)) > 1), None)
         if joined is not None and not merges:
             raise ValueError(
-                f"{merges_path} holds no merges, which the pieces of {vocab_path} such as {joined!r} are made by; "
-                "copy it anew from where the checkpoint came from"
+                f"{merges_path} holds no merges, which the pieces of {vocab_path} such as {joined!r} are "
+                "made by; copy it anew from where the checkpoint came from"
             )
         return tokenizer
 
@@ -182,6 +167,10 @@ class Tokenizer:
             raise ValueError(f"token id {index} is unknown; the vocabulary has 0 to {self.vocab_size - 1}")
         return self._tokens[index]
 
+    def plain(self, text: str) -> PlainText:
+        """What is read of a text: where ``normalize`` is set, plain forms of what the vocabulary lacks."""
+        return self._plain_forms(text) if self.normalize else PlainText.of(text)
+
     def encode(self, text: str, pair: str | None = None, special_tokens: bool = True) -> Encoding:
         """Tokenise a text, ``</s> text``, or two of them, ``</s> text </s> pair``.
 
@@ -190,7 +179,7 @@ class Tokenizer:
             special_tokens: False leaves the separators ``</s>`` out.
         """
         ids: list[int] = []
-        offsets: list[Span] = []
+        offsets: list[Offsets] = []
         for part in (text,) if pair is None else (text, pair):
             if special_tokens:
                 ids.append(self.eos_token_id)
@@ -254,9 +243,9 @@ class Tokenizer:
         words = "".join(piece.replace(END_OF_WORD, " ") for piece in pieces).split()
         return _DETOKENIZER.detokenize(words)
 
-    def _encode_part(self, text: str, ids: list[int], offsets: list[Span]) -> None:
-        if self.normalize:
-            text = text.translate(self._normalization)
+    def _encode_part(self, text: str, ids: list[int], offsets: list[Offsets]) -> None:
+        plain = self.plain(text)
+        text = plain.text
         spans = _character_spans(text)
         words = [
             self._split_cached(word) if len(word) <= _CACHED_WORD_LENGTH else self._split(word)
@@ -265,14 +254,14 @@ class Tokenizer:
         lengths = [pieces[-1].last + 1 for pieces in words]
         if sum(lengths) != len(spans):
             raise RuntimeError(
-                f"Moses made {sum(lengths)} characters of {len(spans)}: this version of sacremoses splits text in "
-                "an unknown way; install the one named in requirements.txt"
+                f"Moses made {sum(lengths)} characters of {len(spans)}: this version of sacremoses splits "
+                "text in an unknown way; install the one named in requirements.txt"
             )
         start = 0
         for pieces, length in zip(words, lengths, strict=True):
             for piece in pieces:
                 ids.append(piece.id)
-                offsets.append((spans[start + piece.first][0], spans[start + piece.last][1]))
+                offsets.append(plain.given(spans[start + piece.first][0], spans[start + piece.last][1]))
             start += length
 
     def _split(self, word: str) -> list[_Piece]:
@@ -293,8 +282,8 @@ class Tokenizer:
 class _FastMosesTokenizer(MosesTokenizer):
     """Moses with the same words in a third of the time.
 
-    The original builds a set of all letters for each word that ends in a full stop, and searches a long run of
-    ``DOT`` for its placeholder again from every position.
+    The original builds a set of all letters for each word that ends in a full stop, and searches a long run
+    of ``DOT`` for its placeholder again from every position.
     """
 
     MULTIDOT_MARKER: ClassVar[re.Pattern[str]] = re.compile(r"(?<!DOT)(?:DOT)+MULTI")
@@ -317,8 +306,8 @@ _SOURCE_CHARACTERS = re.compile(rf"{_FastMosesTokenizer.MULTIDOT_MARKER.pattern}
 # What makes the characters of a text other than its non-space characters, seldom found.
 _DROPPED_OR_PLACEHOLDER = re.compile(r"(?!\s)[\x00-\x1f]|MULTI")
 
-# One character of the text, as it stands in a word: a split dash, an escaped character (Moses escapes each ``&``),
-# or itself.
+# One character of the text, as it stands in a word: a split dash, an escaped character (Moses escapes each
+# ``&``), or itself.
 _ESCAPED = re.compile(r"^@-@$|&\S+?;|\S")
 
 
@@ -332,7 +321,7 @@ def word_symbols(word: str) -> list[str]:
     return [*word[:-1], word[-1] + END_OF_WORD]
 
 
-def _character_spans(text: str) -> list[Span]:
+def _character_spans(text: str) -> list[Offsets]:
     """Where each character that Moses keeps lies in the text: neither white space nor a control character.
 
     Moses only moves words apart, so these are, in order, the characters of its words with escapes undone.
@@ -340,7 +329,7 @@ def _character_spans(text: str) -> list[Span]:
     if not _DROPPED_OR_PLACEHOLDER.search(text):
         return [(i, i + 1) for i, character in enumerate(text) if not character.isspace()]
     kept = [i for i, character in enumerate(text) if character >= " " or character.isspace()]
-    spans: list[Span] = []
+    spans: list[Offsets] = []
     for match in _SOURCE_CHARACTERS.finditer("".join(text[i] for i in kept)):
         start, end = match.span()
         full_stops = range(start, end - len("MULTI"), len("DOT")) or (start,)

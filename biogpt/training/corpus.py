@@ -1,6 +1,5 @@
 """Plain text for language-model training: read, tokenised once, packed into rows of equal length."""
 
-import lzma
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,29 +12,19 @@ import numpy as np
 from biogpt.checkpoint.files import written_whole
 from biogpt.checkpoint.pretrained import BioGptTokenizer
 from biogpt.runners.threads import interrupts_ignored
+from biogpt.text.files import LINE_END, read_text
 
 _LINES_AT_ONCE = 1000
 _RESTS_AT_MOST = 1000
 
 
-def read_lines(path: str | Path) -> list[str]:
+def read_texts(path: str | Path) -> list[str]:
     """The non-empty lines of a UTF-8 text file, one document each; ``.xz`` is unpacked.
 
     Raises:
         ValueError: the file holds no text, is not UTF-8, or is a damaged ``.xz``.
     """
-    path = Path(path)
-    opener = lzma.open if path.suffix == ".xz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8 and try again") from error
-    except (lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or not an .xz file ({error}); make it anew") from error
-    if not lines:
-        raise ValueError(f"{path} holds no text; expected one document a line")
-    return lines
+    return [line.strip() for line in LINE_END.split(read_text(path)) if line.strip()]
 
 
 @dataclass(frozen=True)
@@ -65,15 +54,17 @@ class Documents:
 
 
 def tokenize_file(path: str | Path, tokenizer: BioGptTokenizer, folder: Path, processes: int) -> Documents:
-    """Tokenise a text file with all cores, or take what an earlier run left in ``folder``."""
+    """Tokenise a text file with all cores, or read what a run with this vocabulary left in ``folder``."""
     path = Path(path)
     status = path.stat()
+    # Files of one name are told apart, one that changed, and one that another vocabulary read.
     mark = zlib.crc32(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
-    kept = folder / f"{path.name}.{mark:08x}.npz"  # files of one name are told apart, and one that changed
-    if kept.exists():
-        with np.load(kept) as arrays:
+    mark = zlib.crc32(repr((list(tokenizer.vocab.items()), tokenizer.merges)).encode(), mark)
+    tokens_path = folder / f"{path.name}.{mark:08x}.npz"
+    if tokens_path.exists():
+        with np.load(tokens_path) as arrays:
             return Documents(arrays["ids"], arrays["ends"])
-    lines = read_lines(path)
+    lines = read_texts(path)
     chunks = [lines[start : start + _LINES_AT_ONCE] for start in range(0, len(lines), _LINES_AT_ONCE)]
     with interrupts_ignored():
         pool = Pool(processes, initializer=_keep_tokenizer, initargs=(tokenizer.vocab, tokenizer.merges))
@@ -81,7 +72,7 @@ def tokenize_file(path: str | Path, tokenizer: BioGptTokenizer, folder: Path, pr
         encoded = [document for chunk in pool.imap(_encode_lines, chunks) for document in chunk]
     documents = Documents(np.concatenate(encoded), np.cumsum([len(document) for document in encoded]))
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder, kept.name) as (unfinished,), unfinished.open("wb") as file:
+    with written_whole(folder, tokens_path.name) as (unfinished,), unfinished.open("wb") as file:
         np.savez(file, ids=documents.ids, ends=documents.ends)
     return documents
 

@@ -1,15 +1,13 @@
 """Fine-tuning of a head on labelled text, resumable after a kill.
 
-Every task is the same to the loop: rows of tokens, positions at which labels are read, and for each of these the
-labels that would be right. More than one right label is a marginal likelihood, -log of their summed probability:
-what an ``O`` asks for in a corpus that annotates only some of the types (Tsuboi et al. 2008, aclanthology
-C08-1113). Muon and AdamW, linear warm-up and decay; bfloat16 arithmetic where asked, float32 weights.
+Every objective is the same to the loop: rows of tokens, positions at which labels are read, and for each of
+these the labels that would be right. More than one right label is a marginal likelihood, -log of their
+summed probability: what an ``O`` asks for in a corpus that annotates only some of the types (Tsuboi et al.
+2008, aclanthology C08-1113). Muon and AdamW, linear warm-up and decay; bfloat16 arithmetic where asked,
+float32 weights.
 """
 
-import json
-import logging
 import math
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -30,16 +28,14 @@ from biogpt.checkpoint.pretrained import (
 )
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.precision import bfloat16_pays, choose_device
-from biogpt.tasks.entities import forms_of
-from biogpt.training.optimizer import Muon
+from biogpt.tasks.words import forms_of
+from biogpt.training.loop import TrainingProgress, TrainingRun
+from biogpt.training.optimizer import make_optimizers
+from biogpt.training.options import FinetuneOptions
 from biogpt.training.plots import confusion_plot
-from biogpt.training.state import read_state, restore, write_state
-
-logger = logging.getLogger(__name__)
 
 Head = BioGptForTokenClassification | BioGptForSequenceClassification
 
-ARITHMETIC = ("auto", "float32", "bfloat16", "float16")
 _LENGTHS = 8  # rows are padded to a multiple of this
 _COMPILED_LENGTHS = 64  # the same where each length is compiled
 _POOL = 50  # so many batches of examples at random are sorted by length before they are cut into batches
@@ -67,13 +63,13 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a task found on its dev split.
+class Evaluation:
+    """What an objective found on its dev split.
 
     Attributes:
         score: what early stopping goes by, more is better.
         metrics: for ``metrics.json``.
-        confusion: [N, N] counts, gold by row, and the N names; None for tasks without.
+        confusion: [N, N] counts, gold by row, and the N names; None for objectives without.
     """
 
     score: float
@@ -81,14 +77,14 @@ class Result:
     confusion: tuple[np.ndarray, list[str]] | None = None
 
 
-class Task(Protocol):
+class Objective(Protocol):
     """What is to be learned.
 
     Attributes:
         head: the class of model.
         labels: N labels of the head.
         multi_label: whether a read may have several labels at once.
-        settings: fields of the config that the task decides, such as ``problem_type``.
+        settings: fields of the config that it decides, such as ``problem_type``.
     """
 
     labels: tuple[str, ...]
@@ -104,102 +100,27 @@ class Task(Protocol):
         """The rows of one epoch."""
         ...
 
-    def evaluate(self, model: Any, tokenizer: BioGptTokenizer) -> Result | None:
+    def evaluate(self, model: Any, tokenizer: BioGptTokenizer) -> Evaluation | None:
         """Scores on the dev split; None where there is none."""
         ...
 
 
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """How to fine-tune.
-
-    Attributes:
-        out: folder of the run: state, log, and ``best``, the checkpoint with its metrics.
-        model: what to start from: embedded name, folder or Hub id.
-        epochs: passes over the training data.
-        frozen_epochs: so many first ones train what is above the decoder only: several times faster.
-        muon_lr: highest learning rate of the matrices of the top layer, by Muon; 0 gives all to AdamW, the safe
-            choice for large checkpoints.
-        lr: highest learning rate of AdamW, for the head and what else is not Muon's.
-        layer_decay: each layer below learns at this share of the rate of the one above (1: all the same).
-        batch_tokens: tokens a batch, padding included.
-        accumulation: batches a step.
-        warmup: share of the steps during which the rate rises.
-        dropout: while training.
-        balanced: count rare labels more, by the inverse of their frequency.
-        patience: stop after so many epochs without a better dev score; 0 never stops early.
-        arithmetic: ``float32``, ``bfloat16``, on a GPU ``float16``, or ``auto``: bfloat16 where it is fast, else
-            float32. Weights stay float32.
-        gradient_checkpointing: recompute each layer in the backward pass: less memory, more time.
-        compiled: fuse operations with ``torch.compile``: faster, needs a C++ compiler.
-        minutes_between: how often the state is saved, beside the end of each epoch.
-        shard_bytes: largest weight file of the checkpoint.
-    """
-
-    out: Path
-    model: str = "mini"
-    epochs: int = 5
-    frozen_epochs: int = 0
-    muon_lr: float = 0.01
-    lr: float = 1e-3
-    layer_decay: float = 1.0
-    batch_tokens: int = 1024
-    accumulation: int = 1
-    warmup: float = 0.05
-    dropout: float = 0.1
-    weight_decay: float = 0.01
-    balanced: bool = False
-    patience: int = 0
-    arithmetic: str = "auto"
-    device: str = "auto"
-    gradient_checkpointing: bool = False
-    compiled: bool = False
-    minutes_between: float = 5.0
-    shard_bytes: int = 9_000_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "lr", "layer_decay", "batch_tokens", "accumulation", "shard_bytes"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-        for name in ("frozen_epochs", "muon_lr", "weight_decay", "patience", "minutes_between"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; expected 0 to {2**63 - 1}")
-        for name in ("warmup", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 up to, but not, 1")
-        if self.arithmetic not in ARITHMETIC:
-            raise ValueError(f"arithmetic is {self.arithmetic!r}; expected one of {', '.join(ARITHMETIC)}")
-
-    def learning_rate(self, share: float) -> float:
-        """Share of the full learning rate when ``share`` of the steps is done: up, then down to zero."""
-        rising = share / self.warmup if self.warmup else 1.0
-        return min(1.0, rising, (1 - share) / (1 - self.warmup))
-
-
 @dataclass
-class Progress:
-    """How far a run is.
+class FinetuneProgress(TrainingProgress):
+    """How far fine-tuning is; ``best`` is the highest dev score.
 
     Attributes:
         epoch: epochs finished.
         batch: batches done of the one under way.
-        seconds: of training, over all sessions of the run.
-        loss: smoothed training loss, nats a read.
-        best: highest dev score so far, and the epoch after which it was reached.
+        best_epoch: the epoch after which the best score was reached.
     """
 
     epoch: int = 0
     batch: int = 0
-    seconds: float = 0.0
-    loss: float = 0.0
-    best: float = -math.inf
     best_epoch: int = 0
 
 
-def finetune(task: Task, options: FinetuneOptions, metadata: dict[str, Any] | None = None) -> Path:
+def finetune(objective: Objective, options: FinetuneOptions, metadata: dict[str, Any] | None = None) -> Path:
     """Train until the epochs are done or the dev score stops rising, from where an earlier run stopped.
 
     Args:
@@ -210,36 +131,54 @@ def finetune(task: Task, options: FinetuneOptions, metadata: dict[str, Any] | No
         vocabulary, ``metrics.json`` and ``confusion.png``.
 
     Raises:
-        ValueError: the state in the folder is damaged or belongs to another run; the loss is no longer a number.
-        FloatingPointError: the weights are no longer numbers.
+        ValueError: the state in the folder is damaged or belongs to another run.
+        FloatingPointError: the loss or the weights are no longer numbers.
         OSError: something could not be written, as on a full disk; the state before is kept.
     """
-    options.out.mkdir(parents=True, exist_ok=True)
-    run = _Run(task, options, metadata or {})
-    run.resume()
-    while run.progress.epoch < options.epochs and not run.stalled():
-        run.epoch()
+    loop = FinetuneLoop(objective, options, metadata or {})
+    loop.run.resume()
+    while loop.progress.epoch < options.epochs and not loop.stalled():
+        loop.epoch()
     return options.out / "best"
 
 
-class _Run:
-    def __init__(self, task: Task, options: FinetuneOptions, metadata: dict[str, Any]) -> None:
-        self.task, self.options, self.metadata = task, options, metadata
+class FinetuneLoop:
+    """A head that is fine-tuned: what an epoch, a batch and a score are.
+
+    Attributes:
+        run: the model, its optimizers and its folder.
+        progress: where it stands.
+    """
+
+    def __init__(self, objective: Objective, options: FinetuneOptions, metadata: dict[str, Any]) -> None:
+        self.objective, self.options, self.metadata = objective, options, metadata
         self.device = choose_device(options.device)
         torch.manual_seed(options.seed)
-        self.tokenizer = BioGptTokenizer.from_pretrained(options.model)
-        self.model = _model(task, options).to(self.device)
-        self.optimizers = _optimizers(self.model, options)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.arithmetic == "float16")
-        self.progress = Progress()
-        self.hidden = torch.compile(self._hidden, dynamic=False) if options.compiled else self._hidden
-        self.state_path = options.out / "state.pt"
+        self.model = _model(objective, options).to(self.device)
+        self.progress = FinetuneProgress()
+        self.run = TrainingRun(
+            options.out,
+            self._settings() | metadata,
+            self.model,
+            BioGptTokenizer.from_pretrained(options.model),
+            make_optimizers(
+                self.model,
+                lr=options.lr,
+                muon_lr=options.muon_lr,
+                layer_decay=options.layer_decay,
+                betas=_BETAS,
+                weight_decay=options.weight_decay,
+            ),
+            self.progress,
+            scaled=options.arithmetic == "float16",
+        )
+        self._hidden_of = torch.compile(self._hidden, dynamic=False) if options.compiled else self._hidden
 
     def epoch(self) -> None:
         """Train one epoch, or the rest of it, and score."""
-        options, progress = self.options, self.progress
-        examples = self.task.examples(self.tokenizer, self.model.config, self._random())
-        weights = _label_weights(examples, self.task.multi_label) if options.balanced else None
+        options, progress, run = self.options, self.progress, self.run
+        examples = self.objective.examples(run.tokenizer, self.model.config, self._random())
+        weights = self.label_weights(examples)
         batches = list(_batches(examples, options, self._random()))
         bar = tqdm(
             batches[progress.batch :],
@@ -250,26 +189,22 @@ class _Run:
         )
         self.model.train()
         self.model.biogpt.train(not self.frozen)
-        clock = saved = time.monotonic()
+        run.start_clock()
         for batch in bar:
+            loss = self.loss(batch, weights)
+            run.backward(loss / options.accumulation)
             share = (progress.epoch + progress.batch / len(batches)) / options.epochs
-            loss = self._learn(batch, weights, share, last=progress.batch + 1 == len(batches))
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"the loss is {loss} in epoch {progress.epoch + 1}; try a lower lr than {options.lr}"
-                )
             progress.batch += 1
-            progress.loss += (loss - progress.loss) * 0.02
-            now = time.monotonic()
-            progress.seconds += now - clock
-            clock = now
+            whole_step = progress.batch % options.accumulation == 0
+            if whole_step or progress.batch == len(batches):
+                run.update(options.learning_rate(share))
+            run.count(loss.item())
             bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
-            if now - saved > 60 * options.minutes_between and progress.batch % options.accumulation == 0:
-                self.save_state()
-                saved = now
+            if whole_step and run.unsaved_for(options.minutes_between):
+                run.save_state()
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        self._score_and_save()
-        self.save_state()
+        self.score()
+        run.save_state()
 
     @property
     def frozen(self) -> bool:
@@ -281,9 +216,79 @@ class _Run:
         options, progress = self.options, self.progress
         return 0 < options.patience <= progress.epoch - progress.best_epoch
 
+    def label_weights(self, examples: Sequence[Example]) -> Tensor | None:
+        """How much each label counts, [N], where the device is; None where all count the same.
+
+        By the inverse of its frequency; in multi-label, a present label beside an absent one.
+        """
+        if not self.options.balanced:
+            return None
+        targets = np.concatenate([example.targets for example in examples])
+        present = np.maximum(targets.sum(axis=0), 1)
+        if self.objective.multi_label:
+            weights = (len(targets) - present) / present
+        else:
+            weights = len(targets) / len(present) / present
+        return torch.tensor(np.sqrt(weights), dtype=torch.float32, device=self.device)
+
+    def loss(self, batch: Sequence[Example], weights: Tensor | None = None) -> Tensor:
+        """Mean loss of a batch, nats a read; see ``label_loss``."""
+        ids, mask = self._padded(batch)
+        places = [(row, read) for row, example in enumerate(batch) for read in example.reads]
+        rows, reads = torch.tensor(places, device=self.device).T
+        hidden = self._hidden_of(ids, mask)[rows, reads].float()
+        targets = torch.from_numpy(np.concatenate([example.targets for example in batch])).to(self.device)
+        return label_loss(
+            head_logits(self.model, hidden, batch), targets, weights, self.objective.multi_label
+        )
+
+    def score(self) -> None:
+        """Score on the dev split, keep the checkpoint if it is the best."""
+        options, progress, run = self.options, self.progress, self.run
+        self.model.eval()
+        run.check_weights()
+        evaluation = self.objective.evaluate(self.model, run.tokenizer)
+        entry: dict[str, Any] = {
+            "epoch": progress.epoch,
+            "hours": round(progress.seconds / 3600, 3),
+            "loss": round(progress.loss, 4),
+        }
+        if evaluation is not None:
+            entry["dev"] = round(evaluation.score, 4)
+        run.record(entry)
+        if evaluation is not None:
+            if progress.best is not None and evaluation.score <= progress.best:
+                return
+            progress.best = evaluation.score
+        progress.best_epoch = progress.epoch
+        report = {"options": self._settings(), "data": self.metadata, "training": entry}
+        if evaluation is not None:
+            report["dev"] = evaluation.metrics
+        run.keep_best("metrics.json", report, options.shard_bytes)
+        if evaluation is not None and evaluation.confusion is not None:
+            with written_whole(options.out / "best", "confusion.png") as (picture,):
+                confusion_plot(*evaluation.confusion, picture)
+
     def _random(self) -> np.random.Generator:
         """The same draws for an epoch, whether it is begun or taken up again."""
         return np.random.default_rng((self.options.seed, self.progress.epoch))
+
+    def _padded(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor | None]:
+        """Ids and attention mask of a batch, [B, T]; no mask where all layers only look back.
+
+        There, no token looks at the padding on its right.
+        """
+        options, config = self.options, self.model.config
+        length = max(_padded_length(example, options) for example in batch)
+        length = min(length, config.max_position_embeddings)
+        rows = max(len(batch), options.batch_tokens // length) if options.compiled else len(batch)
+        ids = torch.full((rows, length), self.run.tokenizer.pad_token_id)
+        mask = torch.zeros((rows, length), dtype=torch.long)
+        mask[:, 0] = 1  # also of rows that only fill up the batch: one without any token has no mean
+        for row, example in enumerate(batch):
+            ids[row, : len(example.ids)] = torch.tensor(example.ids)
+            mask[row, : len(example.ids)] = 1
+        return ids.to(self.device), mask.to(self.device) if config.bidirectional_layers else None
 
     def _hidden(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         # Asked for its attentions, the model multiplies matrices instead of calling the fused kernel, whose
@@ -299,130 +304,29 @@ class _Run:
             name = "bfloat16" if bfloat16_pays(kind) else "float32"
         return nullcontext() if name == "float32" else torch.autocast(kind, getattr(torch, name))
 
-    def _learn(self, batch: Sequence[Example], weights: Tensor | None, share: float, last: bool) -> float:
-        """One batch: its gradient, and a step after every ``accumulation`` of them."""
-        options = self.options
-        length = max(_padded_length(example, options) for example in batch)
-        length = min(length, self.model.config.max_position_embeddings)
-        rows = max(len(batch), options.batch_tokens // length) if options.compiled else len(batch)
-        ids = torch.full((rows, length), self.tokenizer.pad_token_id)
-        for row, example in enumerate(batch):
-            ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        ids = ids.to(self.device)
-        mask = None  # padding on the right is never looked at by tokens that only look back
-        if self.model.config.bidirectional_layers:
-            mask = (ids != self.tokenizer.pad_token_id).long()
-            mask[:, 0] = 1
-        where = [(row, read) for row, example in enumerate(batch) for read in example.reads]
-        rows, reads = torch.tensor(where, device=self.device).T
-        targets = torch.from_numpy(np.concatenate([example.targets for example in batch])).to(self.device)
-        hidden = self.hidden(ids, mask)[rows, reads].float()
-        loss = label_loss(head_logits(self.model, hidden, batch), targets, weights, self.task.multi_label)
-        self.scaler.scale(loss / options.accumulation).backward()
-        if last or (self.progress.batch + 1) % options.accumulation == 0:
-            for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["full"] * options.learning_rate(share)
-                self.scaler.step(optimizer)
-                optimizer.zero_grad()
-            self.scaler.update()
-        return loss.item()
-
-    def _score_and_save(self) -> None:
-        """Score on the dev split, keep the checkpoint if it is the best."""
-        options, progress = self.options, self.progress
-        self.model.eval()
-        if not all(bool(parameter.half().isfinite().all()) for parameter in self.model.parameters()):
-            raise FloatingPointError(
-                f"the weights are not finite in half precision after epoch {progress.epoch}: training has diverged; "
-                f"try a lower lr than {options.lr}"
-            )
-        result = self.task.evaluate(self.model, self.tokenizer)
-        entry: dict[str, Any] = {
-            "epoch": progress.epoch,
-            "hours": round(progress.seconds / 3600, 3),
-            "loss": round(progress.loss, 4),
-        }
-        if result is not None:
-            entry["dev"] = round(result.score, 4)
-        logger.info("%s", entry)
-        with (options.out / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
-        if result is not None and result.score <= progress.best:
-            return
-        progress.best = result.score if result is not None else progress.best
-        progress.best_epoch = progress.epoch
-        folder = options.out / "best"
-        half = self.task.head(self.model.config)
-        half.load_state_dict(self.model.state_dict())
-        half.half().save_pretrained(folder, options.shard_bytes)
-        self.tokenizer.save_pretrained(folder)
-        metrics = {"options": self._kept(), "data": self.metadata, "training": entry}
-        if result is not None:
-            metrics["dev"] = result.metrics
-            if result.confusion is not None:
-                with written_whole(folder, "confusion.png") as (picture,):
-                    confusion_plot(*result.confusion, picture)
-        text = json.dumps(metrics, indent=2, ensure_ascii=False)
-        with written_whole(folder, "metrics.json") as (unfinished,):
-            unfinished.write_text(text + "\n", encoding="utf-8")
-
-    def _kept(self) -> dict[str, Any]:
-        """The options that can't change within a run."""
-        kept = asdict(self.options)
+    def _settings(self) -> dict[str, Any]:
+        """The options that can't change within a run, and the labels."""
+        settings = asdict(self.options)
         for name in ("out", "minutes_between", "compiled", "device", "gradient_checkpointing", "patience"):
-            del kept[name]
-        return kept | {"labels": list(self.task.labels), "multi_label": self.task.multi_label}
-
-    def save_state(self) -> None:
-        state = {
-            "options": self._kept(),
-            "data": self.metadata,
-            "progress": asdict(self.progress),
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        write_state(self.state_path, state)
-
-    def resume(self) -> None:
-        if not self.state_path.exists():
-            return
-        names = ("options", "data", "progress", "model", "optimizers", "scaler", "random")
-        state = read_state(self.state_path, names, self.device)
-        saved = state["options"] | state["data"]
-        given = self._kept() | self.metadata
-        differing = [
-            f"{name} was {saved.get(name)!r}, now {value!r}"
-            for name, value in given.items()
-            if saved.get(name) != value
-        ]
-        if differing:
-            raise ValueError(
-                f"{self.state_path} is of another run: {'; '.join(differing)}. Choose another folder."
-            )
-        self.progress = Progress(**state["progress"])
-        restore(self.state_path, state, self.model, self.optimizers)
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"].cpu())
+            del settings[name]
+        labels = {"labels": list(self.objective.labels), "multi_label": self.objective.multi_label}
+        return settings | labels
 
 
-def _model(task: Task, options: FinetuneOptions) -> Head:
-    """The checkpoint with a new head and the task's settings, in float32."""
-    base = task.head.from_pretrained(options.model, precision="float32", device="cpu", labels=task.labels)
-    problem = "multi_label_classification" if task.multi_label else "single_label_classification"
+def _model(objective: Objective, options: FinetuneOptions) -> Head:
+    """The checkpoint with a new head and the objective's settings, in float32."""
+    base = objective.head.from_pretrained(
+        options.model, precision="float32", device="cpu", labels=objective.labels
+    )
+    problem = "multi_label_classification" if objective.multi_label else "single_label_classification"
     config = replace(
         base.config,
         hidden_dropout_prob=options.dropout,
         attention_probs_dropout_prob=0.0,  # its mask costs more than the rest of attention on a CPU
         problem_type=problem,
-        **task.settings,
+        **objective.settings,
     )
-    model = task.head(config)
+    model = objective.head(config)
     model.biogpt.load_state_dict(base.biogpt.state_dict())
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Dropout):
@@ -434,49 +338,17 @@ def _model(task: Task, options: FinetuneOptions) -> Head:
 class _Dropout(nn.Dropout):
     """Dropout that draws eight elements at once: on a CPU the draws cost as much as half the matrices.
 
-    The probability is rounded to a multiple of 1/256.
+    The probability is rounded to a multiple of 1/256, below 1.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        cut = round(256 * self.p)
+        cut = min(round(256 * self.p), 255)
         if not self.training or not cut:
             return input
         count = input.numel()
         draws = torch.empty(-(-count // 8), dtype=torch.int64, device=input.device).random_(-(2**63), None)
         keep = draws.view(torch.uint8)[:count].view(input.shape) >= cut
         return input * keep.to(input.dtype).mul_(256 / (256 - cut))
-
-
-def _optimizers(model: Head, options: FinetuneOptions) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for the rest; one group a depth.
-
-    Rates fall by ``layer_decay`` from the head, depth 0, to the embeddings. Biases and norms do not decay.
-    """
-    layers = model.config.num_hidden_layers
-    matrices: dict[int, list[nn.Parameter]] = {}
-    others: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        depth = layers if ".embed_" in name else 0
-        if ".layers." in name:
-            depth = layers - 1 - int(name.partition(".layers.")[2].partition(".")[0])
-            if options.muon_lr and parameter.ndim == 2:
-                matrices.setdefault(depth, []).append(parameter)
-                continue
-        others.setdefault((depth, parameter.ndim == 2), []).append(parameter)
-
-    def group(parameters: list[nn.Parameter], lr: float, depth: int) -> dict[str, Any]:
-        lr *= options.layer_decay**depth
-        return {"params": parameters, "lr": lr, "full": lr}
-
-    adam = [
-        group(parameters, options.lr, depth) | {"weight_decay": options.weight_decay if matrix else 0.0}
-        for (depth, matrix), parameters in others.items()
-    ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adam, betas=_BETAS)]
-    if matrices:
-        groups = [group(parameters, options.muon_lr, depth) for depth, parameters in matrices.items()]
-        optimizers.append(Muon(groups, lr=options.muon_lr))
-    return optimizers
 
 
 def _batches(
@@ -497,14 +369,6 @@ def _batches(
 def _padded_length(example: Example, options: FinetuneOptions) -> int:
     unit = _COMPILED_LENGTHS if options.compiled else _LENGTHS
     return -(-len(example.ids) // unit) * unit
-
-
-def _label_weights(examples: Sequence[Example], multi_label: bool) -> Tensor:
-    """How much each label counts, [N]: by the inverse of its frequency; multi-label: absent to present."""
-    targets = np.concatenate([example.targets for example in examples])
-    counts = np.maximum(targets.sum(axis=0), 1)
-    weights = (len(targets) - counts) / counts if multi_label else len(targets) / len(counts) / counts
-    return torch.tensor(np.sqrt(weights), dtype=torch.float32)
 
 
 def head_logits(model: Head, hidden: Tensor, batch: Sequence[Example]) -> Tensor:

@@ -1,15 +1,19 @@
 """Labelled text for fine-tuning: entities in CoNLL or JSON, labels of texts, roles of sentences."""
 
-import json
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biogpt.text.documents import read_lines, read_table
+from biogpt.text.documents import TRIMMED, read_table, trimmed
+from biogpt.text.files import read_json_lines, read_lines
+
+logger = logging.getLogger(__name__)
 
 _TAG = re.compile(r"([BILUSE])-(.+)|O")
+_NUMBER = re.compile(r"\d+(?:[-.]\d+)?", re.ASCII)
 _LABEL_COLUMNS = ("label", "labels")
 _NO_SPACE_BEFORE = frozenset(".,;:)]}%?!'\u2019")
 _NO_SPACE_AFTER = frozenset("([{")
@@ -18,7 +22,7 @@ _ENDINGS = frozenset(("s", "t", "d", "m", "ll", "re", "ve"))  # of words, after 
 
 
 @dataclass(frozen=True)
-class Span:
+class GoldSpan:
     """Characters ``start`` to ``end`` of a text, and what they are."""
 
     start: int
@@ -31,7 +35,7 @@ class TaggedText:
     """A text and its entities, sorted and apart."""
 
     text: str
-    spans: tuple[Span, ...]
+    spans: tuple[GoldSpan, ...]
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class TaggedSentence:
         """The sentence as text.
 
         Args:
-            natural: leave out the spaces that prose does not have, such as those around a hyphen; else there is
-                one space between tokens.
+            natural: leave out the spaces that prose does not have, such as those around a hyphen; else there
+                is one space between tokens.
         """
         text = ""
         places = []
@@ -55,7 +59,7 @@ class TaggedSentence:
                 text += " "
             places.append((len(text), len(text) + len(token)))
             text += token
-        spans = (Span(places[a][0], places[b - 1][1], kind) for a, b, kind in tag_spans(self.tags))
+        spans = (GoldSpan(places[a][0], places[b - 1][1], kind) for a, b, kind in tag_spans(self.tags))
         return TaggedText(text, tuple(spans))
 
 
@@ -93,34 +97,59 @@ def tag_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def read_conll(path: str | Path) -> list[TaggedSentence]:
-    """Sentences of a CoNLL file: a token, a tab or white space, …, a tag on each line; an empty line between sentences.
+    """Sentences of a CoNLL file: a token, a tab or spaces, …, a tag on each line; an empty line between
+    sentences.
 
-    IOB1, IOB2 (BIO), IOBES and BILOU are read, and become BIO.
+    IOB1, IOB2 (BIO), IOBES and BILOU are read, and become BIO. Where the first column of all lines numbers
+    the tokens of a sentence, the second one holds the tokens.
 
     Raises:
-        ValueError: the file is empty or not UTF-8, holds no sentence, or a line has no tag; the message names it.
+        ValueError: the file is empty or not UTF-8, holds no sentence, or a line has no tag; the message names
+            it.
     """
     name = Path(path).name
-    sentences: list[TaggedSentence] = []
-    tokens: list[str] = []
-    tags: list[str] = []
-    for number, line in enumerate([*read_lines(path), ""], 1):
-        # Between tabs, a no-break space belongs to the token.
-        columns = line.rstrip().split("\t") if "\t" in line else line.split()
-        if line.strip() and columns[0] != "-DOCSTART-":
-            tag = _TAG.fullmatch(columns[-1])
-            if len(columns) < 2 or not columns[0].strip() or tag is None:
-                raise ValueError(
-                    f"{name}, line {number}: {line.strip()[:60]!r} has no tag; expected a token and O, B-type or I-type"
-                )
-            tokens.append(columns[0])
-            tags.append(tag[0])
-        elif tokens:
-            sentences.append(TaggedSentence(tuple(tokens), _as_bio(tags)))
-            tokens, tags = [], []
-    if not sentences:
+    sentences: list[list[list[str]]] = [[]]  # columns of each line
+    for number, line in enumerate(read_lines(path), 1):
+        # Other white space, such as a no-break space, belongs to the token.
+        columns = line.rstrip(" \t").split("\t") if "\t" in line else [c for c in line.split(" ") if c]
+        if not line.strip() or columns[0] == "-DOCSTART-":
+            sentences.append([])
+        elif len(columns) < 2 or not columns[0].strip() or not _TAG.fullmatch(columns[-1]):
+            raise ValueError(
+                f"{name}, line {number}: {line.strip()[:60]!r} has no tag; expected a token and O, B-type "
+                "or I-type"
+            )
+        else:
+            sentences[-1].append(columns)
+    filled = [sentence for sentence in sentences if sentence]
+    if not filled:
         raise ValueError(f"{name} holds no sentence; expected lines of a token and a tag")
-    return sentences
+    at = _token_column(name, filled)
+    return [
+        TaggedSentence(
+            tuple(columns[at] for columns in sentence), _as_bio([columns[-1] for columns in sentence])
+        )
+        for sentence in filled
+    ]
+
+
+def _token_column(name: str, sentences: Sequence[Sequence[Sequence[str]]]) -> int:
+    """The column of the tokens: the first, or the second where that one only counts."""
+    numbers = [[columns[0] for columns in sentence] for sentence in sentences]
+    few = min(len(columns) for sentence in sentences for columns in sentence) < 3
+    if few or not all(_NUMBER.fullmatch(number) for column in numbers for number in column):
+        return 0
+    before = 0
+    for column in numbers:
+        # From 0 or 1 in each sentence, or on through the file.
+        counted = [str(first) for first in (0, 1, before + 1) if column[0] == str(first)]
+        before = int(counted[0]) + len(column) - 1 if counted else 0
+        if not counted or column != [str(int(column[0]) + index) for index in range(len(column))]:
+            raise ValueError(
+                f"{name} has numbers in its first column that do not count the tokens, such as {column[:4]}; "
+                "expected the tokens there, or a number for each and the tokens in the second column"
+            )
+    return 1
 
 
 def _as_bio(tags: Sequence[str]) -> tuple[str, ...]:
@@ -133,31 +162,41 @@ def _as_bio(tags: Sequence[str]) -> tuple[str, ...]:
 def read_tagged_jsonl(path: str | Path) -> list[TaggedText]:
     """Texts of ``{"text": …, "entities": [{"start", "end", "label"}, …]}`` lines.
 
+    White space at the edges of an entity is left out, since no word has it.
+
     Raises:
-        ValueError: a line is malformed, or an entity lies outside its text or overlaps another.
+        ValueError: a line is malformed, or an entity lies outside its text, overlaps another, or is white
+            space.
     """
     texts = []
-    for where, value in _json_lines(path):
+    loose = 0
+    for where, value in read_json_lines(path):
         match value:
             case {"text": str(text), "entities": list(entities)}:
-                spans = sorted((_span(where, entity) for entity in entities), key=lambda span: span.start)
+                given = sorted((_span(where, entity) for entity in entities), key=lambda span: span.start)
             case _:
                 raise ValueError(f'{where}: expected "entities": [{{"start", "end", "label"}}, …]')
+        spans: list[GoldSpan] = []
         end = 0
-        for span in spans:
+        for span in given:
             if not end <= span.start < span.end <= len(text):
                 raise ValueError(
-                    f"{where}: {span.label} at {span.start} to {span.end} overlaps another or is not inside the text"
+                    f"{where}: {span.label} at {span.start} to {span.end} overlaps another or is not inside "
+                    "the text"
                 )
             end = span.end
+            spans.append(GoldSpan(*trimmed(where, text, span.start, span.end), span.label))
+            loose += spans[-1] != span
         texts.append(TaggedText(text, tuple(spans)))
+    if loose:
+        logger.info("%s: %d %s", Path(path).name, loose, TRIMMED)
     return texts
 
 
-def _span(where: str, entity: Any) -> Span:
+def _span(where: str, entity: Any) -> GoldSpan:
     match entity:
         case {"start": int(start), "end": int(end), "label": str(label)} if label:
-            return Span(start, end, label)
+            return GoldSpan(start, end, label)
     raise ValueError(f'{where}: {entity!r}; expected {{"start": number, "end": number, "label": "…"}}')
 
 
@@ -171,16 +210,18 @@ def read_labelled(
     """Texts and labels of a TSV or CSV file, or of JSON Lines with ``text`` and ``label`` or ``labels``.
 
     Args:
-        text_column, label_column: of a table: a name in the first line, or a number; from 1, or -1 for the last.
-            The first line counts as a header if a column is named or one of its cells is ``label`` or ``labels``.
+        text_column, label_column: of a table: a name in the first line, or a number; from 1, or -1 for the
+            last. The first line counts as a header if a column is named or one of its cells is ``label`` or
+            ``labels``.
         separator: between the labels of one text.
         none_label: stands for no label.
 
     Raises:
-        ValueError: a line lacks a column, a text or a label is empty, or there is no text; the message names the line.
+        ValueError: a line lacks a column, a text or a label is empty, or there is no text; the message names
+            the line.
     """
     if Path(path).suffix.lower() == ".jsonl":
-        return [_labelled(where, value, none_label) for where, value in _json_lines(path)]
+        return [_labelled(where, value, none_label) for where, value in read_json_lines(path)]
     rows = read_table(path)
     header = rows[0][1]
     chosen = [_column(text_column), _column(label_column)]
@@ -198,7 +239,8 @@ def read_labelled(
     for where, row in rows:
         if any(not -len(row) <= column < len(row) for column in at):
             raise ValueError(
-                f"{where}: {' '.join(row)[:60]!r} lacks a text or a label in columns {text_column} and {label_column}"
+                f"{where}: {' '.join(row)[:60]!r} lacks a text or a label in columns {text_column} and "
+                f"{label_column}"
             )
         text, labels = (row[column] for column in at)
         texts.append(
@@ -251,7 +293,8 @@ def read_sections(path: str | Path) -> list[LabelledSentences]:
             # Without its first ###, a table of texts would be read as one very long abstract.
             if not sentence.strip() or not abstracts:
                 raise ValueError(
-                    f"{Path(path).name}, line {number}: {line[:60]!r}; expected ###id, then LABEL<tab>sentence"
+                    f"{Path(path).name}, line {number}: {line[:60]!r}; expected ###id, then "
+                    "LABEL<tab>sentence"
                 )
             abstracts[-1].append((label.strip(), sentence.strip()))
     filled = [tuple(zip(*abstract, strict=True)) for abstract in abstracts if abstract]
@@ -260,20 +303,6 @@ def read_sections(path: str | Path) -> list[LabelledSentences]:
             f"{Path(path).name} holds no sentence; expected ###id, then LABEL<tab>sentence lines"
         )
     return [LabelledSentences(sentences, labels) for labels, sentences in filled]
-
-
-def _json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{Path(path).name}, line {number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg})") from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected an object")
-        yield where, value
 
 
 def _joined(tokens: Sequence[str], index: int) -> bool:

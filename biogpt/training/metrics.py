@@ -17,7 +17,7 @@ NONE = "none"
 
 
 class Labelled(Protocol):
-    """A span with a label: a gold ``Span`` or a predicted ``Entity``."""
+    """A span with a label: a gold ``GoldSpan`` or a predicted ``Entity``."""
 
     @property
     def start(self) -> int: ...
@@ -117,7 +117,7 @@ def entity_confusion(
     true: list[str] = []
     guessed: list[str] = []
     for spans, found in zip(gold, predicted, strict=True):
-        types_of = [{(span.start, span.end): span.label for span in each} for each in (spans, found)]
+        types_of = [{(span.start, span.end): span.label for span in side} for side in (spans, found)]
         for ends in types_of[0].keys() | types_of[1].keys():
             true.append(types_of[0].get(ends, NONE))
             guessed.append(types_of[1].get(ends, NONE))
@@ -130,8 +130,9 @@ def bits_per_byte(
 ) -> float:
     """How many bits the model needs for each UTF-8 byte of the texts, each scored whole after ``</s>``.
 
-    A text longer than the model's positions is read in windows that overlap by half, so that every token but the
-    first few hundred is predicted from at least half a window of context. The end of a text is not scored.
+    A text longer than the model's positions is read in windows that overlap by half, so that every token but
+    the first few hundred is predicted from at least half a window of context. The end of a text is not
+    scored.
 
     Raises:
         ValueError: the texts are empty.

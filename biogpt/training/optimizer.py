@@ -7,13 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from biogpt.model.heads import Head
 from biogpt.runners.precision import bfloat16_pays
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-    Matrices of one shape are updated together, which keeps small models busy.
+    Not ``torch.optim.Muon``, which gives the same up to rounding: it computes in bfloat16 everywhere. On a
+    CPU whose instructions for that were switched off, it took 11 s a step for 6 layers of width 256, this
+    0.2 s. With them (AMD EPYC, 2 cores) it took 99 ms, this 86 ms; for 8 layers of width 512 it took 0.84 s,
+    this 0.9 to 1.3 s. Matrices of one shape are updated together, which keeps small models busy.
 
     Args:
         parameters: 2-D weights of hidden layers, or groups of them with rates of their own.
@@ -47,7 +51,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrices with singular values near 1, by five Newton–Schulz steps, in bfloat16 where it is fast.
+    """The nearest matrices with singular values near 1, by five Newton–Schulz steps, in bfloat16 if fast.
 
     Args:
         matrices: [N, rows, columns].
@@ -67,10 +71,47 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.transpose(1, 2) if tall else x
 
 
-def make_optimizers(model: nn.Module, muon_lr: float, adam_lr: float) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the weights of attention and feed-forward layers; AdamW for embeddings, norms and biases."""
-    hidden = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
-    chosen = set(hidden)
-    others = [p for p in model.parameters() if p not in chosen]
-    adam = torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
-    return Muon(hidden, lr=muon_lr), adam
+def make_optimizers(
+    model: Head,
+    *,
+    lr: float,
+    muon_lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float = 1e-8,
+    layer_decay: float = 1.0,
+) -> list[torch.optim.Optimizer]:
+    """AdamW for embeddings, norms, biases and the head; Muon for the matrices of the layers.
+
+    Each group keeps its highest learning rate as ``full``.
+
+    Args:
+        lr, betas, eps, weight_decay: of AdamW; biases and norms do not decay.
+        muon_lr: of Muon; 0 gives its matrices to AdamW, too.
+        layer_decay: rates fall by it from the head and the last layer to the embeddings, layer by layer.
+    """
+    layers = model.config.num_hidden_layers
+    hidden: dict[float, list[nn.Parameter]] = defaultdict(list)  # by the share of the rate
+    others: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)  # and whether it is a matrix
+    for name, parameter in model.named_parameters():
+        depth = layers if ".embed_" in name else 0
+        if ".layers." in name:
+            depth = layers - 1 - int(name.partition(".layers.")[2].partition(".")[0])
+        share = layer_decay**depth
+        if ".layers." in name and parameter.ndim == 2 and muon_lr:
+            hidden[share].append(parameter)
+        else:
+            others[share, parameter.ndim == 2].append(parameter)
+    groups = [
+        _group(parameters, lr * share) | {"weight_decay": weight_decay if matrix else 0.0}
+        for (share, matrix), parameters in others.items()
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=betas, eps=eps)]
+    if hidden:
+        groups = [_group(parameters, muon_lr * share) for share, parameters in hidden.items()]
+        optimizers.append(Muon(groups, lr=muon_lr))
+    return optimizers
+
+
+def _group(parameters: list[nn.Parameter], lr: float) -> dict[str, Any]:
+    return {"params": parameters, "lr": lr, "full": lr}

@@ -2,21 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _INCHES_A_LABEL = 0.55
 _DARK = 0.7  # share above which a cell's text is white
 
 
-def confusion_figure(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
+def confusion_figure(matrix: np.ndarray, labels: Sequence[str]) -> "Figure":
     """A confusion matrix: counts and, also as the shade, their shares of the row; empty cells stay empty.
 
     Args:
         matrix: [N, N] counts, gold by row.
         labels: N names.
     """
+    from matplotlib.figure import Figure  # most of a second, for what few runs draw
+
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = 2.5 + _INCHES_A_LABEL * len(labels)
     figure = Figure(figsize=(side, side), layout="constrained")

@@ -14,14 +14,17 @@ from biogpt.checkpoint.pretrained import (
 )
 from biogpt.model.config import BioGptConfig
 from biogpt.tasks.classification import TextClassifier, sentence_rows
-from biogpt.tasks.entities import OUTSIDE, EntityRecognizer, Words, windows_of, words_of
-from biogpt.text.documents import is_pubtator, read_pubtator, read_text
+from biogpt.tasks.entities import EntityRecognizer, windows_of
+from biogpt.tasks.tags import OUTSIDE
+from biogpt.tasks.words import Words, words_of
+from biogpt.text.documents import is_pubtator, read_pubtator
+from biogpt.text.files import read_text
 from biogpt.text.sentences import sentence_spans
-from biogpt.training.finetune import Example, Result
+from biogpt.training.finetune import Evaluation, Example
 from biogpt.training.labelled import (
+    GoldSpan,
     LabelledSentences,
     LabelledText,
-    Span,
     TaggedText,
     read_conll,
     read_tagged_jsonl,
@@ -36,8 +39,8 @@ from biogpt.training.metrics import (
     entity_scores,
 )
 
-# Share of the passages that are single sentences; the others fill the window. In a CoNLL file, where texts are
-# sentences, about half of the sentences stand alone then.
+# Share of the passages that are single sentences; the others fill the window. In a CoNLL file, where texts
+# are sentences, about half of the sentences stand alone then.
 _ALONE, _ALONE_OF_SENTENCES = 0.3, 0.85
 _WORD_ENCODER_DROPOUT = 0.4
 _ALL_TYPES = 0.15  # share of the passages on which every reader learns, so that two do not claim one word
@@ -50,7 +53,8 @@ class EntityCorpus:
     """A corpus and the types that it annotates, under their names in the head.
 
     Attributes:
-        texts: what the scores are computed on: whole PubTator abstracts, or CoNLL sentences, spaces between tokens.
+        texts: what the scores are computed on: whole PubTator abstracts, or CoNLL sentences, spaces between
+            tokens.
         documents: the sentences to train on. A CoNLL sentence is written with spaces and as prose is.
         share: of its passages, drawn anew for each epoch, that an epoch reads.
     """
@@ -78,7 +82,9 @@ class EntityCorpus:
         documents: list[list[Renderings]]
         if is_pubtator(path, read_text(path)):
             texts = [
-                TaggedText(document.text, tuple(Span(start, end, kind) for start, end, _, kind in entities))
+                TaggedText(
+                    document.text, tuple(GoldSpan(start, end, kind) for start, end, _, kind in entities)
+                )
                 for document, entities in read_pubtator(path)
             ]
             texts = [_renamed(text, renames) for text in texts]
@@ -100,12 +106,12 @@ class EntityCorpus:
         return cls(str(Path(path.parent.name) / path.stem), tuple(sorted(types)), texts, documents, share)
 
 
-class EntityTask:
+class EntityObjective:
     """Entities, from corpora that may each annotate only some of the types.
 
     Args:
         train: corpora to learn from; an ``O`` in one means "none of the types that this corpus annotates".
-        dev: corpora to score on, each by the types that it annotates; the task's score is the mean F1.
+        dev: corpora to score on, each by the types that it annotates; its score is the mean F1.
         settings: of the config: ``passage_copies``, ``bidirectional_layers``, ``word_encoder_size``.
     """
 
@@ -150,13 +156,13 @@ class EntityTask:
                     texts = [word for words, _ in passage for word in words.texts]
                     labels = np.concatenate([labels for _, labels in passage])
                     for window in windows_of(pieces, config):
-                        own = labels[window.first : window.first + len(window.reads)]
+                        of_window = labels[window.stretch]
                         asked = self.types if random.random() < _ALL_TYPES else corpus.types
-                        said = window.words(texts)
-                        examples.append(Example(window.ids, window.reads, right[own], said, asked))
+                        said = texts[window.stretch]
+                        examples.append(Example(window.ids, window.reads, right[of_window], said, asked))
         return examples
 
-    def evaluate(self, model: BioGptForTokenClassification, tokenizer: BioGptTokenizer) -> Result | None:
+    def evaluate(self, model: BioGptForTokenClassification, tokenizer: BioGptTokenizer) -> Evaluation | None:
         """Strict entity F1 on each dev corpus."""
         if not self.dev:
             return None
@@ -173,7 +179,7 @@ class EntityTask:
             metrics[_unused(corpus.name, metrics)] = _table(scores)
             matrix += entity_confusion(gold, known, self.types)
         score = float(np.mean(best))
-        return Result(score, metrics, (matrix, [*self.types, NONE]))
+        return Evaluation(score, metrics, (matrix, [*self.types, NONE]))
 
     def _encode(self, tokenizer: BioGptTokenizer, text: TaggedText) -> tuple[Words, np.ndarray]:
         words = words_of(tokenizer, text.text)
@@ -216,19 +222,22 @@ def _groups(annotated: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
 def _renamed(text: TaggedText, renames: Mapping[str, str] | None) -> TaggedText:
     if renames is None:
         return text
-    spans = (Span(s.start, s.end, renames[s.label]) for s in text.spans if s.label in renames)
+    spans = (GoldSpan(s.start, s.end, renames[s.label]) for s in text.spans if s.label in renames)
     return TaggedText(text.text, tuple(spans))
 
 
 def _sentences(text: TaggedText) -> Iterator[TaggedText]:
     """The sentences of a text; an entity that a wrong boundary cuts is left whole by joining them."""
+    ends = [end for _, end in sentence_spans(text.text)]
+    if ends:
+        ends[-1] = len(text.text)  # white space there may belong to an entity, which would lose its sentence
     start = 0
-    for _, end in sentence_spans(text.text):
+    for end in ends:
         if any(span.start < end < span.end for span in text.spans):
             continue
         inside = (s for s in text.spans if start <= s.start and s.end <= end)
         yield TaggedText(
-            text.text[start:end], tuple(Span(s.start - start, s.end - start, s.label) for s in inside)
+            text.text[start:end], tuple(GoldSpan(s.start - start, s.end - start, s.label) for s in inside)
         )
         start = end
 
@@ -236,7 +245,7 @@ def _sentences(text: TaggedText) -> Iterator[TaggedText]:
 def _passages(
     document: list[list[tuple[Words, np.ndarray]]], room: int, alone_share: float, random: np.random.Generator
 ) -> Iterator[list[tuple[Words, np.ndarray]]]:
-    """Runs of sentences, each written in one of its ways; ``alone_share`` of the runs are single sentences."""
+    """Runs of sentences, each written in one of its ways; ``alone_share`` of them are single sentences."""
     passage: list[tuple[Words, np.ndarray]] = []
     filled = 0
     alone = random.random() < alone_share
@@ -256,7 +265,7 @@ def _passages(
         yield passage
 
 
-class TextTask:
+class TextObjective:
     """Labels of whole texts: one each, or several.
 
     Args:
@@ -273,7 +282,8 @@ class TextTask:
         odd = [text for text in (*train, *dev) if len(text.labels) != 1]
         if odd and not multi_label:
             raise ValueError(
-                f"{len(odd)} texts have no label or several, such as {odd[0].text[:40]!r} with {odd[0].labels}; "
+                f"{len(odd)} texts have no label or several, such as {odd[0].text[:40]!r} with "
+                f"{odd[0].labels}; "
                 "expected one each, or say that there may be several (--multi-label)"
             )
         self.train, self.dev, self.multi_label = train, dev, multi_label
@@ -294,7 +304,9 @@ class TextTask:
             examples.append(Example(ids, [len(ids) - 1], target))
         return examples
 
-    def evaluate(self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer) -> Result | None:
+    def evaluate(
+        self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer
+    ) -> Evaluation | None:
         """Micro-F1 at 0.5 for several labels a text, else accuracy."""
         if not self.dev:
             return None
@@ -309,7 +321,7 @@ class TextTask:
         return _classification(gold, found, self.labels, self.multi_label)
 
 
-class SentenceTask:
+class SentenceObjective:
     """The role of each sentence of an abstract, read after the sentences before it.
 
     Args:
@@ -340,7 +352,9 @@ class SentenceTask:
                 examples.append(Example(ids, reads, np.stack(targets)))
         return examples
 
-    def evaluate(self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer) -> Result | None:
+    def evaluate(
+        self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer
+    ) -> Evaluation | None:
         """Accuracy over all sentences of the dev split."""
         if not self.dev:
             return None
@@ -362,21 +376,23 @@ def _check_known(found: Set[str], known: Sequence[str]) -> None:
     """Refuse, before an epoch is trained, labels to score on that there is no training for."""
     if unknown := sorted(found - set(known)):
         raise ValueError(
-            f"the texts to score on have {', '.join(unknown)}, and those to train on only {', '.join(known)}; "
+            f"the texts to score on have {', '.join(unknown)}, and those to train on only "
+            f"{', '.join(known)}; "
             "leave them out, or rename them"
         )
 
 
 def _classification(
     gold: Sequence[set[str]], found: Sequence[set[str]], labels: Sequence[str], multi_label: bool
-) -> Result:
+) -> Evaluation:
     scores = classification_scores(gold, found)
     if multi_label:
-        return Result(scores[ALL].f1, _table(scores))
-    matrix = confusion([next(iter(one)) for one in gold], [next(iter(one)) for one in found], labels)
+        return Evaluation(scores[ALL].f1, _table(scores))
+    true, guessed = ([label for single in sets for label in single] for sets in (gold, found))
+    matrix = confusion(true, guessed, labels)
     accuracy = float(np.trace(matrix) / matrix.sum())
-    return Result(accuracy, {"accuracy": round(accuracy, 4), **_table(scores)}, (matrix, list(labels)))
+    return Evaluation(accuracy, {"accuracy": round(accuracy, 4), **_table(scores)}, (matrix, list(labels)))
 
 
 def _table(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    return {label: each.to_dict() for label, each in scores.items()}
+    return {label: of_label.to_dict() for label, of_label in scores.items()}
