@@ -28,7 +28,7 @@ from biogpt.checkpoint.pretrained import (
     BioGptForTokenClassification,
     BioGptTokenizer,
 )
-from biogpt.generation.search import GenerationOptions
+from biogpt.generation.options import ON_PAGE, Box, GenerationOptions
 from biogpt.model.config import BioGptConfig
 from biogpt.serving.text_generator import Step, TextGenerator
 from biogpt.serving.zero import _LentStream
@@ -236,6 +236,11 @@ def page(server: Server, browser: Any) -> Iterator[Any]:
     assert errors == []
 
 
+def values_of(**changes: Any) -> list[Any]:
+    """What the page's controls hold when some were changed."""
+    return [changes.get(row.name, "" if isinstance(row.control, Box) else row.start) for row in ON_PAGE]
+
+
 def set_length(page: Any, tokens: int) -> None:
     page.get_by_label("number input for Length, tokens").fill(str(tokens))
 
@@ -352,7 +357,7 @@ def test_the_end_of_a_stopped_run_is_left_to_stop(page) -> None:
 def test_a_model_that_loads_does_not_keep_a_stopped_run() -> None:
     generator, may_load = random_generator(), threading.Event()
     shelf = Shelf("tiny", lambda _: may_load.wait(20) and generator)
-    settings = (4, 0.0, 1.0, 0, 0.0, 1.0, 0, 1, 1, "", "")
+    settings = values_of(max_new_tokens=4, temperature=0.0)
     stopped = Writer(shelf).write("tiny", PROMPT, [], *settings)
     for _ in range(2):  # it looks up while the model loads
         assert "Loading" in next(stopped)[2]
@@ -429,18 +434,9 @@ def test_a_setting_out_of_its_range_leaves_the_buttons(page) -> None:
 
 
 def test_beams_give_one_text_whatever_the_number_of_samples() -> None:
-    values = dict(
-        length=5,
-        temperature=0.0,
-        top_p=1.0,
-        top_k=0,
-        min_p=0.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        stop="",
-        seed="",
-    )
-    assert _options(**values, num_beams=4, samples=3).num_return_sequences == 1
+    given = {"num_beams": 4, "num_return_sequences": 3, "temperature": 0.0}
+    assert _options(values_of(**given)).num_return_sequences == 1
+    assert _options(values_of(**given | {"num_beams": 1, "temperature": 1.0})).num_return_sequences == 3
 
 
 def test_a_refusal_says_why_and_leaves_the_page_usable(page, server) -> None:

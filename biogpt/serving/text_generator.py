@@ -28,7 +28,8 @@ from typing import Any, Literal, Self, TypeVar
 from torch import nn
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
-from biogpt.generation.search import GenerationOptions, Hypothesis, Token, start_search
+from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import Hypothesis, Token, start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.layers import SMALL, pack
 from biogpt.runners.precision import fulfil, rest_threads, use_threads

@@ -9,7 +9,8 @@ from collections.abc import Callable, Generator, Hashable
 from pathlib import Path
 from typing import Any, Self
 
-from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import start_search
 from biogpt.serving.text_generator import Step, Stream, TextGenerator
 
 _START_SECONDS = 15  # until the first token of a call

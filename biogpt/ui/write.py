@@ -4,16 +4,17 @@ import html
 import json
 import re
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import Parameter, Signature
 from typing import Any
 
 import gradio as gr
 
-from biogpt.generation.search import GenerationOptions
+from biogpt.generation.options import ON_PAGE, SETTINGS, GenerationOptions, Setting, Slider
 from biogpt.serving.text_generator import Step, Stream, TextGenerator
 from biogpt.ui.buttons import Buttons
 from biogpt.ui.models import Shelf, title
@@ -44,21 +45,22 @@ EXAMPLES = {
     "Abstract": "BACKGROUND: Antibiotic resistance is a growing problem in",
 }
 
-# Temperature, top-p, no-repeat n-grams, beams.
-PRESETS: dict[str, tuple[float, float, int, int]] = {
+# Several settings at once; those of "Balanced" are what the page starts with.
+_SHAPED = tuple(
+    row for row in ON_PAGE if row.name in ("temperature", "top_p", "no_repeat_ngram_size", "num_beams")
+)
+DEFAULT_PRESET = "Balanced"
+PRESETS: dict[str, tuple[float, ...]] = {
     "Precise": (0.0, 1.0, 4, 1),
-    "Balanced": (0.7, 0.9, 0, 1),
+    DEFAULT_PRESET: tuple(row.start for row in _SHAPED),
     "Creative": (1.0, 0.95, 0, 1),
     "Beam": (0.0, 1.0, 4, 4),
 }
-DEFAULT_PRESET = "Balanced"
-DEFAULT_LENGTH = 120  # tokens
 _LOOK = 0.25  # seconds between looks at a request that waits in line, so that Stop acts meanwhile
 _SINGLY = 24  # tokens that come one by one; only the first one while others write, too
 _PACE = 1 / 15  # seconds between later updates, at least
 _UPDATES = 40  # a second, for all who write together
 _MEAN = ("mean of all", 0)
-MOST_SAMPLES = 4
 
 _FINISHED = {
     "eos": "Finished: end of text",
@@ -67,19 +69,7 @@ _FINISHED = {
     "stop": "Finished: stop string met",
 }
 
-# What the settings are called on the page.
-_LABELS = {
-    "max_new_tokens": "Length",
-    "temperature": "Temperature",
-    "top_p": "Top-p",
-    "top_k": "Top-k",
-    "min_p": "Min-p",
-    "repetition_penalty": "Repetition penalty",
-    "no_repeat_ngram_size": "No-repeat n-grams",
-    "num_beams": "Beams",
-    "num_return_sequences": "Samples",
-    "seed": "Seed",
-}
+_LABELS = {row.name: row.control.label for row in ON_PAGE if row.control is not None}
 
 _HINT = (
     "What is generated shows here, tinted. Type the start of a sentence, or take an example, then Generate."
@@ -89,6 +79,18 @@ _LEGEND = (
     '<p class="legend">Probability of a token: <span class="p0">50 % and more</span> <span class="p1">from 20 %</span> '
     '<span class="p2">from 5 %</span> <span class="p3">below</span>. Choose one to see its alternatives.</p>'
 )
+
+# As Gradio's documentation of endpoints and tools wants it: a line for each parameter.
+_ENDPOINT = """\
+Continue a biomedical text with BioGPT, one update a token. It completes; it does not follow instructions.
+
+Args:
+{}
+
+Returns:
+    text: all of the completion so far, the prompt left out; tokens: its length; seed: gives the same text again;
+    finish_reason: null until the last update, then "eos", "length" or "stop".
+"""
 
 # The buttons that change the text, and Stop, switched in the browser: Stop also has to work while the run waits in line.
 # The alternatives are those of the text before. What is typed meanwhile would be lost at the next token.
@@ -185,7 +187,7 @@ class Writer:
 
         Args:
             model: name of the one to write with.
-            settings: those of ``_options``.
+            settings: values of the page's controls, in their order.
             before: the text that Undo brings back, when it is another one.
             session: whose text it is, for the reuse of prompts.
 
@@ -193,7 +195,7 @@ class Writer:
             Text, view, status, draft, undo list and count, as tokens come. A refusal changes the status alone.
         """
         try:
-            options = replace(_options(*settings).with_seed(), top_logprobs=ALTERNATIVES)
+            options = replace(_options(settings).with_seed(), top_logprobs=ALTERNATIVES)
             start = first = time.perf_counter()
             for generator in self._loading(model):
                 if generator is None:
@@ -349,60 +351,21 @@ class Writer:
         except REFUSALS as error:
             return {"tokens": [], "rows": [], "note": _refusal(error, "Not shown")}
 
-    def generate(
-        self,
-        prompt: str,
-        max_new_tokens: int = DEFAULT_LENGTH,
-        min_new_tokens: int = 0,
-        temperature: float = 0.7,
-        top_k: int = 0,
-        top_p: float = 0.9,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        no_repeat_ngram_size: int = 0,
-        num_beams: int = 1,
-        length_penalty: float = 1.0,
-        stop: list[str] | None = None,
-        seed: int | None = None,
-        model: str | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """Continue a biomedical text with BioGPT, one update a token. It completes; it does not follow instructions.
+    def generate(self, prompt: str, given: Mapping[str, Any], model: str | None) -> Iterator[dict[str, Any]]:
+        """Continue a text for a client.
 
         Args:
-            prompt: The beginning of a text, such as "COVID-19 is".
-            max_new_tokens: Most tokens to write; with the prompt no more than the model's positions.
-            min_new_tokens: The text does not end before so many.
-            temperature: 0 takes the likeliest token each time; higher is more varied.
-            top_k: Draw among so many likeliest tokens; 0 is all.
-            top_p: Draw among the likeliest tokens that sum to this; 1 is all.
-            min_p: Leave out tokens below this share of the likeliest; 0 is none.
-            repetition_penalty: Above 1 makes words already in the text less likely.
-            no_repeat_ngram_size: No run of so many tokens comes twice; 0 is off.
-            num_beams: Above 1 searches for the likeliest text; needs temperature 0.
-            length_penalty: Above 0 beam search favours long texts.
-            stop: The text ends before the first of these strings.
-            seed: The same seed gives the same text; null draws one.
-            model: The language model that writes; null is the page's own.
+            given: values of settings.
+            model: name of the one to write with; the page's own when None.
 
-        Returns:
-            text: all of the completion so far, the prompt left out; tokens: its length; seed: gives the same text again;
-            finish_reason: null until the last update, then "eos", "length" or "stop".
+        Yields:
+            ``text`` so far, ``tokens`` of it, ``seed``, and ``finish_reason``, one update a token.
+
+        Raises:
+            gr.Error: it is refused.
         """
         try:
-            options = GenerationOptions(
-                max_new_tokens=max_new_tokens,
-                min_new_tokens=min_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                no_repeat_ngram_size=no_repeat_ngram_size,
-                num_beams=num_beams,
-                length_penalty=length_penalty,
-                stop=() if stop is None else stop,
-                seed=seed,
-            ).with_seed()
+            options = GenerationOptions(**given).with_seed()
             with closing(_steps(self.shelf.take(model), prompt, options)) as steps:
                 made = (step for group in steps if not isinstance(group, int) for step in group)
                 for tokens, step in enumerate(made, start=1):
@@ -414,6 +377,41 @@ class Writer:
                     }
         except REFUSALS as error:
             raise gr.Error(html.escape(str(error)), title="Not generated", print_exception=False) from error
+
+    def endpoint(self) -> Callable[..., Iterator[dict[str, Any]]]:
+        """``generate`` as ``gr.api`` reads it: a parameter for each setting of the table, with its default and help."""
+        rows = [row for row in SETTINGS if row.endpoint]
+
+        def generate(prompt: str, *values: Any) -> Iterator[dict[str, Any]]:
+            *settings, model = values
+            pairs = zip(rows, settings, strict=True)
+            given = {row.name: value for row, value in pairs if not (row.is_list and value is None)}
+            yield from self.generate(prompt, given, model)
+
+        parameters = [
+            ("prompt", str, Parameter.empty, 'The beginning of a text, such as "COVID-19 is".'),
+            *(
+                (row.name, list[str] | None, None, row.help)
+                if row.is_list
+                else (row.name, row.type, row.start, row.help)
+                for row in rows
+            ),
+            ("model", str | None, None, "The language model that writes; null is the page's own."),
+        ]
+        generate.__annotations__ = {name: kind for name, kind, _, _ in parameters} | {
+            "return": Iterator[dict[str, Any]]
+        }
+        generate.__signature__ = Signature(  # type: ignore[attr-defined]
+            [
+                Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+                for name, kind, default, _ in parameters
+            ],
+            return_annotation=Iterator[dict[str, Any]],
+        )
+        generate.__doc__ = _ENDPOINT.format(
+            "\n".join(f"    {name}: {words}" for name, _, _, words in parameters)
+        )
+        return generate
 
 
 def _steps(
@@ -570,7 +568,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     typed.click(writer.count, [model, text], count, trigger_mode="always_last", **quick)
     for listen in (look.click, layer.input, head.input):
         listen(writer.attention, [model, text, layer, head], looked, api_visibility="private", **PASSAGES)
-    gr.api(writer.generate, api_name="generate", **TOGETHER)
+    gr.api(writer.endpoint(), api_name="generate", **TOGETHER)
 
     def fit(name: str, length: int) -> tuple[Any, ...]:
         config = shelf.take(name).config
@@ -589,10 +587,8 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     return WriteTab({"text": text, **settings}, count, fit, fitted, writer.count)
 
 
-def _settings(draft: gr.State) -> dict[str, gr.components.Component]:
-    """Lay the settings out; returns their controls in the order of the arguments of ``_options``."""
-    limit = 1024  # until the model is there
-    temperature_set, top_p_set, ngram_set, beams_set = PRESETS[DEFAULT_PRESET]
+def _settings(draft: gr.State) -> dict[str, gr.Slider | gr.Textbox]:
+    """Lay the settings out; returns their controls in the order of ``ON_PAGE``, by their names in links."""
     preset = gr.Radio(
         list(PRESETS),
         value=DEFAULT_PRESET,
@@ -600,140 +596,66 @@ def _settings(draft: gr.State) -> dict[str, gr.components.Component]:
         info="Sets temperature, top-p, n-grams and beams.",
         elem_id="preset",
     )
-    length = gr.Slider(
-        1,
-        limit - 1,
-        DEFAULT_LENGTH,
-        precision=0,
-        label="Length, tokens",
-        info="At most so many; prompt and completion share the model's positions.",
-    )
-    temperature = gr.Slider(
-        0,
-        2,
-        temperature_set,
-        step=0.05,
-        label="Temperature",
-        info="0: always the likeliest token. Higher: more varied.",
-    )
-    top_p = gr.Slider(
-        0,
-        1,
-        top_p_set,
-        step=0.01,
-        label="Top-p",
-        info="Draw among the likeliest tokens that sum to this. 1: all.",
-    )
+    controls = {row.name: _control(row) for row in ON_PAGE if row.control and not row.control.folded}
     with gr.Accordion("More", open=False):
-        top_k = gr.Slider(
-            0, 200, 0, precision=0, label="Top-k", info="Draw among so many likeliest tokens. 0: all."
-        )
-        min_p = gr.Slider(
-            0,
-            1,
-            0,
-            step=0.01,
-            label="Min-p",
-            info="Leave out tokens below this share of the likeliest. 0: none.",
-        )
-        penalty = gr.Slider(
-            0.5,
-            2,
-            1,
-            step=0.05,
-            label="Repetition penalty",
-            info="Above 1: words already in the text get less likely.",
-        )
-        ngram = gr.Slider(
-            0,
-            10,
-            ngram_set,
-            precision=0,
-            label="No-repeat n-grams, tokens",
-            info="No run of so many tokens comes twice. 0: off.",
-        )
-        beams = gr.Slider(
-            1,
-            8,
-            beams_set,
-            precision=0,
-            label="Beams",
-            info="Above 1: search for the likeliest text; needs temperature 0.",
-        )
-        stop = gr.Textbox(
-            label="Stop strings", info="One a line; the text ends before the first one met.", lines=2
-        )
-        samples = gr.Slider(
-            1,
-            MOST_SAMPLES,
-            1,
-            precision=0,
-            label="Samples",
-            info="Several texts side by side; needs temperature above 0.",
-        )
-        # Not gr.Number, which shows an empty value as 0.
-        seed = gr.Textbox(
-            label="Seed", info="The same seed gives the same text. Empty: a new one each time.", max_lines=1
-        )
+        controls |= {row.name: _control(row) for row in ON_PAGE if row.control and row.control.folded}
         reuse = gr.Button("Reuse the last seed", size="sm")
 
     reuse.click(
         lambda last: gr.skip() if last is None else str(last.progress.seed),
         draft,
-        seed,
+        controls["seed"],
         queue=False,
         show_progress="hidden",
         api_visibility="private",
     )
-    shaped = [temperature, top_p, ngram, beams]
+    shaped = [controls[row.name] for row in _SHAPED]
     preset.input(None, preset, shaped, js=f"(name) => ({json.dumps(PRESETS)})[name]")
     for control in shaped:  # moved by hand, set by a link, or reset
         control.change(None, shaped, preset, js=_PRESET_OF)
-    return {
-        "length": length,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "penalty": penalty,
-        "ngram": ngram,
-        "beams": beams,
-        "samples": samples,
-        "stop": stop,
-        "seed": seed,
-    }
+    return {row.control.link: controls[row.name] for row in ON_PAGE if row.control is not None}
 
 
-def _options(
-    length: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    min_p: float,
-    repetition_penalty: float,
-    no_repeat_ngram_size: int,
-    num_beams: int,
-    samples: int,
-    stop: str | None,
-    seed: str | None,
-) -> GenerationOptions:
-    """The values of the settings as options; ValueError as ``GenerationOptions``."""
-    seed = (seed or "").strip()
-    if seed and not (seed.isascii() and seed.isdigit()):
-        raise ValueError(f"seed is {seed!r}; expected a whole number, or nothing for a new one each time")
-    return GenerationOptions(
-        max_new_tokens=length,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        num_beams=num_beams,
-        num_return_sequences=samples if num_beams == 1 else 1,
-        stop=[line for line in (stop or "").splitlines() if line],
-        seed=int(seed) if seed else None,
+def _control(row: Setting) -> gr.Slider | gr.Textbox:
+    control = row.control
+    if isinstance(control, Slider):
+        return gr.Slider(
+            control.least,
+            control.most,
+            row.start,
+            step=control.step if row.type is float else None,
+            precision=0 if row.type is int else None,
+            label=", ".join(filter(None, (control.label, control.unit))),
+            info=row.help,
+        )
+    assert control is not None
+    # Not gr.Number for a number that may be left out: it shows an empty value as 0.
+    return gr.Textbox(
+        label=control.label,
+        info=f"{control.note} {row.help}".strip(),
+        lines=control.lines,
+        max_lines=1 if control.lines == 1 else None,
     )
+
+
+def _options(values: Sequence[Any]) -> GenerationOptions:
+    """The values of the page's controls, in their order, as options; ValueError as ``GenerationOptions``."""
+    given = {row.name: _read(row, value) for row, value in zip(ON_PAGE, values, strict=True)}
+    if given["num_beams"] != 1:  # a search for one text
+        given["num_return_sequences"] = 1
+    return GenerationOptions(**given)
+
+
+def _read(row: Setting, value: Any) -> Any:
+    if isinstance(row.control, Slider):
+        return value
+    text = value or ""
+    if row.is_list:
+        return [line for line in text.splitlines() if line]
+    text = text.strip()
+    if text and not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{row.name} is {text!r}; expected a whole number, or nothing")
+    return int(text) if text else None
 
 
 def _within(
