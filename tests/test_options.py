@@ -14,7 +14,8 @@ from biogpt.cli import _parser
 from biogpt.generation.options import ON_PAGE, SETTINGS, Box, GenerationOptions, Setting, Slider
 from biogpt.ui.links import decode, encode
 from biogpt.ui.models import Shelf
-from biogpt.ui.write import Writer, _refusal, write_tab
+from biogpt.ui.write_tab import write_tab
+from biogpt.ui.writing import Writer, _refusal
 
 ROWS = pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.name)
 SHOWN = pytest.mark.parametrize("row", ON_PAGE, ids=lambda row: row.name)

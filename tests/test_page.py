@@ -30,7 +30,7 @@ from biogpt.checkpoint.pretrained import (
 )
 from biogpt.generation.options import ON_PAGE, Box, GenerationOptions
 from biogpt.model.config import BioGptConfig
-from biogpt.serving.text_generator import Step, TextGenerator
+from biogpt.serving.text_generator import Prompt, Step, TextGenerator
 from biogpt.serving.zero import _LentStream
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
@@ -39,7 +39,7 @@ from biogpt.ui.entities import Tagger
 from biogpt.ui.models import LazyModel, Shelf
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.runs import MOST_TEXTS, passage, upload
-from biogpt.ui.write import Writer, _options, _with_places
+from biogpt.ui.writing import Writer, _groups, _options
 
 pytestmark = pytest.mark.slow
 
@@ -281,7 +281,7 @@ def test_after_a_while_tokens_that_are_ready_come_together(others: int, singly: 
     stream = generator.stream(PROMPT, made)
     while not stream._slot.search.done:
         time.sleep(0.01)
-    groups = list(_with_places(stream))
+    groups = list(_groups(stream))
     for other in company:
         other.close()
     generator.close()
@@ -295,10 +295,29 @@ def test_what_another_process_writes_does_not_wait_for_its_end() -> None:
             time.sleep(0.02)
             yield Step(number, "a" * number, 0.0)
 
-    sizes = [len(group) for group in _with_places(_LentStream(steps()))]
+    sizes = [len(group) for group in _groups(_LentStream(Prompt("", (2,), 48), steps()))]
     assert sizes[:24] == [1] * 24
     assert max(sizes) <= 5, "the time between two updates is over after four"
     assert sum(sizes) == 48
+
+
+def test_a_click_encodes_the_text_once(page, server, monkeypatch) -> None:
+    encoded: list[str] = []
+    used = server.generator.count(PROMPT)
+    encode = server.generator.tokenizer.encode
+    monkeypatch.setattr(
+        server.generator.tokenizer, "encode", lambda text: encoded.append(text) or encode(text)
+    )
+    set_length(page, 3)
+    type_text(page, PROMPT)
+    page.locator("#count", has_text=f"{used} of {LIMIT} tokens").wait_for()  # what is typed is counted, too
+    for button in ("#generate", "#continue"):
+        encoded.clear()
+        before = text_of(page)
+        page.locator(button).click()
+        page.wait_for_function("old => document.querySelector('#text textarea').value !== old", arg=before)
+        wait_for_status(page, "Finished")
+        assert encoded == [before]
 
 
 def test_stop_ends_the_work_within_one_token_and_another_run_starts(page, server) -> None:
