@@ -12,7 +12,8 @@ import transformers as reference
 from engines import engine_of
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
-from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.cpu import CpuRunner
 

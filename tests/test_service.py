@@ -17,7 +17,8 @@ import torch
 from engines import engine_of
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
-from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.runners import cpu, runner_for
 from biogpt.runners.threads import _gnu_openmp, rest_threads
