@@ -118,11 +118,11 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.error(f"cannot load the model {options.model!r}: {error}")
 
+    from biogpt.serving.shelf import LazyModel, Shelf
     from biogpt.serving.text_generator import TextGenerator
     from biogpt.serving.zero import LentGenerator
     from biogpt.tasks.classification import TextClassifier
     from biogpt.tasks.entities import EntityRecognizer
-    from biogpt.ui.models import LazyModel, Shelf
     from biogpt.ui.page import build_page, check_address, serve
 
     try:  # before a thread loads the model: Python cannot end well while one is inside torch

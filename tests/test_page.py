@@ -30,13 +30,13 @@ from biogpt.checkpoint.pretrained import (
 )
 from biogpt.generation.search import GenerationOptions
 from biogpt.model.config import BioGptConfig
+from biogpt.serving.shelf import LazyModel, Shelf
 from biogpt.serving.text_generator import Step, TextGenerator
 from biogpt.serving.zero import _LentStream
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.ui.buttons import Buttons
 from biogpt.ui.entities import Tagger
-from biogpt.ui.models import LazyModel, Shelf
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.runs import MOST_TEXTS, passage, upload
 from biogpt.ui.write import Writer, _options, _with_places

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import gradio as gr
 
+from biogpt.serving.shelf import LazyModel, OnShelf, Shelf
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier
 from biogpt.text.documents import Document
 from biogpt.text.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of
 from biogpt.text.results import Classification, SentenceLabel
 from biogpt.ui.marks import Bar, Span, bars, cut_note, marked, view
-from biogpt.ui.models import LazyModel, OnShelf, Shelf
 from biogpt.ui.runs import (
     PASSAGES,
     QUICK,

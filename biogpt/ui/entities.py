@@ -9,12 +9,12 @@ from typing import Any
 
 import gradio as gr
 
+from biogpt.serving.shelf import LazyModel
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import Document
 from biogpt.text.export import ENTITY_FORMATS, entities_as, suffix_of
 from biogpt.text.results import Entity
 from biogpt.ui.marks import Bar, Span, bars, cut_note, marked, view
-from biogpt.ui.models import LazyModel
 from biogpt.ui.runs import (
     PASSAGES,
     QUICK,

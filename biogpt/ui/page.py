@@ -12,13 +12,14 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from biogpt.runners.precision import describe
+from biogpt.serving.shelf import LazyModel, Shelf
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.ui.classify import classify_tab
 from biogpt.ui.elsewhere import DEFAULT_ADDRESS, elsewhere
 from biogpt.ui.entities import entities_tab
 from biogpt.ui.links import decode, encode
-from biogpt.ui.models import LazyModel, Shelf, models_tab, title
+from biogpt.ui.models import models_tab, title
 from biogpt.ui.runs import QUICK
 from biogpt.ui.theme import STYLE_SHEET, theme
 from biogpt.ui.write import write_tab

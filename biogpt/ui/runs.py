@@ -16,9 +16,9 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from biogpt.serving.engine import QueueFull
+from biogpt.serving.shelf import LazyModel, Model
 from biogpt.text.documents import FORMATS, Document, read_documents
 from biogpt.ui.buttons import Buttons
-from biogpt.ui.models import LazyModel, Model
 
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]

@@ -14,9 +14,10 @@ from typing import Any
 import gradio as gr
 
 from biogpt.generation.search import GenerationOptions
+from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import Step, Stream, TextGenerator
 from biogpt.ui.buttons import Buttons
-from biogpt.ui.models import Shelf, title
+from biogpt.ui.models import title
 from biogpt.ui.runs import MOST_CHARACTERS, PASSAGES, REFUSALS
 from biogpt.ui.tokens import (
     ALTERNATIVES,
