@@ -31,7 +31,7 @@ from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.generation.search import GenerationOptions, Hypothesis, Token, start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.layers import SMALL, pack
-from biogpt.runners.precision import fulfil, rest_threads, use_threads
+from biogpt.runners.precision import describe, fulfil, rest_threads, use_threads
 from biogpt.serving.engine import Engine, Result, Slot
 
 logger = logging.getLogger(__name__)
@@ -389,6 +389,11 @@ class TextGenerator:
     def threads(self) -> int | None:
         """That its worker computes with on a CPU; None is as many as torch takes."""
         return self._worker.threads
+
+    @property
+    def description(self) -> str:
+        """Device, precision and threads, in words for people."""
+        return describe(self.model.device, self.model.precision or self.model.dtype, self.threads)
 
     def share_cores(self) -> None:
         """Leave cores to what else runs on this machine, such as a page; call it before the first request.

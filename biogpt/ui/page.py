@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from biogpt.runners.precision import describe
 from biogpt.serving.shelf import LazyModel, Shelf
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
@@ -99,9 +98,7 @@ def build_page(
             generator = shelf.take(chosen)
         except ValueError as error:
             return _header(f"{shown} · failed: {error}")
-        model = generator.model
-        kind = describe(model.device, model.precision or model.dtype, generator.threads)
-        return _header(f"{title(shown)} · {kind} · ready")
+        return _header(f"{title(shown)} · {generator.description} · ready")
 
     with gr.Blocks(title="BioGPT", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
         model = gr.State(shelf.default)

@@ -14,23 +14,20 @@ from typing import Any
 import gradio as gr
 
 from biogpt.generation.search import GenerationOptions
+from biogpt.serving.inspection import ALTERNATIVES, Sample, attention, branched, scored
 from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import Step, Stream, TextGenerator
 from biogpt.ui.buttons import Buttons
 from biogpt.ui.models import title
 from biogpt.ui.runs import MOST_CHARACTERS, PASSAGES, REFUSALS
 from biogpt.ui.tokens import (
-    ALTERNATIVES,
     ATTENTION,
     ATTENTION_SCRIPT,
     CHOICES_SCRIPT,
     VIEW,
     VIEW_SCRIPT,
-    Sample,
-    attention,
-    branched,
+    attention_shown,
     choices,
-    scored,
     shown,
 )
 
@@ -346,7 +343,11 @@ class Writer:
         """The value of the attention view."""
         try:
             generator = self.shelf.take(model)
-            return generator.run(partial(attention, generator, text, layer, head))
+            found = generator.run(partial(attention, generator, text, layer, head))
+            config = generator.config
+            return attention_shown(
+                found, generator.tokenizer, config.num_hidden_layers, config.num_attention_heads
+            )
         except REFUSALS as error:
             return {"tokens": [], "rows": [], "note": _refusal(error, "Not shown")}
 
