@@ -17,7 +17,7 @@ from biogpt.checkpoint.convert import convert
 from biogpt.checkpoint.files import written_whole
 from biogpt.checkpoint.hub import check_hub_id, find, push_to_hub
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptForSequenceClassification, BioGptTokenizer
-from biogpt.generation.search import GenerationOptions
+from biogpt.generation.options import SETTINGS, GenerationOptions
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.precision import DEVICES, PRECISIONS
 from biogpt.serving.text_generator import TextGenerator
@@ -230,28 +230,17 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:
-    texts = {
-        "max_new_tokens": "most tokens to write",
-        "min_new_tokens": "least tokens to write",
-        "temperature": "0 takes the likeliest token",
-        "top_k": "draw from so many likeliest tokens",
-        "top_p": "draw from the likeliest tokens of this summed probability",
-        "min_p": "draw from tokens at least this share as likely as the likeliest",
-        "repetition_penalty": "above 1 makes repeats less likely",
-        "no_repeat_ngram_size": "never repeat so many tokens in a row",
-        "num_beams": "beams of a beam search; needs temperature 0",
-        "length_penalty": "above 0 favours longer beams",
-        "num_return_sequences": "completions to return",
-        "seed": "of the random draws",
-    }
-    for field in fields(GenerationOptions):
-        if field.name in texts:
-            kind = int if field.name == "seed" else type(field.default)
-            flag = "--" + field.name.replace("_", "-")
-            parser.add_argument(
-                flag, type=kind, default=field.default, help=f"{texts[field.name]} (%(default)s)"
-            )
-    parser.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
+    for row in SETTINGS:
+        flag, text = _flag(row.name), row.help[0].lower() + row.help[1:].rstrip(".")
+        if row.command and row.is_list:
+            parser.add_argument(flag, action="append", default=[], help=f"{text}; may be repeated")
+        elif row.command:
+            kind = float if row.type is float else int
+            parser.add_argument(flag, type=kind, default=row.default, help=f"{text} (%(default)s)")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _add_pretraining(parser: argparse.ArgumentParser) -> None:
@@ -369,10 +358,7 @@ def _add_finetuning(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(chosen: argparse.Namespace) -> None:
-    names = {field.name for field in fields(GenerationOptions)} & set(vars(chosen))
-    options = GenerationOptions(
-        **{name: getattr(chosen, name) for name in names} | {"stop": tuple(chosen.stop)}
-    )
+    options = GenerationOptions(**{row.name: getattr(chosen, row.name) for row in SETTINGS if row.command})
     prompt = _standard_input().strip() if chosen.prompt == "-" else chosen.prompt
     generator = TextGenerator.from_pretrained(chosen.model, device=chosen.device, precision=chosen.precision)
     if options.num_beams > 1 or options.num_return_sequences > 1:

@@ -22,7 +22,7 @@ from biogpt.checkpoint.pretrained import (
     BioGptTokenizer,
 )
 from biogpt.cli import main
-from biogpt.generation.search import GenerationOptions
+from biogpt.generation.options import GenerationOptions
 from biogpt.model.config import BioGptConfig
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier

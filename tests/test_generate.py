@@ -11,7 +11,8 @@ import torch
 import transformers as reference
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
-from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.serving.engine import Engine
 

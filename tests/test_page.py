@@ -28,10 +28,10 @@ from biogpt.checkpoint.pretrained import (
     BioGptForTokenClassification,
     BioGptTokenizer,
 )
-from biogpt.generation.search import GenerationOptions
+from biogpt.generation.options import ON_PAGE, Box, GenerationOptions
 from biogpt.model.config import BioGptConfig
 from biogpt.serving.shelf import LazyModel, Shelf
-from biogpt.serving.text_generator import Step, TextGenerator
+from biogpt.serving.text_generator import Prompt, Step, TextGenerator
 from biogpt.serving.zero import _LentStream
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
@@ -39,7 +39,7 @@ from biogpt.ui.buttons import Buttons
 from biogpt.ui.entities import Tagger
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.runs import MOST_TEXTS, passage, upload
-from biogpt.ui.write import Writer, _options, _with_places
+from biogpt.ui.writing import Writer, _groups, _options
 
 pytestmark = pytest.mark.slow
 
@@ -236,6 +236,11 @@ def page(server: Server, browser: Any) -> Iterator[Any]:
     assert errors == []
 
 
+def values_of(**changes: Any) -> list[Any]:
+    """What the page's controls hold when some were changed."""
+    return [changes.get(row.name, "" if isinstance(row.control, Box) else row.start) for row in ON_PAGE]
+
+
 def set_length(page: Any, tokens: int) -> None:
     page.get_by_label("number input for Length, tokens").fill(str(tokens))
 
@@ -276,7 +281,7 @@ def test_after_a_while_tokens_that_are_ready_come_together(others: int, singly: 
     stream = generator.stream(PROMPT, made)
     while not stream._slot.search.done:
         time.sleep(0.01)
-    groups = list(_with_places(stream))
+    groups = list(_groups(stream))
     for other in company:
         other.close()
     generator.close()
@@ -290,10 +295,29 @@ def test_what_another_process_writes_does_not_wait_for_its_end() -> None:
             time.sleep(0.02)
             yield Step(number, "a" * number, 0.0)
 
-    sizes = [len(group) for group in _with_places(_LentStream(steps()))]
+    sizes = [len(group) for group in _groups(_LentStream(Prompt("", (2,), 48), steps()))]
     assert sizes[:24] == [1] * 24
     assert max(sizes) <= 5, "the time between two updates is over after four"
     assert sum(sizes) == 48
+
+
+def test_a_click_encodes_the_text_once(page, server, monkeypatch) -> None:
+    encoded: list[str] = []
+    used = server.generator.count(PROMPT)
+    encode = server.generator.tokenizer.encode
+    monkeypatch.setattr(
+        server.generator.tokenizer, "encode", lambda text: encoded.append(text) or encode(text)
+    )
+    set_length(page, 3)
+    type_text(page, PROMPT)
+    page.locator("#count", has_text=f"{used} of {LIMIT} tokens").wait_for()  # what is typed is counted, too
+    for button in ("#generate", "#continue"):
+        encoded.clear()
+        before = text_of(page)
+        page.locator(button).click()
+        page.wait_for_function("old => document.querySelector('#text textarea').value !== old", arg=before)
+        wait_for_status(page, "Finished")
+        assert encoded == [before]
 
 
 def test_stop_ends_the_work_within_one_token_and_another_run_starts(page, server) -> None:
@@ -352,7 +376,7 @@ def test_the_end_of_a_stopped_run_is_left_to_stop(page) -> None:
 def test_a_model_that_loads_does_not_keep_a_stopped_run() -> None:
     generator, may_load = random_generator(), threading.Event()
     shelf = Shelf("tiny", lambda _: may_load.wait(20) and generator)
-    settings = (4, 0.0, 1.0, 0, 0.0, 1.0, 0, 1, 1, "", "")
+    settings = values_of(max_new_tokens=4, temperature=0.0)
     stopped = Writer(shelf).write("tiny", PROMPT, [], *settings)
     for _ in range(2):  # it looks up while the model loads
         assert "Loading" in next(stopped)[2]
@@ -429,18 +453,9 @@ def test_a_setting_out_of_its_range_leaves_the_buttons(page) -> None:
 
 
 def test_beams_give_one_text_whatever_the_number_of_samples() -> None:
-    values = dict(
-        length=5,
-        temperature=0.0,
-        top_p=1.0,
-        top_k=0,
-        min_p=0.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        stop="",
-        seed="",
-    )
-    assert _options(**values, num_beams=4, samples=3).num_return_sequences == 1
+    given = {"num_beams": 4, "num_return_sequences": 3, "temperature": 0.0}
+    assert _options(values_of(**given)).num_return_sequences == 1
+    assert _options(values_of(**given | {"num_beams": 1, "temperature": 1.0})).num_return_sequences == 3
 
 
 def test_a_refusal_says_why_and_leaves_the_page_usable(page, server) -> None:

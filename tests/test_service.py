@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
-from biogpt.generation.search import GenerationOptions, start_search
+from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.precision import _gnu_openmp, rest_threads
 from biogpt.serving.engine import Engine, QueueFull

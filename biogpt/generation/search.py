@@ -1,4 +1,4 @@
-"""Which token comes next: options, greedy and sampled continuations, beam search; ids only.
+"""Which token comes next: greedy and sampled continuations, beam search; ids only.
 
 Nothing here knows text, and nothing computes logits: ``biogpt.serving.engine`` drives many searches at once. Everything
 happens on the CPU in float32: one seed draws the same numbers on every machine.
@@ -6,136 +6,18 @@ happens on the CPU in float32: one seed draws the same numbers on every machine.
 Letters: B rows (beams), S tokens so far (prompt included), V vocabulary.
 """
 
-import math
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from biogpt.generation import sampling
+from biogpt.generation.options import GenerationOptions
 from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
 
 _LEAST_SCORE = -1e9  # of a beam that does not exist yet; the reference's number
-_SMALLEST_TEMPERATURE = 1e-6  # below it the division leaves the range of float32
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "max_new_tokens": (1, math.inf),
-    "min_new_tokens": (0, math.inf),
-    "temperature": (0, 100),
-    "top_k": (0, math.inf),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "repetition_penalty": (0.01, 100),
-    "no_repeat_ngram_size": (0, math.inf),
-    "num_beams": (1, 32),
-    "length_penalty": (-10, 10),
-    "num_return_sequences": (1, 32),
-    "seed": (0, 2**63 - 1),
-    "top_logprobs": (0, 100),
-}
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How to generate; checked once, here. The defaults are greedy decoding, as in the reference.
-
-    Attributes:
-        max_new_tokens: most tokens to make.
-        min_new_tokens: the end token is banned before so many tokens; 0 is off.
-        temperature: 0 takes the most likely token each time and leaves top_k, top_p, min_p and seed unused;
-            above 0 draws, flatter the higher.
-        top_k: draw among the k most likely tokens; 0 is off.
-        top_p: draw among the most likely tokens that together reach this probability; 1 is off.
-        min_p: draw among tokens at least this many times as likely as the best one; 0 is off.
-        repetition_penalty: above 1 makes tokens of the prompt and of the text so far less likely; 1 is off.
-        no_repeat_ngram_size: no n-gram of so many tokens comes twice, the prompt included; 0 is off.
-        num_beams: above 1 searches for the most likely text with so many beams; needs temperature 0.
-        length_penalty: beams are ranked by log-probability / length ** length_penalty; above 0 favours long ones.
-        early_stopping: when beam search ends. True: with num_beams finished; False: when none is likely to get
-            better; "never": when none can.
-        num_return_sequences: how many texts: the best beams, or independent samples (sample i has seed + i).
-        stop: strings that end the text and are cut from it; one string, or several. Ids alone ignore them.
-        seed: of the random numbers; None draws a new one each time, see ``with_seed``.
-        top_logprobs: how many alternatives to report with each token.
-
-    Raises:
-        ValueError: a value is of the wrong type or out of range, or two contradict each other.
-    """
-
-    max_new_tokens: int = 128
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | str = False
-    num_return_sequences: int = 1
-    stop: Sequence[str] = ()
-    seed: int | None = None
-    top_logprobs: int = 0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in _RANGES and not (field.name == "seed" and value is None):
-                _check_number(field.name, value, whole=field.type is not float)
-        if 0 < self.temperature < _SMALLEST_TEMPERATURE:
-            raise ValueError(
-                f"temperature is {self.temperature}; expected 0, or at least {_SMALLEST_TEMPERATURE}"
-            )
-        if self.early_stopping != "never" and not isinstance(self.early_stopping, bool):
-            raise ValueError(f"early_stopping is {self.early_stopping!r}; expected True, False or 'never'")
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
-        self._check_together()
-
-    def _check_together(self) -> None:
-        if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens {self.max_new_tokens}"
-            )
-        if self.num_beams > 1 and self.temperature > 0:
-            raise ValueError(
-                f"num_beams is {self.num_beams} and temperature is {self.temperature}: beam search looks for the "
-                "most likely text and draws nothing; set temperature to 0, or num_beams to 1"
-            )
-        if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
-            raise ValueError(
-                f"num_return_sequences is {self.num_return_sequences}, but num_beams is {self.num_beams}; "
-                "a beam search returns at most one sequence a beam"
-            )
-        if self.num_beams == 1 and self.temperature == 0 and self.num_return_sequences > 1:
-            raise ValueError(
-                f"num_return_sequences is {self.num_return_sequences}, but temperature 0 makes the same text each "
-                "time; set temperature above 0, or num_beams above 1"
-            )
-
-    def with_seed(self) -> "GenerationOptions":
-        """The same with a seed: its own, or else one drawn now, to be shown and used again."""
-        return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
-
-
-def _check_number(name: str, value: object, whole: bool) -> None:
-    low, high = _RANGES[name]
-    kind: tuple[type, ...] = (int,) if whole else (int, float)
-    # "not (a <= b)" also refuses NaN.
-    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
-        expected = "a whole number" if whole else "a number"
-        bounds = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{name} is {value!r}; expected {expected} {bounds}")
-
-
-def _stop_strings(stop: object) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
-        raise ValueError(f"stop is {stop!r}; expected strings that are not empty")
-    return tuple(strings)
 
 
 @dataclass(frozen=True)

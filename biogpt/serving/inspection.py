@@ -119,12 +119,12 @@ def attention(generator: TextGenerator, text: str, layer: int, head: int) -> Att
     """
     if not text.strip():
         raise ValueError("The text is empty: type something first")
-    count = generator.count(text)
-    if count > ATTENTION_TOKENS:
+    prompt = generator.prompt(text)
+    if prompt.length > ATTENTION_TOKENS:
         raise ValueError(
-            f"The text has {count:,} tokens; attention is shown for up to {ATTENTION_TOKENS}. Shorten it"
+            f"The text has {prompt.length:,} tokens; attention is shown for up to {ATTENTION_TOKENS}. Shorten it"
         )
-    ids = generator.tokenizer.encode(text).ids
+    ids = list(prompt.ids)
     config, model = generator.config, generator.model
     layer, head = min(layer, config.num_hidden_layers), min(head, config.num_attention_heads)
     out = model(torch.tensor([ids], device=model.device), output_attentions=True)

@@ -28,7 +28,8 @@ from typing import Any, Literal, Self, TypeVar
 from torch import nn
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
-from biogpt.generation.search import GenerationOptions, Hypothesis, Token, start_search
+from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import Hypothesis, Token, start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.layers import SMALL, pack
 from biogpt.runners.precision import describe, fulfil, rest_threads, use_threads
@@ -44,6 +45,26 @@ FinishReason = Literal["stop", "length", "eos"]
 # the tokenizer spends time on it.
 _CHARACTERS_PER_POSITION = 40
 _GLANCE = 0.2  # seconds after which an idle thread looks whether it is still needed
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text as a model reads it, made once by ``TextGenerator.prompt``, for that generator.
+
+    Attributes:
+        text: as given.
+        ids: the start token and those of the text.
+        room: positions left for new tokens; below 1 nothing can be written.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    room: int
+
+    @property
+    def length(self) -> int:
+        """How many of the model's positions it takes."""
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -246,6 +267,9 @@ class Stream:
     """The steps of one request, as they are made: an iterator, and a context manager that closes it.
 
     The request is in line from the start on, and leaves when the stream is closed, ends or is let go of.
+
+    Attributes:
+        prompt: what it continues.
     """
 
     def __init__(self, generator: "TextGenerator", slot: Slot, text: "_NewText") -> None:
@@ -253,6 +277,7 @@ class Stream:
         self._worker = generator._worker
         self._slot = slot
         self._text = text
+        self.prompt = text.prompt
         self._ids: list[int] = []
         self._next: Result | Exception | None = None
         self._open = True
@@ -412,16 +437,30 @@ class TextGenerator:
         """Take no more requests, let those at hand go on for so many seconds, and end the rest."""
         self._worker.stop(timeout)
 
-    def count(self, prompt: str) -> int:
-        """How many of the model's positions a prompt takes, the start token included.
+    def prompt(self, text: str) -> Prompt:
+        """Encode a text, to be counted or continued.
 
         Raises:
-            TypeError, ValueError: as ``stream``, but for a prompt that is merely too long in tokens.
+            TypeError: it is not a string.
+            ValueError: it has more characters than the model's positions can hold.
         """
-        return len(self._prompt_ids(prompt))
+        if not isinstance(text, str):
+            raise TypeError(f"the prompt is of type {type(text).__name__}; expected a string")
+        limit = self.config.max_position_embeddings
+        most = _CHARACTERS_PER_POSITION * limit
+        if len(text) > most:
+            raise ValueError(
+                f"the prompt has {len(text)} characters, and {limit} positions hold no more than {most}; cut it"
+            )
+        ids = tuple(self.tokenizer.encode(text).ids)
+        return Prompt(text, ids, limit - len(ids))
+
+    def count(self, text: str) -> int:
+        """How many of the model's positions a text takes, the start token included; errors as of ``prompt``."""
+        return self.prompt(text).length
 
     def stream(
-        self, prompt: str, options: GenerationOptions | None = None, session: Hashable = None
+        self, prompt: str | Prompt, options: GenerationOptions | None = None, session: Hashable = None
     ) -> Stream:
         """Continue a prompt; greedily unless the options say otherwise.
 
@@ -429,7 +468,7 @@ class TextGenerator:
         at each step, which may change altogether; its last step is the best result.
 
         Args:
-            prompt: any text; an empty one gives text that starts anywhere.
+            prompt: any text, or one that ``prompt`` has encoded; an empty one gives text that starts anywhere.
             options: ``GenerationOptions()`` when None.
             session: whose request it is. A prompt that begins as a recent one of the same session is read faster,
                 and gives the same text; None shares nothing.
@@ -448,12 +487,12 @@ class TextGenerator:
             FloatingPointError: from the iterator: the model's numbers overflow in this precision.
         """
         options = GenerationOptions() if options is None else options
-        prompt_ids = self._prompt_ids(prompt)
-        text = _NewText(self.tokenizer, prompt, prompt_ids, options)
-        return Stream(self, self._submit(prompt_ids, options, session), text)
+        encoded = self._encoded(prompt)
+        text = _NewText(self.tokenizer, encoded, options)
+        return Stream(self, self._submit(encoded, options, session), text)
 
     def generate(
-        self, prompt: str, options: GenerationOptions | None = None, session: Hashable = None
+        self, prompt: str | Prompt, options: GenerationOptions | None = None, session: Hashable = None
     ) -> list[Completion]:
         """The ``num_return_sequences`` finished texts: beams best first, samples in the order of their seeds.
 
@@ -470,9 +509,9 @@ class TextGenerator:
                     ]
                     completions.append(_completion(tokens, last.text, last.finish_reason))
             return completions
-        prompt_ids = self._prompt_ids(prompt)
-        text = _NewText(self.tokenizer, prompt, prompt_ids, options)
-        slot = self._submit(prompt_ids, options, session)
+        encoded = self._encoded(prompt)
+        text = _NewText(self.tokenizer, encoded, options)
+        slot = self._submit(encoded, options, session)
         hypotheses: list[Hypothesis] = []
         try:
             while (result := self._worker.take(slot)) is not None:
@@ -494,48 +533,39 @@ class TextGenerator:
         """
         return self._worker.run(task)
 
-    def _submit(self, prompt_ids: list[int], options: GenerationOptions, session: Hashable) -> Slot:
+    def _encoded(self, prompt: str | Prompt) -> Prompt:
+        return prompt if isinstance(prompt, Prompt) else self.prompt(prompt)
+
+    def _submit(self, prompt: Prompt, options: GenerationOptions, session: Hashable) -> Slot:
         # A reader that looks for a stop string must see each token before the next one is made.
         lead = 1 if options.stop and options.num_beams == 1 else None
-        slot = Slot(start_search(self.model.config, prompt_ids, options), session, lead)
+        slot = Slot(start_search(self.model.config, prompt.ids, options), session, lead)
         self._worker.submit(slot)
         return slot
-
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        if not isinstance(prompt, str):
-            raise TypeError(f"the prompt is of type {type(prompt).__name__}; expected a string")
-        most = _CHARACTERS_PER_POSITION * self.config.max_position_embeddings
-        if len(prompt) > most:
-            raise ValueError(
-                f"the prompt has {len(prompt)} characters, and {self.config.max_position_embeddings} positions hold "
-                f"no more than {most}; cut it"
-            )
-        return self.tokenizer.encode(prompt).ids
 
 
 class _NewText:
     """Reads generated ids as text that continues a prompt.
 
     Args:
-        tokenizer: that made ``prompt_ids`` of ``prompt``.
+        tokenizer: that encoded the prompt.
         options: say when a text ends.
     """
 
-    def __init__(
-        self, tokenizer: BioGptTokenizer, prompt: str, prompt_ids: list[int], options: GenerationOptions
-    ) -> None:
+    def __init__(self, tokenizer: BioGptTokenizer, prompt: Prompt, options: GenerationOptions) -> None:
+        self.prompt = prompt
         self._tokenizer = tokenizer
-        self._prompt_ids = prompt_ids
+        self._prompt_ids = list(prompt.ids)
         self._options = options
-        self._needs_no_space = not prompt or prompt[-1].isspace()
+        self._needs_no_space = not prompt.text or prompt.text[-1].isspace()
         # Counted without white space, since new words can move the prompt's: ``"`` closes up to what follows it.
-        characters = len(re.findall(r"\S", tokenizer.decode(prompt_ids)))
-        self._prompt = re.compile(rf"(?:\s*\S){{{characters}}}")
+        characters = len(re.findall(r"\S", tokenizer.decode(self._prompt_ids)))
+        self._read_prompt = re.compile(rf"(?:\s*\S){{{characters}}}")
 
     def read(self, ids: list[int]) -> tuple[str, FinishReason | None]:
         """The text of the ids, cut before the first stop string, and why it ends there if it does."""
         whole = self._tokenizer.decode(self._prompt_ids + ids)
-        prompt = self._prompt.match(whole)
+        prompt = self._read_prompt.match(whole)
         text = whole[prompt.end() :] if prompt else ""
         if self._needs_no_space:
             text = text.lstrip()

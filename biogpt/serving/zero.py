@@ -9,8 +9,9 @@ from collections.abc import Callable, Generator, Hashable
 from pathlib import Path
 from typing import Any, Self
 
-from biogpt.generation.search import GenerationOptions, start_search
-from biogpt.serving.text_generator import Step, Stream, TextGenerator
+from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import start_search
+from biogpt.serving.text_generator import Prompt, Step, Stream, TextGenerator
 
 _START_SECONDS = 15  # until the first token of a call
 _TOKENS_A_SECOND = 20  # fewer than any GPU that is lent makes
@@ -22,7 +23,7 @@ def gpu_is_lent() -> bool:
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
 
 
-def seconds_of(prompt: str, options: GenerationOptions) -> int:
+def seconds_of(prompt: Prompt, options: GenerationOptions) -> int:
     """How long the GPU is asked for: the visitor's quota pays for it, so no longer than the request can take."""
     tokens = options.max_new_tokens * (1 if options.num_beams > 1 else options.num_return_sequences)
     return min(_MOST_SECONDS, _START_SECONDS + tokens // _TOKENS_A_SECOND)
@@ -40,7 +41,7 @@ class LentGenerator(TextGenerator):
         super().__init__(near.model, near.tokenizer)
         import spaces  # only such a Space has it
 
-        def write(prompt: str, options: GenerationOptions) -> Generator[Step, None, None]:
+        def write(prompt: Prompt, options: GenerationOptions) -> Generator[Step, None, None]:
             yield from far.stream(prompt, options)
 
         self._write: Callable[..., Generator[Step, None, None]] = spaces.GPU(duration=seconds_of)(write)
@@ -54,20 +55,20 @@ class LentGenerator(TextGenerator):
         return cls(near, TextGenerator.from_pretrained(source, precision=precision, threaded=False))
 
     def stream(
-        self, prompt: str, options: GenerationOptions | None = None, session: Hashable = None
+        self, prompt: str | Prompt, options: GenerationOptions | None = None, session: Hashable = None
     ) -> Stream:
         """As ``TextGenerator.stream``; no prompt is reused, since the process ends with its call."""
         options = GenerationOptions() if options is None else options
-        start_search(
-            self.model.config, self._prompt_ids(prompt), options
-        )  # refuses at once what the far one would
-        return _LentStream(self._write(prompt, options))
+        encoded = prompt if isinstance(prompt, Prompt) else self.prompt(prompt)
+        start_search(self.config, encoded.ids, options)  # refuses at once what the far one would
+        return _LentStream(encoded, self._write(encoded, options))
 
 
 class _LentStream(Stream):
     """Steps that come from another process; the Space's own queue says who waits."""
 
-    def __init__(self, steps: Generator[Step, None, None]) -> None:
+    def __init__(self, prompt: Prompt, steps: Generator[Step, None, None]) -> None:
+        self.prompt = prompt
         self._steps = steps
 
     @property

@@ -13,35 +13,27 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
+from biogpt.generation.options import SETTINGS, Box, Slider
+
 PLAIN = 1_500  # characters of a query; more are compressed
 LONGEST = 8_000  # characters of a query; more, and mail programs and servers cut it
 _UNPACKED = 400_000  # bytes that a compressed state may have
 
 TABS = ("write", "entities", "classify", "models", "elsewhere")
 
-# Numbers by their ranges, whole where the bounds are whole numbers; texts by the most characters they may have.
-_NUMBERS: dict[str, tuple[float, float]] = {
-    "length": (1, 100_000),
-    "temperature": (0.0, 2.0),
-    "top_p": (0.0, 1.0),
-    "top_k": (0, 200),
-    "min_p": (0.0, 1.0),
-    "penalty": (0.5, 2.0),
-    "ngram": (0, 10),
-    "beams": (1, 8),
-    "samples": (1, 4),
-}
+_PASSAGE = 100_000  # characters
+# Texts by the most characters that they may have; numbers by their sliders, and whether they are whole.
 _TEXTS = {
     "model": 200,
-    "text": 100_000,
-    "stop": 1_000,
-    "seed": 20,
-    "passage": 100_000,
-    "abstract": 100_000,
+    "text": _PASSAGE,
+    "passage": _PASSAGE,
+    "abstract": _PASSAGE,
     "task": 20,
     "labels": 2_000,
+} | {row.control.link: row.control.characters for row in SETTINGS if isinstance(row.control, Box)}
+_NUMBERS = {
+    row.control.link: (row.control, row.type is int) for row in SETTINGS if isinstance(row.control, Slider)
 }
-FIELDS = ("tab", *_TEXTS, *_NUMBERS)
 
 Value = str | float | int
 
@@ -117,13 +109,14 @@ def _checked(name: str, value: Any) -> Value | None:
         return value.encode("utf-8", "replace").decode()
     if name not in _NUMBERS or isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    low, high = _NUMBERS[name]
+    slider, whole = _NUMBERS[name]
+    most = slider.most if slider.most_in_links is None else slider.most_in_links
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    if not (math.isfinite(number) and low <= number <= high):
+    if not (math.isfinite(number) and slider.least <= number <= most):
         return None
-    if isinstance(low, int):
+    if whole:
         return int(number) if number.is_integer() else None
     return number

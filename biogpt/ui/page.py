@@ -21,7 +21,7 @@ from biogpt.ui.links import decode, encode
 from biogpt.ui.models import models_tab, title
 from biogpt.ui.runs import QUICK
 from biogpt.ui.theme import STYLE_SHEET, theme
-from biogpt.ui.write import write_tab
+from biogpt.ui.write_tab import write_tab
 
 WAITING_LINE = 32  # requests that may wait; one more is refused at once, with HTTP 503
 CACHE_AGE = 3600  # seconds until uploads and files for download are deleted

@@ -206,14 +206,14 @@ def status(state: str, facts: str = "") -> str:
     return f'<p class="status"><b>{html.escape(state)}</b> {facts}</p>'
 
 
-def refusal(error: Exception) -> str:
+def refusal(error: Exception, what: str = "Not done") -> str:
     """A status line that says why nothing was done."""
-    return f'<p class="status refusal" role="alert"><b>Not done</b> {html.escape(str(error))}</p>'
+    return f'<p class="status refusal" role="alert"><b>{what}</b> {html.escape(str(error))}</p>'
 
 
-def api_error(error: Exception) -> gr.Error:
+def api_error(error: Exception, what: str = "Not done") -> gr.Error:
     """The same for a client of the API."""
-    return gr.Error(html.escape(str(error)), title="Not done", print_exception=False)
+    return gr.Error(html.escape(str(error)), title=what, print_exception=False)
 
 
 @dataclass(frozen=True)

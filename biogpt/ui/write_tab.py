@@ -1,0 +1,312 @@
+"""The layout of the Write tab: a text, its settings, and a completion that streams into it."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from biogpt.generation.options import ON_PAGE, Setting, Slider
+from biogpt.serving.shelf import Shelf
+from biogpt.ui.buttons import Buttons
+from biogpt.ui.runs import PASSAGES, QUICK, status
+from biogpt.ui.tokens import ATTENTION, ATTENTION_SCRIPT, CHOICES_SCRIPT, VIEW, VIEW_SCRIPT, shown
+from biogpt.ui.writing import Writer, replaced
+
+# The service shares each step among its requests, and keeps the line: more may be under way here than run there.
+TOGETHER: dict[str, Any] = {"concurrency_id": "generation", "concurrency_limit": 32}
+
+EXAMPLES = {
+    "COVID-19": "COVID-19 is",
+    "Trastuzumab": "Trastuzumab is a monoclonal antibody",
+    "BRCA1": "The BRCA1 gene encodes",
+    "Trial": "We conducted a randomized controlled trial of metformin in patients with",
+    "Abstract": "BACKGROUND: Antibiotic resistance is a growing problem in",
+}
+
+# Several settings at once; those of "Balanced" are what the page starts with.
+_SHAPED = tuple(
+    row for row in ON_PAGE if row.name in ("temperature", "top_p", "no_repeat_ngram_size", "num_beams")
+)
+DEFAULT_PRESET = "Balanced"
+PRESETS: dict[str, tuple[float, ...]] = {
+    "Precise": (0.0, 1.0, 4, 1),
+    DEFAULT_PRESET: tuple(row.start for row in _SHAPED),
+    "Creative": (1.0, 0.95, 0, 1),
+    "Beam": (0.0, 1.0, 4, 4),
+}
+_MEAN = ("mean of all", 0)
+
+_HINT = (
+    "What is generated shows here, tinted. Type the start of a sentence, or take an example, then Generate."
+)
+
+_LEGEND = (
+    '<p class="legend">Probability of a token: <span class="p0">50 % and more</span> <span class="p1">from 20 %</span> '
+    '<span class="p2">from 5 %</span> <span class="p3">below</span>. Choose one to see its alternatives.</p>'
+)
+
+# The buttons that change the text, and Stop, switched in the browser: Stop also has to work while the run waits in line.
+# The alternatives are those of the text before. What is typed meanwhile would be lost at the next token.
+_LOCK = """
+  document.querySelector("#text textarea").readOnly = RUNS;
+  document.querySelectorAll("#prompts button").forEach((each) => { each.disabled = RUNS; });
+"""
+_BEGUN = f"""(() => {{{_LOCK.replace("RUNS", "true")}
+  return ["", ...[false, false, false, false, true].map((on) => ({{__type__: "update", interactive: on}}))];
+}})()"""
+_IDLE = f"""(() => {{{_LOCK.replace("RUNS", "false")}
+  return [true, true, true, true, false].map((on) => ({{__type__: "update", interactive: on}}));
+}})()"""
+
+_COPY = """
+async (text) => {
+  try { await navigator.clipboard.writeText(text); }
+  catch { document.querySelector("#text textarea").select(); document.execCommand("copy"); }
+}
+"""
+
+_PRESET_OF = f"""(...values) => {{
+  const found = Object.entries({json.dumps(PRESETS)}).find(([, each]) => each.every((value, i) => value === values[i]));
+  return found ? found[0] : null;
+}}"""
+
+
+@dataclass(frozen=True)
+class WriteTab:
+    """The controls of the tab that a link holds, by the names of ``biogpt.ui.links``, and what shows their effect."""
+
+    controls: dict[str, gr.components.Component]
+    count: gr.HTML
+    fit: Callable[[str, int], tuple[Any, ...]]
+    fitted: list[gr.components.Component]  # what ``fit`` of a model's name and a length gives values for
+    recount: Callable[[str, str], str]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the tab consists of."""
+
+    text: gr.Textbox
+    count: gr.HTML
+    typed: gr.Button
+    actions: dict[str, gr.Button]  # by their ids
+    status: gr.HTML
+    examples: list[gr.Button]
+    view: gr.HTML
+    alternatives: gr.HTML
+    layer: gr.Dropdown
+    head: gr.Dropdown
+    look: gr.Button
+    looked: gr.HTML
+
+
+def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
+    """Lay the tab out in the Blocks at hand and connect it.
+
+    Args:
+        model: the name of the visitor's model.
+    """
+    writer = Writer(shelf)
+    undo_list, draft = gr.State([]), gr.State(None)
+    with gr.Row(elem_classes="columns"):
+        with gr.Column(elem_classes="work"):
+            parts = _lay_out()
+        with gr.Column(elem_classes="settings"):
+            settings = _settings(draft)
+    _connect_runs(writer, parts, model, draft, undo_list, list(settings.values()))
+    _connect_rest(writer, parts, model, draft, undo_list)
+    gr.api(writer.endpoint(), api_name="generate", **TOGETHER)
+
+    def fit(name: str, length: int) -> tuple[Any, ...]:
+        config = shelf.take(name).config
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        most = config.max_position_embeddings - 1
+        numbers = [(str(number), number) for number in range(1, heads + 1)]
+        return (
+            gr.Slider(maximum=most, value=min(length, most)),
+            gr.Dropdown(choices=list(range(1, layers + 1)), value=layers),
+            gr.Dropdown(choices=[_MEAN, *numbers], value=0),
+        )
+
+    fitted: list[Any] = [settings["length"], parts.layer, parts.head]
+    model.change(fit, [model, settings["length"]], fitted, **QUICK).then(
+        writer.count, [model, parts.text], parts.count, **QUICK
+    )
+    return WriteTab({"text": parts.text, **settings}, parts.count, fit, fitted, writer.count)
+
+
+def _lay_out() -> _Parts:
+    """The text, its buttons, and what is seen of its tokens."""
+    text = gr.Textbox(
+        label="Text",
+        info="Prompt and completion in one. Edit it anywhere; Generate continues from its end.",
+        placeholder="Trastuzumab is a monoclonal antibody that",
+        lines=10,
+        max_lines=10,
+        autofocus=True,
+        elem_id="text",
+    )
+    count = gr.HTML("", elem_id="count")
+    typed = gr.Button(elem_id="typed", elem_classes="unseen")  # pressed by the page's script
+    with gr.Row(elem_classes="actions"):
+        actions = {
+            "generate": gr.Button("Generate", variant="primary", elem_id="generate"),
+            "stop": gr.Button("Stop", interactive=False, elem_id="stop"),
+            "continue": gr.Button("Continue", elem_id="continue"),
+            "regenerate": gr.Button("Regenerate", elem_id="regenerate"),
+            "undo": gr.Button("Undo", elem_id="undo"),
+            "copy": gr.Button("Copy", elem_id="copy"),
+        }
+    line = gr.HTML(status("Ready"), elem_id="status")
+    with gr.Row(elem_classes="examples", elem_id="prompts"):
+        gr.HTML("<span>Try</span>")
+        examples = [gr.Button(name, size="sm", min_width=0) for name in EXAMPLES]
+    view = gr.HTML(
+        shown("", [], _HINT),
+        html_template=VIEW,
+        js_on_load=VIEW_SCRIPT,
+        apply_default_css=False,
+        elem_id="view",
+    )
+    gr.HTML(_LEGEND)
+    alternatives = gr.HTML("", js_on_load=CHOICES_SCRIPT, elem_id="choices")
+    with gr.Accordion("Attention", open=False, elem_id="attention-panel"):
+        with gr.Row():
+            layer = gr.Dropdown([1], value=1, label="Layer", info="1 reads the words themselves.")
+            head = gr.Dropdown([_MEAN], value=0, label="Head", info="Each looks for something else.")
+        look = gr.Button("Show what each token looks at", size="sm", elem_id="look")
+        looked = gr.HTML(
+            {"tokens": [], "rows": [], "note": ""},
+            html_template=ATTENTION,
+            js_on_load=ATTENTION_SCRIPT,
+            apply_default_css=False,
+            elem_id="attention",
+        )
+    return _Parts(text, count, typed, actions, line, examples, view, alternatives, layer, head, look, looked)
+
+
+def _connect_runs(
+    writer: Writer,
+    parts: _Parts,
+    model: gr.State,
+    draft: gr.State,
+    undo_list: gr.State,
+    settings: list[Any],
+) -> None:
+    """What writes, and Stop."""
+
+    def in_session(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def handler(request: gr.Request, *values: Any) -> Iterator[Any]:
+            yield from run(*values, session=request.session_hash)
+
+        return handler
+
+    def on_branch(event: gr.EventData, request: gr.Request, *values: Any) -> Iterator[Any]:
+        yield from writer.branch(*values, event=event, session=request.session_hash)
+
+    actions = parts.actions
+    buttons = [actions[name] for name in ("generate", "continue", "regenerate", "undo", "stop")]
+    clicks = Buttons("write", _BEGUN, _IDLE, len(buttons))
+    given = [parts.text, undo_list, *settings]
+    runs: list[Any] = []
+    for listen, run, inputs in (
+        (actions["generate"].click, in_session(writer.write), [model, *given]),
+        (actions["continue"].click, in_session(writer.write), [model, *given]),
+        (actions["regenerate"].click, in_session(writer.rewrite), [draft, model, *given]),
+        (parts.alternatives.select, on_branch, [draft, *given]),
+    ):
+        listen(None, None, [parts.alternatives, *buttons], js=clicks.begun)
+        event = listen(
+            run,
+            inputs,
+            [parts.text, parts.view, parts.status, draft, undo_list, parts.count],
+            show_progress="minimal",
+            show_progress_on=parts.status,
+            api_visibility="private",
+            **TOGETHER,
+        )
+        event.then(None, None, buttons, js=clicks.ended)
+        event.failure(None, None, buttons, js=clicks.ended)  # refused by Gradio, a setting out of its range
+        runs.append(event)
+    stop = actions["stop"]
+    stop.click(None, None, None, js=clicks.stop)
+    # The status comes after the cancelling, or else a last token could write over it.
+    stop.click(None, cancels=runs).then(writer.stopped, draft, parts.status, **QUICK).then(
+        None, None, buttons, js=clicks.stopped
+    )
+
+
+def _connect_rest(
+    writer: Writer, parts: _Parts, model: gr.State, draft: gr.State, undo_list: gr.State
+) -> None:
+    """What changes the text, or shows something of it, and writes nothing."""
+    text, undo, copy = parts.text, parts.actions["undo"], parts.actions["copy"]
+
+    def then_count(event: Any) -> None:
+        event.then(writer.count, [model, text], parts.count, **QUICK)
+
+    undo.click(None, None, parts.alternatives, js="() => ''")
+    undone = [text, parts.view, parts.status, draft, undo_list, parts.count]
+    then_count(undo.click(writer.undo, [text, undo_list], undone, **QUICK))
+    copy.click(None, text, None, js=_COPY).then(lambda: status("Copied"), None, parts.status, **QUICK)
+    parts.view.select(writer.choose, draft, parts.alternatives, **QUICK)
+    parts.view.submit(writer.keep, draft, [text, parts.view, draft], **QUICK)
+    for button, prompt in zip(parts.examples, EXAMPLES.values(), strict=True):
+        both = [text, undo_list]
+        then_count(button.click(partial(replaced, prompt), both, both, **QUICK))
+    parts.typed.click(writer.count, [model, text], parts.count, trigger_mode="always_last", **QUICK)
+    for listen in (parts.look.click, parts.layer.input, parts.head.input):
+        inputs = [model, text, parts.layer, parts.head]
+        listen(writer.attention, inputs, parts.looked, api_visibility="private", **PASSAGES)
+
+
+def _settings(draft: gr.State) -> dict[str, gr.Slider | gr.Textbox]:
+    """Lay the settings out; returns their controls in the order of ``ON_PAGE``, by their names in links."""
+    preset = gr.Radio(
+        list(PRESETS),
+        value=DEFAULT_PRESET,
+        label="Preset",
+        info="Sets temperature, top-p, n-grams and beams.",
+        elem_id="preset",
+    )
+    controls = {row.name: _control(row) for row in ON_PAGE if row.control and not row.control.folded}
+    with gr.Accordion("More", open=False):
+        controls |= {row.name: _control(row) for row in ON_PAGE if row.control and row.control.folded}
+        reuse = gr.Button("Reuse the last seed", size="sm")
+
+    reuse.click(
+        lambda last: gr.skip() if last is None else str(last.status.seed),
+        draft,
+        controls["seed"],
+        **QUICK,
+    )
+    shaped = [controls[row.name] for row in _SHAPED]
+    preset.input(None, preset, shaped, js=f"(name) => ({json.dumps(PRESETS)})[name]")
+    for control in shaped:  # moved by hand, set by a link, or reset
+        control.change(None, shaped, preset, js=_PRESET_OF)
+    return {row.control.link: controls[row.name] for row in ON_PAGE if row.control is not None}
+
+
+def _control(row: Setting) -> gr.Slider | gr.Textbox:
+    control = row.control
+    if isinstance(control, Slider):
+        return gr.Slider(
+            control.least,
+            control.most,
+            row.start,
+            step=control.step if row.type is float else None,
+            precision=0 if row.type is int else None,
+            label=", ".join(filter(None, (control.label, control.unit))),
+            info=row.help,
+        )
+    assert control is not None
+    # Not gr.Number for a number that may be left out: it shows an empty value as 0.
+    return gr.Textbox(
+        label=control.label,
+        info=f"{control.note} {row.help}".strip(),
+        lines=control.lines,
+        max_lines=1 if control.lines == 1 else None,
+    )
