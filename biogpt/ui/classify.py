@@ -40,6 +40,7 @@ from biogpt.ui.runs import (
     status,
     table,
 )
+from biogpt.ui.scripts import script
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "assets" / "examples" / "classify.jsonl"
 THRESHOLD = 0.5
@@ -270,7 +271,7 @@ def classify_tab(
                 listed = results_table("Results", "classify-table")
                 download_buttons(list(CLASS_FORMATS), [form.found], labeller.save)
 
-    task.change(None, task, own_labels, js="(task) => ({__type__: 'update', visible: task === 'own'})")
+    task.change(None, task, own_labels, js=script("visibleWhen", "own"))
     chosen = [form.found, threshold, document]
     shown = [marks, plot, notes, listed]
     connect(

@@ -14,7 +14,7 @@ from biogpt.checkpoint.hub import find
 from biogpt.checkpoint.inventory import size_of
 from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import TextGenerator
-from biogpt.ui.buttons import Buttons
+from biogpt.ui.scripts import Buttons
 
 
 def title(name: str) -> str:

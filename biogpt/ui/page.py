@@ -1,7 +1,6 @@
 """The whole page: header, tabs, footer, keyboard, and how it is served."""
 
 import html
-import json
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from biogpt.ui.entities import entities_tab
 from biogpt.ui.links import decode, encode
 from biogpt.ui.models import models_tab, title
 from biogpt.ui.runs import QUICK
+from biogpt.ui.scripts import head, script
 from biogpt.ui.theme import STYLE_SHEET, theme
 from biogpt.ui.write_tab import write_tab
 
@@ -30,50 +30,6 @@ _FOOTER = (
     "What is written and found here is not medical advice and can be wrong. "
     "The models' cards say what they were trained on and how they scored."
 )
-
-# Ctrl+Enter (Cmd+Enter) and Esc press the buttons of the tab in view; a disabled button disables its key, too.
-# Gradio tells of keys, but not of what is pasted or cut. And it reloads the page when the server was away: what was
-# typed is there again.
-_SCRIPT = """
-() => {
-const TYPED = "#text textarea, .passage textarea", areas = () => document.querySelectorAll(TYPED);
-addEventListener("pagehide", () =>
-  sessionStorage.setItem("typed", JSON.stringify([...areas()].map((each) => each.value))));
-const typed = JSON.parse(sessionStorage.getItem("typed") || "[]");
-const restore = (tries) => {
-  if (!areas().length && tries) return setTimeout(restore, 100, tries - 1);
-  areas().forEach((area, i) => {
-    if (!typed[i] || area.value) return;
-    area.value = typed[i];
-    area.dispatchEvent(new Event("input", {bubbles: true}));
-  });
-};
-if (!location.search) restore(50);
-// What a button's key is; Gradio's buttons have no help of their own.
-const KEYS = {"#generate, button.run": "Ctrl + Enter (Cmd + Enter)", "#stop, button.stop": "Esc"};
-document.addEventListener("pointerover", (event) => {
-  for (const [buttons, key] of Object.entries(KEYS)) {
-    const button = event.target.closest?.(buttons);
-    if (button) button.title = key;
-  }
-});
-let count;
-document.addEventListener("input", (event) => {
-  if (!event.target.matches("#text textarea")) return;
-  clearTimeout(count);
-  count = setTimeout(() => document.querySelector("#typed").click(), 200);
-});
-document.addEventListener("keydown", (event) => {
-  const enter = event.key === "Enter" && (event.ctrlKey || event.metaKey);
-  if (!enter && event.key !== "Escape") return;
-  const buttons = [...document.querySelectorAll(enter ? "#generate, button.run" : "#stop, button.stop")];
-  const button = buttons.find((each) => each.offsetParent !== null);
-  if (!button || button.disabled) return;
-  event.preventDefault();
-  button.click();
-});
-}
-"""
 
 
 def build_page(
@@ -136,28 +92,11 @@ def build_page(
             api_visibility="private",
             concurrency_limit=None,
         ).then(write.recount, [model, controls["text"]], write.count, **QUICK)
-        page.load(None, None, programs, js=_own_address(elsewhere(DEFAULT_ADDRESS)))
+        page.load(
+            None, None, programs, js=script("withOwnAddress", elsewhere(DEFAULT_ADDRESS), DEFAULT_ADDRESS)
+        )
     page.queue(max_size=WAITING_LINE)
     return page
-
-
-def _own_address(content: str) -> str:
-    """JavaScript that puts the address in the browser's bar in place of the default one."""
-    return f"() => {json.dumps(content)}.replaceAll({json.dumps(DEFAULT_ADDRESS)}, location.origin)"
-
-
-# The tab in view is known to the browser alone; what the server makes of the state becomes the address, and is copied.
-_TAB_IN_VIEW = """
-(...values) => [document.querySelector("[role=tab][aria-selected=true]").innerText.trim(), ...values.slice(1)]
-"""
-_COPY_LINK = """
-async (query) => {
-  if (!query) return;
-  const address = location.origin + location.pathname + "?" + query;
-  history.replaceState(null, "", address);
-  try { await navigator.clipboard.writeText(address); } catch { window.prompt("The link", address); }
-}
-"""
 
 
 def _connect_links(
@@ -215,13 +154,15 @@ def _connect_links(
             *(state.get(name, gr.skip()) for name in controls),
         )
 
-    made = button.click(make, [tab, model, *controls.values()], [query, notice], js=_TAB_IN_VIEW, **QUICK)
-    made.then(None, query, None, js=_COPY_LINK)
+    made = button.click(
+        make, [tab, model, *controls.values()], [query, notice], js=script("withTab"), **QUICK
+    )
+    made.then(None, query, None, js=script("copyLink"))
     return page.load(restore, None, [notice, tabs, model, chooser, *controls.values()], **QUICK)
 
 
 def _notice(text: str) -> str:
-    dismiss = '<button type="button" aria-label="Dismiss" onclick="this.parentElement.remove()">×</button>'
+    dismiss = '<button type="button" aria-label="Dismiss">×</button>'
     return f'<p class="notice" role="status">{html.escape(text)} {dismiss}</p>'
 
 
@@ -265,7 +206,8 @@ def serve(
         max_file_size="10mb",
         theme=theme(),
         css_paths=STYLE_SHEET,
-        js=_SCRIPT,
+        head=head(),
+        js=script("start"),
     )
 
 

@@ -18,7 +18,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from biogpt.serving.engine import QueueFull
 from biogpt.serving.shelf import LazyModel, Model
 from biogpt.text.documents import FORMATS, Document, read_documents
-from biogpt.ui.buttons import Buttons
+from biogpt.ui.scripts import Buttons, script
 
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
@@ -40,15 +40,6 @@ REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHUNK = 8_000  # characters labelled before what is there so far is kept: a second or two with a small model
 _TICK = 0.2  # seconds between looks at whether a run was stopped
-
-_SAVE = """
-(file) => {
-  const link = document.createElement("a");
-  link.href = file.url;
-  link.download = file.orig_name;
-  link.click();
-}
-"""
 
 
 class _Stopped(Exception):
@@ -267,7 +258,7 @@ def lay_out_form(
                 *example["settings"],
             ]
             gr.Button(example["name"], size="sm", min_width=0).click(
-                None, None, [text, line, *settings], js=f"() => {json.dumps(values)}"
+                None, None, [text, line, *settings], js=script("given", values)
             )
     file = gr.File(
         label="Or a file: " + ", ".join(suffix.removeprefix(".") for suffix in FORMATS),
@@ -414,4 +405,4 @@ def download_buttons(
             made = gr.Button(names.get(kind, kind.upper()), size="sm", min_width=0).click(
                 save, list(inputs), file, **QUICK
             )
-            made.success(None, file, None, js=_SAVE)
+            made.success(None, file, None, js=script("saveFile"))
