@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The flags; each takes its default from the environment, so a flag wins.
 
-    Hugging Face Spaces set GRADIO_SERVER_NAME, GRADIO_SERVER_PORT and SPACE_ID, and reach the page from outside.
+    Hugging Face Spaces set GRADIO_SERVER_NAME, GRADIO_SERVER_PORT and SPACE_ID, and come from outside.
     """
     parser = _Parser(
         prog="app.py",
@@ -56,7 +56,8 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add(
         "models",
         "",
-        "language models that visitors may choose, with commas between; empty: any for this machine, mini for others",
+        "language models that visitors may choose, with commas between; empty: any for this machine, "
+        "mini for others",
     )
     add("host", host, "address to listen on; 0.0.0.0 lets other machines in")
     add("port", port, "port to listen on", _port)
@@ -100,7 +101,7 @@ def main() -> None:
     parser = build_parser(os.environ)
     options = parser.parse_args()
 
-    # Imports that take seconds come when they are needed: --help, a wrong flag and a missing model need not wait.
+    # Imports that take seconds come when they are needed: --help and a wrong flag need not wait.
     from biogpt.serving.zero import gpu_is_lent
 
     lent = gpu_is_lent()

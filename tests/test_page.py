@@ -36,8 +36,8 @@ from biogpt.serving.zero import _LentStream
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.ui.entities import Tagger
+from biogpt.ui.inputs import MOST_TEXTS, passage, upload
 from biogpt.ui.page import build_page, serve
-from biogpt.ui.runs import MOST_TEXTS, passage, upload
 from biogpt.ui.scripts import Buttons
 from biogpt.ui.writing import Writer, _groups, _options
 

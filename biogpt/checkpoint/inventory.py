@@ -1,4 +1,4 @@
-"""The language models that are on this machine, and how large one is before it is loaded or downloaded."""
+"""The language models that are on this machine, and how large one is before it is loaded."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,13 @@ from biogpt.checkpoint.hub import (
 
 
 def language_models() -> list[str]:
-    """Names of the BioGPT language models that are here already: embedded, then Hub ids in the local cache."""
+    """Names of the language models that are here already: embedded, then Hub ids in the local cache."""
     embedded = [name for name in embedded_names() if _is_language_model(EMBEDDED / name)]
     return [*embedded, *_cached_language_models()]
 
 
 def size_of(name: str) -> tuple[int, bool]:
-    """Bytes of a language model's weights, and whether they still have to be downloaded; 0 when the Hub's cache has them.
+    """Bytes of a language model's weights, and whether they must be downloaded; 0 for cached ones.
 
     Raises:
         ValueError, OSError: as ``find``.

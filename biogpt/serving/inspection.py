@@ -1,7 +1,7 @@
 """What a model thought of a text: probabilities of its tokens, likelier ones in their place, and attention.
 
-Whatever computes here runs on the thread that owns the model: ``TextGenerator.run``. Probabilities are those of the
-model itself, before temperature, penalties and bans.
+Whatever computes here runs on the thread that owns the model: ``TextGenerator.run``. Probabilities are those
+of the model itself, before temperature, penalties and bans.
 """
 
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Sample:
     finish_reason: str | None = None
 
     def add(self, step: Step) -> None:
-        """Take one more token in. A step may change the end of the text: tokens before lose those characters."""
+        """Take one more token in. A step may change the end of the text: tokens before lose that."""
         common = _common(self.text, step.text)
         self.ends = [min(end, common) for end in self.ends] + [len(step.text)]
         self.text, self.finish_reason = step.text, step.finish_reason
@@ -68,7 +68,7 @@ class Attention:
 
 @torch.inference_mode()
 def scored(generator: TextGenerator, prompt: str, text: str) -> Sample:
-    """A text read once more, for what the model thinks of each token: beam search tells it of the last one alone."""
+    """A text read once more, for what the model thinks of each token: beam search tells only of the last."""
     encoding = generator.tokenizer.encode(prompt + text)
     first = next((i for i, span in enumerate(encoding.offsets) if span[1] > len(prompt)), len(encoding.ids))
     logits = (
@@ -88,7 +88,7 @@ def scored(generator: TextGenerator, prompt: str, text: str) -> Sample:
 
 @torch.inference_mode()
 def branched(generator: TextGenerator, sample: Sample, token: int, other: int) -> str:
-    """The text of a sample up to a token, and another one in its place; a word that it only begins is completed."""
+    """The text of a sample up to a token, and another in its place; a word that this begins is completed."""
     tokenizer = generator.tokenizer
     before = [*sample.context, *sample.ids[:token]]
     ids = [*before, other]
@@ -122,7 +122,8 @@ def attention(generator: TextGenerator, text: str, layer: int, head: int) -> Att
     prompt = generator.prompt(text)
     if prompt.length > ATTENTION_TOKENS:
         raise ValueError(
-            f"The text has {prompt.length:,} tokens; attention is shown for up to {ATTENTION_TOKENS}. Shorten it"
+            f"The text has {prompt.length:,} tokens; attention is shown for up to "
+            f"{ATTENTION_TOKENS}. Shorten it"
         )
     ids = list(prompt.ids)
     config, model = generator.config, generator.model

@@ -1,4 +1,4 @@
-"""Models in memory: those that their first user loads, and the shelf of language models that visitors choose from."""
+"""Models in memory: those that their first user loads, and the shelf that visitors choose from."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +58,8 @@ class LazyModel(Generic[Model]):
 class Shelf:
     """The language models of the page: the first is loaded at the start, others when a visitor asks for them.
 
-    A request keeps the model that it began with; what leaves the shelf is freed when the last request lets go of it.
+    A request keeps the model that it began with; what leaves the shelf is freed when the last request lets go
+    of it.
 
     Args:
         default: the model of every new visitor.
@@ -159,7 +160,7 @@ class Shelf:
             return generator
 
     def names(self) -> list[str]:
-        """What to offer: all that is allowed, or else what is here already: embedded, or in the Hub's cache."""
+        """What to offer: all that is allowed, or else what is here: embedded, or in the Hub's cache."""
         if self.allowed is not None:
             return list(self.allowed)
         return list(dict.fromkeys([self.default, *language_models()]))

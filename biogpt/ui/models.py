@@ -14,7 +14,11 @@ from biogpt.checkpoint.hub import find
 from biogpt.checkpoint.inventory import size_of
 from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import TextGenerator
+from biogpt.ui.runs import QUICK
 from biogpt.ui.scripts import Buttons
+from biogpt.ui.status import progress_bar, refusal, status
+
+_TICK = 0.2  # seconds between looks at whether a download was cancelled
 
 
 def title(name: str) -> str:
@@ -22,8 +26,65 @@ def title(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-class Cancelled(Exception):
+class _Cancelled(Exception):
     """Raised inside a download that nobody waits for any more."""
+
+
+class Chooser:
+    """What the tab does, as Gradio wants it: values of components in, values of components out.
+
+    Args:
+        describe: what the page's header says of the model of a name.
+    """
+
+    def __init__(self, shelf: Shelf, describe: Callable[[str], str]) -> None:
+        self.shelf, self.describe = shelf, describe
+
+    def check(self, name: str) -> str:
+        """A status line: where the model is and how large; nothing is downloaded."""
+        try:
+            name = self.shelf.check(name)
+            size, missing = size_of(name)
+        except (ValueError, OSError) as error:
+            return refusal(error, "Not usable")
+        megabytes = f"{size / 1e6:,.0f} MB"
+        if missing:
+            return status("On the Hub", f"{megabytes} to download before {html.escape(name)} can be used")
+        return status("On this machine", megabytes if size else html.escape(name))
+
+    def switch(self, name: str) -> Iterator[tuple[Any, Any, Any]]:
+        """Download and load a model; yields status, and at the end its name and the header."""
+        cancelled = Event()
+        reports: Queue[tuple[str, int, int]] = Queue()
+
+        def report(file: str, done: int, size: int) -> None:
+            if cancelled.is_set():
+                raise _Cancelled
+            reports.put((file, done, size))
+
+        def work(name: str) -> TextGenerator:
+            find(name, progress=report)
+            return self.shelf.take(name)
+
+        try:
+            name = self.shelf.check(name)
+            with ThreadPoolExecutor(1) as pool:
+                try:
+                    yield status("Loading", html.escape(name)), gr.skip(), gr.skip()
+                    future = pool.submit(work, name)
+                    while not future.done():
+                        wait([future], _TICK)
+                        latest = None
+                        while not reports.empty():
+                            latest = reports.get()
+                        if latest:
+                            yield _downloading(*latest), gr.skip(), gr.skip()
+                    future.result()
+                finally:
+                    cancelled.set()
+            yield status("In use", html.escape(name)), name, self.describe(name)
+        except (ValueError, OSError) as error:
+            yield refusal(error, "Not loaded"), gr.skip(), gr.skip()
 
 
 def models_tab(shelf: Shelf, model: gr.State, header: gr.HTML, describe: Callable[[str], str]) -> gr.Dropdown:
@@ -47,87 +108,34 @@ def models_tab(shelf: Shelf, model: gr.State, header: gr.HTML, describe: Callabl
             use = gr.Button("Use this model", variant="primary", elem_id="model-use", elem_classes="run")
             cancel = gr.Button("Cancel", elem_id="model-cancel", elem_classes="stop", interactive=False)
         line = gr.HTML(
-            '<p class="status"><b>Ready</b> Nothing is downloaded before you press the button.</p>',
+            status("Ready", "Nothing is downloaded before you press the button."),
             elem_id="model-status",
             elem_classes="run-status",
         )
         gr.HTML(
-            '<p class="remark">The model writes in the Write tab, and compares labels of your own. Other visitors '
-            "keep theirs; text that is being written is finished by the model that began it.</p>"
+            '<p class="remark">The model writes in the Write tab, and compares labels of your own. Other '
+            "visitors keep theirs; text that is being written is finished by the model that began it.</p>"
         )
 
-    def check(name: str) -> str:
-        try:
-            name = shelf.check(name)
-            size, missing = size_of(name)
-        except (ValueError, OSError) as error:
-            return _line("Not usable", str(error), refused=True)
-        if missing:
-            return _line("On the Hub", f"{size / 1e6:,.0f} MB to download before {name} can be used")
-        return _line("On this machine", f"{size / 1e6:,.0f} MB" if size else name)
-
-    def switch(name: str) -> Iterator[tuple[object, object, object]]:
-        stopped = Event()
-        reports: Queue[tuple[str, int, int]] = Queue()
-
-        def progress(file: str, done: int, size: int) -> None:
-            if stopped.is_set():
-                raise Cancelled
-            reports.put((file, done, size))
-
-        def work(name: str) -> TextGenerator:
-            find(name, progress=progress)
-            return shelf.take(name)
-
-        try:
-            name = shelf.check(name)
-            with ThreadPoolExecutor(1) as pool:
-                try:
-                    yield _line("Loading", html.escape(name)), gr.skip(), gr.skip()
-                    future = pool.submit(work, name)
-                    while not future.done():
-                        wait([future], 0.2)
-                        latest = None
-                        while not reports.empty():
-                            latest = reports.get()
-                        if latest:
-                            file, done, size = latest
-                            bar = (
-                                f'<progress max="{size}" value="{done}" aria-label="Downloaded"></progress> '
-                            )
-                            facts = f"{html.escape(file)}: {done / 1e6:,.0f} of {size / 1e6:,.0f} MB"
-                            yield (
-                                f'<p class="status"><b>Downloading</b> {bar}{facts}</p>',
-                                gr.skip(),
-                                gr.skip(),
-                            )
-                    future.result()
-                finally:
-                    stopped.set()
-            yield _line("In use", name), name, describe(name)
-        except (ValueError, OSError) as error:
-            yield _line("Not loaded", str(error), refused=True), gr.skip(), gr.skip()
-
-    quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    choice.change(check, choice, line, trigger_mode="always_last", **quick)
+    chooser = Chooser(shelf, describe)
+    waiting: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    choice.change(chooser.check, choice, line, trigger_mode="always_last", **waiting)
     buttons, clicks = [use, cancel], Buttons("models")
     use.click(None, None, buttons, js=clicks.begun)
     run = use.click(
-        switch, choice, [line, model, header], concurrency_id="models", concurrency_limit=2, **quick
+        chooser.switch, choice, [line, model, header], concurrency_id="models", concurrency_limit=2, **waiting
     )
     run.then(None, None, buttons, js=clicks.ended)
     cancel.click(None, None, None, js=clicks.stop)
-    stopped = cancel.click(None, cancels=[run])
-    stopped.then(
-        lambda: _line("Cancelled", "what was downloaded so far is kept for the next try"),
+    cancel.click(None, cancels=[run]).then(
+        lambda: status("Cancelled", "what was downloaded so far is kept for the next try"),
         None,
         line,
-        queue=False,
-        **quick,
+        **QUICK,
     ).then(None, None, buttons, js=clicks.stopped)
     return choice
 
 
-def _line(state: str, facts: str, refused: bool = False) -> str:
-    kind = ' refusal" role="alert' if refused else ""
-    return f'<p class="status{kind}"><b>{state}</b> {html.escape(facts)}</p>'
+def _downloading(file: str, done: int, size: int) -> str:
+    bar = progress_bar(done, size, "Downloaded")
+    return status("Downloading", f"{bar}{html.escape(file)}: {done / 1e6:,.0f} of {size / 1e6:,.0f} MB")

@@ -1,8 +1,9 @@
-"""The whole page: header, tabs, footer, keyboard, and how it is served."""
+"""The whole page: header, tabs and footer, and how it is served."""
 
 import html
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -16,12 +17,12 @@ from biogpt.tasks.entities import EntityRecognizer
 from biogpt.ui.classify import classify_tab
 from biogpt.ui.elsewhere import DEFAULT_ADDRESS, elsewhere
 from biogpt.ui.entities import entities_tab
-from biogpt.ui.links import decode, encode
 from biogpt.ui.models import models_tab, title
 from biogpt.ui.runs import QUICK
 from biogpt.ui.scripts import head, script
+from biogpt.ui.sharing import Sharing, connect_links
 from biogpt.ui.theme import STYLE_SHEET, theme
-from biogpt.ui.write_tab import write_tab
+from biogpt.ui.write_tab import WriteTab, write_tab
 
 WAITING_LINE = 32  # requests that may wait; one more is refused at once, with HTTP 503
 CACHE_AGE = 3600  # seconds until uploads and files for download are deleted
@@ -61,7 +62,7 @@ def build_page(
         with gr.Row(elem_classes="header"):
             header = gr.HTML(_header(f"{name} · loading"))
             link = gr.Button("Copy link", size="sm", elem_id="copy-link")
-        notice = gr.HTML("", elem_id="notice")
+        line = gr.HTML("", elem_id="notice")
         with gr.Tabs() as tabs:
             with gr.Tab("Write", id="write"):
                 write = write_tab(shelf, model)
@@ -77,15 +78,8 @@ def build_page(
                 programs = gr.HTML(elsewhere(DEFAULT_ADDRESS), elem_id="programs")
         gr.HTML(f'<p class="note">{_FOOTER}</p>')
 
-        def arrive(chosen: str, length: int) -> tuple[Any, ...]:
-            """Wait for the model, then say that it is there, and give the controls its bounds."""
-            line = describe_model(chosen)
-            return line, *(
-                write.fit(chosen, length) if shelf.has(chosen) else [gr.skip()] * len(write.fitted)
-            )
-
-        _connect_links(page, shelf, link, notice, tabs, model, chooser, controls).then(
-            arrive,
+        connect_links(page, Sharing(shelf, controls), link, line, tabs, model, chooser).then(
+            partial(_arrive, shelf, write, describe_model),
             [model, controls["length"]],
             [header, *write.fitted],
             show_progress="hidden",
@@ -99,71 +93,13 @@ def build_page(
     return page
 
 
-def _connect_links(
-    page: gr.Blocks,
-    shelf: Shelf,
-    button: gr.Button,
-    notice: gr.HTML,
-    tabs: gr.Tabs,
-    model: gr.State,
-    chooser: gr.Dropdown,
-    controls: dict[str, gr.components.Component],
-) -> Any:
-    """Make the button copy a link to the state of the page, and a link restore it when it is opened: this event."""
-    tab, query = gr.Textbox(visible=False), gr.Textbox(visible=False)
-    titles = {"Write": "write", "Entities": "entities", "Classify": "classify", "Models": "models"}
-    defaults = {name: getattr(control, "value", "") for name, control in controls.items()}
-
-    def make(title: str, model: str, *values: Any) -> tuple[str, str]:
-        given = dict(zip(controls, values, strict=True))
-        state = {name: value for name, value in given.items() if value not in (None, defaults[name])}
-        if model != shelf.default:
-            state["model"] = model
-        try:
-            link = encode({"tab": titles.get(title, "elsewhere"), **state})
-        except ValueError as error:
-            return "", _notice(str(error))
-        return link, _notice("The link is copied: it holds the tab, the texts and the settings.")
-
-    def restore(request: gr.Request) -> tuple[Any, ...]:
-        state, ignored = decode(dict(request.query_params))
-        known = shelf.allowed is None or state.get("model", shelf.default) in shelf.allowed
-        wanted = state.pop("model", None)
-        lines = []
-        if wanted is not None and not (known and shelf.has(str(wanted))):
-            lines.append(
-                f"The link was made with the model {wanted}: choose it in Models to get the same text."
-            )
-            wanted = None
-        for name, control in controls.items():
-            if isinstance(control, gr.Radio) and state.get(name) not in (
-                None,
-                *(each for _, each in control.choices),
-            ):
-                del state[name]
-                ignored.append(name)
-        choice = state.pop("tab", None)
-        if ignored:
-            lines.append(f"Parts of the link were ignored: {', '.join(ignored)}.")
-        if state or choice:
-            lines.append("Opened from a link; nothing has been run.")
-        return (
-            _notice(" ".join(lines)) if lines else "",
-            gr.Tabs(selected=str(choice)) if choice else gr.skip(),
-            *(gr.skip() if wanted is None else wanted for _ in (model, chooser)),
-            *(state.get(name, gr.skip()) for name in controls),
-        )
-
-    made = button.click(
-        make, [tab, model, *controls.values()], [query, notice], js=script("withTab"), **QUICK
-    )
-    made.then(None, query, None, js=script("copyLink"))
-    return page.load(restore, None, [notice, tabs, model, chooser, *controls.values()], **QUICK)
-
-
-def _notice(text: str) -> str:
-    dismiss = '<button type="button" aria-label="Dismiss">×</button>'
-    return f'<p class="notice" role="status">{html.escape(text)} {dismiss}</p>'
+def _arrive(
+    shelf: Shelf, write: WriteTab, describe_model: Callable[[str], str], model: str, length: int
+) -> tuple[Any, ...]:
+    """Wait for the model, then say that it is there, and give the controls its bounds."""
+    described = describe_model(model)
+    fitted = write.fit(model, length) if shelf.has(model) else [gr.skip()] * len(write.fitted)
+    return described, *fitted
 
 
 def serve(

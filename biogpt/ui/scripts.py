@@ -19,7 +19,7 @@ def head() -> str:
 
 
 def script(name: str, *given: object) -> str:
-    """What Gradio's ``js`` takes: a function that calls ``biogpt.name`` with what is given, then with its arguments.
+    """What Gradio's ``js`` takes: a function that calls ``biogpt.name`` with what is given and its values.
 
     Args:
         given: what JSON can hold.

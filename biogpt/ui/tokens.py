@@ -1,4 +1,4 @@
-"""What the model thought, as HTML: tokens coloured by their probability, the alternatives of one, and attention."""
+"""What the model thought, as HTML: tokens by their probability, the alternatives of one, attention."""
 
 import html
 import math

@@ -9,7 +9,7 @@ import gradio as gr
 
 from biogpt.generation.options import ON_PAGE, Setting, Slider
 from biogpt.serving.shelf import Shelf
-from biogpt.ui.runs import PASSAGES, QUICK, status
+from biogpt.ui.runs import PASSAGES, QUICK
 from biogpt.ui.scripts import (
     ALTERNATIVES_EVENTS,
     ATTENTION,
@@ -19,10 +19,12 @@ from biogpt.ui.scripts import (
     Buttons,
     script,
 )
+from biogpt.ui.status import status
 from biogpt.ui.tokens import shown
 from biogpt.ui.writing import Writer, replaced
 
-# The service shares each step among its requests, and keeps the line: more may be under way here than run there.
+# The service shares each step among its requests, and keeps the line: more may be under way here than run
+# there.
 TOGETHER: dict[str, Any] = {"concurrency_id": "generation", "concurrency_limit": 32}
 
 EXAMPLES = {
@@ -51,14 +53,15 @@ _HINT = (
 )
 
 _LEGEND = (
-    '<p class="legend">Probability of a token: <span class="p0">50 % and more</span> <span class="p1">from 20 %</span> '
-    '<span class="p2">from 5 %</span> <span class="p3">below</span>. Choose one to see its alternatives.</p>'
+    '<p class="legend">Probability of a token: <span class="p0">50 % and more</span> '
+    '<span class="p1">from 20 %</span> <span class="p2">from 5 %</span> <span class="p3">below</span>. '
+    "Choose one to see its alternatives.</p>"
 )
 
 
 @dataclass(frozen=True)
 class WriteTab:
-    """The controls of the tab that a link holds, by the names of ``biogpt.ui.links``, and what shows their effect."""
+    """The controls that a link holds, by the names of ``biogpt.ui.links``, and what shows their effect."""
 
     controls: dict[str, gr.components.Component]
     count: gr.HTML
