@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import biogpt
 from biogpt.checkpoint.hub import EMBEDDED, find
 from biogpt.checkpoint.pretrained import (
     BioGptForCausalLM,
@@ -21,7 +22,7 @@ from biogpt.checkpoint.pretrained import (
     BioGptForTokenClassification,
     BioGptTokenizer,
 )
-from biogpt.cli import main
+from biogpt.cli import COMMANDS, Command, main
 from biogpt.generation.options import GenerationOptions
 from biogpt.model.config import BioGptConfig
 from biogpt.serving.text_generator import TextGenerator
@@ -51,6 +52,66 @@ def checkpoint(tmp_path):
     BioGptForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def modules_after(*arguments):
+    """Names of the modules that a command has loaded when it ends."""
+    script = (
+        "import sys\nfrom biogpt.cli import COMMANDS, Command, main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print('modules', *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=EMBEDDED.parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("modules")[2].split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["nonsense"], []], ids=str)
+def test_the_list_of_commands_loads_nothing_heavy(arguments):
+    heavy = {"torch", "numpy", "matplotlib", "gradio", "tqdm", "safetensors", "tokenizers", "transformers"}
+    assert modules_after(*arguments) & heavy == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "packages"),
+    [
+        (["generate", "x", "--max-new-tokens", "1"], {"training", "tasks", "bench", "ui"}),
+        (["ner", "Aspirin helps"], {"training", "generation", "serving", "bench", "ui"}),
+        (["classify", "Aspirin helps"], {"training", "bench", "ui"}),
+        (["score", "--help"], {"serving", "tasks", "bench", "ui"}),
+        (["convert", "--help"], {"training", "serving", "tasks", "bench", "ui"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_command_imports_no_more_than_it_needs(arguments, packages):
+    loaded = modules_after(*arguments)
+    assert "torch" in loaded, "it has not come to its work"
+    assert {"matplotlib", "gradio", "transformers"} & loaded == set()
+    assert {f"biogpt.{package}" for package in packages} & loaded == set()
+
+
+def test_every_command_has_its_module_and_help(capsys):
+    names = [
+        [name, *task]
+        for name, command in COMMANDS.items()
+        for task in ([[]] if isinstance(command, Command) else [[task] for task in command.tasks])
+    ]
+    assert len(names) == 11
+    for words in names:
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--help"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: biogpt {' '.join(words)} ")
+
+
+def test_public_names_are_listed_imported_when_asked_for_and_no_others():
+    assert {"TextGenerator", "GenerationOptions", "BioGptConfig"} <= set(dir(biogpt))
+    for name in biogpt.__all__:
+        assert getattr(biogpt, name).__name__.endswith(name.removeprefix("BioGpt"))
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        biogpt.Nonsense  # noqa: B018
 
 
 def test_generate_prints_what_the_generator_writes(checkpoint, capsys):

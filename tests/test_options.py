@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 from gradio.utils import get_function_description, get_function_params
 
-from biogpt.cli import _parser
+from biogpt.cli import build_parser
 from biogpt.generation.options import ON_PAGE, SETTINGS, Box, GenerationOptions, Setting, Slider
 from biogpt.serving.shelf import Shelf
 from biogpt.ui.links import decode, encode
@@ -88,21 +88,22 @@ def test_what_is_out_of_range_is_refused_in_python(row: Setting) -> None:
 @ROWS
 def test_the_command_line_has_a_flag_for_it_or_does_not_want_one(row: Setting) -> None:
     words = ["generate", "text"]
-    chosen = vars(_parser().parse_args(words))
+    chosen = vars(build_parser(words).parse_args(words))
     assert (row.name in chosen) == row.command
     if row.command:
         assert (tuple(chosen[row.name]) if row.is_list else chosen[row.name]) == row.default
         value = other_value(row)
         flag = "--" + row.name.replace("_", "-")
         given = getattr(
-            _parser().parse_args([*words, flag, *map(str, value if row.is_list else [value])]), row.name
+            build_parser(words).parse_args([*words, flag, *map(str, value if row.is_list else [value])]),
+            row.name,
         )
         assert (given, type(given)) == (value, type(value))
 
 
 def test_the_help_of_the_command_line_is_that_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        _parser().parse_args(["generate", "--help"])
+        build_parser(["generate"]).parse_args(["generate", "--help"])
     shown = " ".join(capsys.readouterr().out.split()).lower()
     for row in SETTINGS:
         assert (row.help.lower().rstrip(".") in shown) == row.command, row.name

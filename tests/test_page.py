@@ -21,6 +21,7 @@ from typing import Any
 import gradio as gr
 import pytest
 import torch
+from test_writing import values_of
 
 from biogpt.checkpoint.pretrained import (
     BioGptForCausalLM,
@@ -28,7 +29,7 @@ from biogpt.checkpoint.pretrained import (
     BioGptForTokenClassification,
     BioGptTokenizer,
 )
-from biogpt.generation.options import ON_PAGE, Box, GenerationOptions
+from biogpt.generation.options import GenerationOptions
 from biogpt.model.config import BioGptConfig
 from biogpt.serving.shelf import LazyModel, Shelf
 from biogpt.serving.text_generator import Prompt, Step, TextGenerator
@@ -234,11 +235,6 @@ def page(server: Server, browser: Any) -> Iterator[Any]:
     opened.close()
     assert elsewhere == []
     assert errors == []
-
-
-def values_of(**changes: Any) -> list[Any]:
-    """What the page's controls hold when some were changed."""
-    return [changes.get(row.name, "" if isinstance(row.control, Box) else row.start) for row in ON_PAGE]
 
 
 def set_length(page: Any, tokens: int) -> None:

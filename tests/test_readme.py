@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from biogpt.cli import _parser
+from biogpt.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -91,7 +91,8 @@ def test_the_commands_run(tmp_path: Path) -> None:
 
 def test_the_conversion_is_called_as_the_readme_says() -> None:
     (line,) = re.findall(r"^python -m biogpt (convert .*?)  #", README, re.M)
-    assert _parser().parse_args(shlex.split(line)).archive == Path("ARCHIVE")
+    words = shlex.split(line)
+    assert build_parser(words).parse_args(words).archive == Path("ARCHIVE")
 
 
 def test_every_flag_of_the_table_is_one_of_the_page() -> None:

@@ -115,8 +115,7 @@ def test_one_prompt_is_counted_and_continued(generator: TextGenerator) -> None:
     assert prompt.ids == tuple(generator.tokenizer.encode(PROMPT).ids)
     assert prompt.length == len(prompt.ids) == generator.count(PROMPT)
     assert prompt.room == LIMIT - prompt.length
-    stream = generator.stream(prompt)
-    assert stream.prompt is prompt
-    stream.close()
     options = GenerationOptions(max_new_tokens=5)
+    with generator.stream(prompt, options) as stream:
+        assert stream.prompt is prompt
     assert generator.generate(prompt, options) == generator.generate(PROMPT, options)

@@ -1,0 +1,159 @@
+"""``train``: language models and heads."""
+
+import argparse
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from biogpt.checkpoint.hub import check_hub_id, push_to_hub
+from biogpt.cli.arguments import flag, whole
+from biogpt.cli.labelled import TAGGED_FILES, add_labelled, labelling_task, read_corpus, read_scored
+from biogpt.runners.precision import DEVICES
+from biogpt.training.finetune import ARITHMETIC, FinetuneOptions, Task, finetune
+from biogpt.training.pretrain import PretrainOptions, pretrain
+from biogpt.training.tasks import EntityTask
+
+
+def add_lm(parser: argparse.ArgumentParser) -> None:
+    files = "text, one document a line (.txt or .txt.xz)"
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the run; an unfinished one goes on"
+    )
+    parser.add_argument(
+        "--texts", type=Path, nargs="+", required=True, help=f"{files}; named twice, read twice as often"
+    )
+    parser.add_argument(
+        "--final-texts", type=Path, nargs="+", default=[], help="for the last phase (all of --texts)"
+    )
+    parser.add_argument("--heldout", type=Path, required=True, help="file to score, never trained on")
+    parser.add_argument(
+        "--model", default="", help="embedded name, folder or Hub id to go on from; a new one when left out"
+    )
+    parser.add_argument("--compiled", action="store_true", help="torch.compile: faster, needs a C++ compiler")
+    for field in fields(PretrainOptions):
+        if field.default is not MISSING and field.type in (int, float):
+            parser.add_argument(
+                flag(field.name), type=field.type, default=field.default, help="(%(default)s)"
+            )
+    parser.set_defaults(run=_train_lm)
+
+
+def add_ner(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--train",
+        nargs="+",
+        required=True,
+        metavar="FILE[@SHARE][:old=New,…]",
+        help=f"{TAGGED_FILES}; FILE@0.5 reads a random half of it in each epoch",
+    )
+    parser.add_argument("--dev", nargs="+", default=[], metavar="FILE[:old=New,…]", help="to score on")
+    parser.add_argument(
+        "--copies",
+        type=whole(1),
+        default=1,
+        help="give a passage so many times, read labels at the last (%(default)s)",
+    )
+    parser.add_argument(
+        "--bidirectional-layers",
+        type=whole(0),
+        default=0,
+        help="so many of the last layers look both ways (%(default)s)",
+    )
+    parser.add_argument(
+        "--word-encoder",
+        type=whole(0),
+        default=0,
+        metavar="SIZE",
+        help="read the words both ways above the decoder, this wide; 0: do not (%(default)s)",
+    )
+    _add_finetuning(parser)
+    parser.set_defaults(run=_train_ner)
+
+
+def add_classify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--train", nargs="+", type=Path, required=True, metavar="FILE", help="TSV or JSONL files"
+    )
+    parser.add_argument("--dev", nargs="+", type=Path, default=[], metavar="FILE", help="to score on")
+    add_labelled(parser)
+    _add_finetuning(parser)
+    parser.set_defaults(run=_train_classify)
+
+
+def _add_finetuning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the run; an unfinished one goes on"
+    )
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the best checkpoint when done")
+    texts = {
+        "model": "embedded name, folder or Hub id to start from",
+        "epochs": "passes over the data",
+        "frozen_epochs": "so many first ones train what is above the decoder only",
+        "muon_lr": "highest learning rate of Muon, for the layers' matrices; 0: AdamW for all",
+        "lr": "highest learning rate of AdamW",
+        "layer_decay": "each layer learns at this share of the rate of the one above",
+        "batch_tokens": "tokens a batch, padding included",
+        "accumulation": "batches a step",
+        "warmup": "share of the steps during which the rate rises",
+        "dropout": "while training",
+        "weight_decay": "of AdamW",
+        "patience": "stop after so many epochs without a better dev score; 0: never",
+        "arithmetic": f"one of {', '.join(ARITHMETIC)}",
+        "device": f"{', '.join(DEVICES)} or cuda:N",
+        "minutes_between": "how often the state is saved",
+        "seed": "of the order and the dropout",
+    }
+    for field in fields(FinetuneOptions):
+        if field.name in texts:
+            parser.add_argument(
+                flag(field.name),
+                type=type(field.default),
+                default=field.default,
+                help=f"{texts[field.name]} (%(default)s)",
+            )
+    parser.add_argument("--balanced", action="store_true", help="count rare labels more")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile: faster, needs a C++ compiler")
+
+
+def _train_lm(chosen: argparse.Namespace) -> None:
+    values = {name: value for name, value in vars(chosen).items() if name != "run"}
+    values |= {name: tuple(values[name]) for name in ("texts", "final_texts")}
+    print(f"the best checkpoint is in {pretrain(PretrainOptions(**values))}")
+
+
+def _train_ner(chosen: argparse.Namespace) -> None:
+    options = _finetune_options(chosen)
+    train, dev = [read_corpus(name) for name in chosen.train], [read_scored(name) for name in chosen.dev]
+    settings = {
+        "passage_copies": chosen.copies,
+        "bidirectional_layers": chosen.bidirectional_layers,
+        "word_encoder_size": chosen.word_encoder,
+    }
+    data = {"train": chosen.train, "dev": chosen.dev} | settings
+    _finetune(chosen, options, EntityTask(train, dev, settings), data)
+
+
+def _train_classify(chosen: argparse.Namespace) -> None:
+    options = _finetune_options(chosen)
+    train, dev = ([str(path) for path in split] for split in (chosen.train, chosen.dev))
+    task = labelling_task(chosen, chosen.train, chosen.dev)
+    _finetune(chosen, options, task, {"train": train, "dev": dev})
+
+
+def _finetune_options(chosen: argparse.Namespace) -> FinetuneOptions:
+    """How to train, checked, and so is the Hub id to upload to: before any data are read."""
+    if chosen.push_to_hub is not None:
+        check_hub_id(chosen.push_to_hub)
+    values = {
+        field.name: getattr(chosen, field.name) for field in fields(FinetuneOptions) if field.name in chosen
+    }
+    return FinetuneOptions(**values)
+
+
+def _finetune(
+    chosen: argparse.Namespace, options: FinetuneOptions, task: Task, data: dict[str, object]
+) -> None:
+    folder = finetune(task, options, data)
+    print(f"the best checkpoint is in {folder}")
+    if chosen.push_to_hub:
+        print(f"it is on the Hub: {push_to_hub(folder, chosen.push_to_hub)}")
