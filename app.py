@@ -143,11 +143,11 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
     lent = _lent_gpu()
 
     from biogpt.checkpoint.hub import embedded_names
+    from biogpt.serving.shelf import LazyModel, Shelf
     from biogpt.serving.text_generator import TextGenerator
     from biogpt.serving.zero import LentGenerator
     from biogpt.tasks.classification import TextClassifier
     from biogpt.tasks.entities import EntityRecognizer
-    from biogpt.ui.models import LazyModel, Shelf
     from biogpt.ui.page import build_page
 
     chosen = {"device": "cpu" if lent else options.device, "precision": "auto" if lent else options.precision}

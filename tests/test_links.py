@@ -4,6 +4,7 @@ import base64
 import json
 import random
 import string
+import tracemalloc
 import zlib
 from urllib.parse import parse_qsl
 
@@ -90,3 +91,25 @@ def test_no_query_raises(query, noise) -> None:
     decode(query)
     decode({"z": base64.urlsafe_b64encode(noise).decode()})
     decode(packed(noise))
+
+
+def test_what_a_link_unpacks_to_is_limited_and_so_is_the_memory_for_it() -> None:
+    """Valid JSON all the same, so that nothing but its size can be why it is left out.
+
+    Twelve million bytes are the most that a link of the longest kind can name: zlib packs a thousandth of it.
+    """
+    link = packed(b'{"text": "gene"}' + b" " * 12_000_000)
+    assert len(link["z"]) < 2 * LONGEST
+    tracemalloc.start()
+    try:
+        assert decode(link) == ({}, ["the compressed part, which is damaged or too large"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+@pytest.mark.parametrize(("size", "fits"), [(399_000, True), (401_000, False)])
+def test_a_link_just_within_the_limit_is_read(size: int, fits: bool) -> None:
+    state, ignored = decode(packed(b'{"text": "gene"}'.ljust(size)))
+    assert (state, len(ignored)) == (({"text": "gene"}, 0) if fits else ({}, 1))

@@ -12,8 +12,8 @@ from gradio.utils import get_function_description, get_function_params
 
 from biogpt.cli import build_parser
 from biogpt.generation.options import ON_PAGE, SETTINGS, Box, GenerationOptions, Setting, Slider
+from biogpt.serving.shelf import Shelf
 from biogpt.ui.links import decode, encode
-from biogpt.ui.models import Shelf
 from biogpt.ui.write_tab import write_tab
 from biogpt.ui.writing import Writer, _refusal
 

@@ -31,15 +31,15 @@ from biogpt.checkpoint.pretrained import (
 )
 from biogpt.generation.options import GenerationOptions
 from biogpt.model.config import BioGptConfig
+from biogpt.serving.shelf import LazyModel, Shelf
 from biogpt.serving.text_generator import Prompt, Step, TextGenerator
 from biogpt.serving.zero import _LentStream
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
-from biogpt.ui.buttons import Buttons
 from biogpt.ui.entities import Tagger
-from biogpt.ui.models import LazyModel, Shelf
+from biogpt.ui.inputs import MOST_TEXTS, passage, upload
 from biogpt.ui.page import build_page, serve
-from biogpt.ui.runs import MOST_TEXTS, passage, upload
+from biogpt.ui.scripts import Buttons
 from biogpt.ui.writing import Writer, _groups, _options
 
 pytestmark = pytest.mark.slow
@@ -367,6 +367,13 @@ def test_the_end_of_a_stopped_run_is_left_to_stop(page) -> None:
     assert given(clicks.ended) == [None, None], "a run that begins now could not be stopped"
     assert given(clicks.stopped) == idle
     assert given(clicks.ended) == idle
+
+
+def test_the_browser_has_every_function_that_python_names(page) -> None:
+    named = set(re.findall(r"\bbiogpt\.(\w+)\(", page.evaluate("JSON.stringify(gradio_config)")))
+    assert {"begun", "completions", "listenToTokens", "start", "withTab"} <= named
+    assert page.evaluate("names => names.filter((name) => !(name in biogpt))", sorted(named)) == []
+    assert sorted(page.evaluate("Object.keys(biogpt)")) == sorted(named), "one that nobody calls"
 
 
 def test_a_model_that_loads_does_not_keep_a_stopped_run() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from biogpt.serving.shelf import OnShelf, Shelf
 from biogpt.serving.text_generator import Health
-from biogpt.ui.models import OnShelf, Shelf
 
 
 class Served:

@@ -11,8 +11,8 @@ import torch
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.generation.options import ON_PAGE, Box, GenerationOptions
 from biogpt.model.config import BioGptConfig
+from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import TextGenerator
-from biogpt.ui.models import Shelf
 from biogpt.ui.writing import Writer
 
 PROMPT = "a b"

@@ -1,4 +1,4 @@
-"""The Classify tab: labels of texts, roles of sentences, labels of one's own; and the endpoint ``/classify``."""
+"""The Classify tab: labels of texts, roles of sentences, labels of one's own; and ``/classify``."""
 
 import re
 from collections import Counter
@@ -11,35 +11,19 @@ from typing import Any, Literal
 import gradio as gr
 
 from biogpt.paths import assets
+from biogpt.serving.shelf import LazyModel, OnShelf, Shelf
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier
 from biogpt.text.documents import Document
 from biogpt.text.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of
 from biogpt.text.results import Classification, SentenceLabel
-from biogpt.ui.marks import Bar, Span, bars, cut_note, marked, view
-from biogpt.ui.models import LazyModel, OnShelf, Shelf
-from biogpt.ui.runs import (
-    PASSAGES,
-    QUICK,
-    REFUSALS,
-    Progress,
-    Run,
-    api_error,
-    check_score,
-    connect,
-    count,
-    document_choice,
-    download_buttons,
-    label_all,
-    lay_out_form,
-    passage,
-    refusal,
-    remarks,
-    results_table,
-    rows_note,
-    status,
-    table,
-)
+from biogpt.ui.forms import connect, document_choice, lay_out_form
+from biogpt.ui.inputs import check_score, passage
+from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
+from biogpt.ui.results import download_buttons, results_table, rows_note, table
+from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all
+from biogpt.ui.scripts import script
+from biogpt.ui.status import REFUSALS, api_error, counted, refusal, remarks, status
 
 EXAMPLES = assets() / "examples" / "classify.jsonl"
 THRESHOLD = 0.5
@@ -73,7 +57,7 @@ class Labelled:
     def assigned(self, result: Classification, threshold: float) -> list[str]:
         """The labels that a text gets: the likeliest, or all that reach the threshold."""
         if self.multi_label:
-            return [each.label for each in result.scores if each.score >= threshold]
+            return [label.label for label in result.scores if label.score >= threshold]
         return [result.scores[0].label]
 
 
@@ -164,20 +148,20 @@ class Labeller:
     ) -> list[dict[str, str | int | float]]:
         """Classify a biomedical text, or the sentences of an abstract.
 
-        The task is "texts" for labels of the whole text (by default the hallmarks of cancer that it shows), "sentences"
-        for the role of each sentence (background, objective, methods, results, conclusions), or "own" for labels that
-        you give, compared by a language model.
+        The task is "texts" for labels of the whole text (by default the hallmarks of cancer that it shows),
+        "sentences" for the role of each sentence (background, objective, methods, results, conclusions), or
+        "own" for labels that you give, compared by a language model.
 
         Args:
             text: Up to 2,000,000 characters.
             task: "texts", "sentences" or "own".
-            labels: Two or more phrases to compare, such as "heart disease" and "cancer"; they imply the task "own".
+            labels: Two or more phrases to compare, such as "heart disease" and "cancer"; task "own".
             threshold: Only labels with at least this score, 0 to 1.
             model: The language model that compares your labels; null is the page's own.
 
         Returns:
-            Objects with label and score (probability, 0 to 1), highest first; of sentences in the order of the text,
-            with start, end (Unicode characters of the text as given) and text as well.
+            Objects with label and score (probability, 0 to 1), highest first; of sentences in the order of
+            the text, with start, end (Unicode characters of the text as given) and text as well.
         """
         try:
             documents = passage(text)
@@ -194,9 +178,9 @@ class Labeller:
         [result] = last.results
         if task == "sentences":
             text = documents[0].text
-            rows = [asdict(each) | {"text": text[each.start : each.end]} for each in result]
+            rows = [asdict(sentence) | {"text": text[sentence.start : sentence.end]} for sentence in result]
         else:
-            rows = [asdict(each) for each in result.scores]
+            rows = [asdict(label) for label in result.scores]
         return [row for row in rows if row["score"] >= threshold]
 
 
@@ -218,26 +202,7 @@ def classify_tab(
     labeller = Labeller(texts, sentences, shelf)
     with gr.Row(elem_classes="columns halves"):
         with gr.Column():
-            choices = [("Labels of your own", "own")]
-            if sentences.expected:
-                choices.insert(0, (_TITLES.get(sentences.name, f"Sentences, {sentences.name}"), "sentences"))
-            if texts.expected:
-                choices.insert(0, (_TITLES.get(texts.name, f"Labels of {texts.name}"), "texts"))
-            task = gr.Radio(
-                choices,
-                value=choices[0][1],
-                label="Task",
-                info="Which labels a text, or each of its sentences, can get.",
-                elem_id="task",
-            )
-            own_labels = gr.Textbox(
-                label="Labels of your own",
-                info="Phrases that your language model compares, untrained: one a line, or with commas between.",
-                value="heart disease, cancer, infection, diabetes",
-                lines=2,
-                visible=choices[0][1] == "own",
-                elem_id="own-labels",
-            )
+            task, own_labels = _lay_out_task(texts, sentences)
             form = lay_out_form(
                 "classify",
                 label="Abstract",
@@ -270,7 +235,6 @@ def classify_tab(
                 listed = results_table("Results", "classify-table")
                 download_buttons(list(CLASS_FORMATS), [form.found], labeller.save)
 
-    task.change(None, task, own_labels, js="(task) => ({__type__: 'update', visible: task === 'own'})")
     chosen = [form.found, threshold, document]
     shown = [marks, plot, notes, listed]
     connect(
@@ -286,12 +250,40 @@ def classify_tab(
     return {"task": task, "labels": own_labels, "abstract": form.text}
 
 
-def _classified(classifier: TextClassifier, texts: list[str], progress: Progress) -> list[Classification]:
+def _lay_out_task(
+    texts: LazyModel[TextClassifier], sentences: LazyModel[TextClassifier]
+) -> tuple[gr.Radio, gr.Textbox]:
+    """The choice of a task, and the labels that one of them needs."""
+    choices = [("Labels of your own", "own")]
+    if sentences.expected:
+        choices.insert(0, (_TITLES.get(sentences.name, f"Sentences, {sentences.name}"), "sentences"))
+    if texts.expected:
+        choices.insert(0, (_TITLES.get(texts.name, f"Labels of {texts.name}"), "texts"))
+    task = gr.Radio(
+        choices,
+        value=choices[0][1],
+        label="Task",
+        info="Which labels a text, or each of its sentences, can get.",
+        elem_id="task",
+    )
+    own_labels = gr.Textbox(
+        label="Labels of your own",
+        info="Phrases that your language model compares, untrained: one a line, or with commas between.",
+        value="heart disease, cancer, infection, diabetes",
+        lines=2,
+        visible=choices[0][1] == "own",
+        elem_id="own-labels",
+    )
+    task.change(None, task, own_labels, js=script("visibleWhen", "own"))
+    return task, own_labels
+
+
+def _classified(classifier: TextClassifier, texts: list[str], progress: OnProgress) -> list[Classification]:
     return classifier.batch(texts, progress)
 
 
 def _compared(
-    labels: tuple[str, ...], generator: TextGenerator, texts: list[str], progress: Progress
+    labels: tuple[str, ...], generator: TextGenerator, texts: list[str], progress: OnProgress
 ) -> list[Classification]:
     classifier = TextClassifier(generator.model, generator.tokenizer, labels)
     found: list[Classification] = []
@@ -302,7 +294,7 @@ def _compared(
 
 
 def _by_sentence(
-    classifier: TextClassifier, texts: list[str], progress: Progress
+    classifier: TextClassifier, texts: list[str], progress: OnProgress
 ) -> list[list[SentenceLabel]]:
     found: list[list[SentenceLabel]] = []
     for text in texts:
@@ -314,10 +306,10 @@ def _by_sentence(
 def _sentences_shown(found: Labelled, threshold: float, index: int) -> tuple[Any, ...]:
     """View, plot, remarks and table; sentences have no threshold."""
     text = found.documents[index].text
-    spans = [Span(each.label, each.start, each.end, each.score) for each in found.sentences[index]]
-    counts = Counter(span.label for span in spans)
+    marks = [Mark(s.label, s.start, s.end, s.score) for s in found.sentences[index]]
+    counts = Counter(mark.label for mark in marks)
     lengths = [
-        Bar(label, counts[label] / len(spans), count(counts[label], "sentence")) for label in found.labels
+        Bar(label, counts[label] / len(marks), counted(counts[label], "sentence")) for label in found.labels
     ]
     several = len(found.documents) > 1
     rows = [
@@ -326,7 +318,7 @@ def _sentences_shown(found: Labelled, threshold: float, index: int) -> tuple[Any
         for s in sentences
     ]
     return (
-        gr.HTML(marked(text, spans, found.labels, "sentence"), visible=True),
+        gr.HTML(marked(text, marks, found.labels, "sentence"), visible=True),
         bars("Sentences by label", lengths, found.labels),
         remarks(cut_note(text), rows_note(len(rows))),
         table(
@@ -341,11 +333,10 @@ def _texts_shown(found: Labelled, threshold: float, index: int) -> tuple[Any, ..
     """View, plot, remarks and table; one text needs a plot alone."""
     text, result = found.documents[index].text, found.texts[index]
     chosen = found.assigned(result, threshold)
-    lengths = [
-        Bar(each.label, each.score, f"{each.score:.2f}", each.label in chosen) for each in result.scores
-    ]
+    scores = [(label.label, label.score) for label in result.scores]
+    lengths = [Bar(label, score, f"{score:.2f}", label in chosen) for label, score in scores]
     windows = f"Read in {result.windows} overlapping windows." if result.windows > 1 else ""
-    cut = f"The last {count(result.cut, 'token')} did not fit and were not read." if result.cut else ""
+    cut = f"The last {counted(result.cut, 'token')} did not fit and were not read." if result.cut else ""
     rows = [
         [
             document.id,

@@ -1,4 +1,4 @@
-"""The Entities tab: entities marked in place, filtered, counted, listed and saved; and the endpoint ``/ner``."""
+"""The Entities tab: entities marked in place, filtered, counted, listed and saved; and ``/ner``."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,34 +9,17 @@ from typing import Any
 import gradio as gr
 
 from biogpt.paths import assets
+from biogpt.serving.shelf import LazyModel
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import Document
 from biogpt.text.export import ENTITY_FORMATS, entities_as, suffix_of
 from biogpt.text.results import Entity
-from biogpt.ui.marks import Bar, Span, bars, cut_note, marked, view
-from biogpt.ui.models import LazyModel
-from biogpt.ui.runs import (
-    PASSAGES,
-    QUICK,
-    REFUSALS,
-    Progress,
-    Run,
-    api_error,
-    check_score,
-    connect,
-    count,
-    document_choice,
-    download_buttons,
-    label_all,
-    lay_out_form,
-    passage,
-    refusal,
-    remarks,
-    results_table,
-    rows_note,
-    status,
-    table,
-)
+from biogpt.ui.forms import connect, document_choice, lay_out_form
+from biogpt.ui.inputs import check_score, passage
+from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
+from biogpt.ui.results import download_buttons, results_table, rows_note, table
+from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all
+from biogpt.ui.status import REFUSALS, api_error, counted, refusal, remarks, status
 
 EXAMPLES = assets() / "examples" / "entities.jsonl"
 
@@ -58,15 +41,15 @@ class Found:
 
     def filtered(self, types: Sequence[str], min_score: float) -> "Found":
         """The entities of these types with at least this score."""
-        kept = [
-            [entity for entity in each if entity.label in types and entity.score >= min_score]
-            for each in self.entities
+        filtered = [
+            [entity for entity in entities if entity.label in types and entity.score >= min_score]
+            for entities in self.entities
         ]
-        return Found(self.documents, self.types, kept)
+        return Found(self.documents, self.types, filtered)
 
     def counts(self) -> Counter[str]:
         """How many entities there are of each type."""
-        return Counter(entity.label for each in self.entities for entity in each)
+        return Counter(entity.label for entities in self.entities for entity in entities)
 
 
 class Tagger:
@@ -76,14 +59,14 @@ class Tagger:
         self.recognizer = recognizer
 
     def find(self, read: Callable[[str], list[Document]], source: str) -> Iterator[tuple[str, Any]]:
-        """Find the entities of what ``read`` makes of a text or a file; yields status and what was found so far."""
+        """Find the entities of what ``read`` makes of a text or a file; yields status and what was found."""
         try:
             documents = read(source)
             yield status("Reading"), None
             with closing(label_all(self.recognizer, documents, _entities)) as runs:
                 for run in runs:
                     found = sum(map(len, run.results))
-                    yield run.line(count(found, "entity", "entities")), self._found(run)
+                    yield run.line(counted(found, "entity", "entities")), self._found(run)
         except REFUSALS as error:
             yield refusal(error), gr.skip()  # what was found before stays
 
@@ -110,13 +93,13 @@ class Tagger:
         if found is None:
             return gr.skip(), view("", _HINT), gr.skip(), gr.skip(), gr.skip()
         counts = found.filtered(found.types, min_score).counts()
-        kept = found.filtered(types, min_score)
-        text, entities = found.documents[index or 0].text, kept.entities[index or 0]
+        shown = found.filtered(types, min_score)
+        text, entities = found.documents[index or 0].text, shown.entities[index or 0]
         several = len(found.documents) > 1
         rows = [
             [*([document.id] if several else []), e.text, e.label, e.start, e.end, round(e.score, 3)]
-            for document, each in zip(kept.documents, kept.entities, strict=True)
-            for e in each
+            for document, found_there in zip(shown.documents, shown.entities, strict=True)
+            for e in found_there
         ]
         columns = [*(["Id"] if several else []), "Text", "Type", "Start", "End", "Score"]
         nothing = ""
@@ -126,18 +109,18 @@ class Tagger:
             nothing = "No entity is left: lower the score, or choose more types."
         return (
             gr.CheckboxGroup(choices=[(f"{kind} {counts[kind]:,}", kind) for kind in found.types]),
-            marked(text, [Span(e.label, e.start, e.end, e.score) for e in entities], found.types, "entity"),
+            marked(text, [Mark(e.label, e.start, e.end, e.score) for e in entities], found.types, "entity"),
             remarks(nothing, cut_note(text), rows_note(len(rows))),
             table(columns, rows, [14, 27, 17, 14, 13, 15] if several else [32, 21, 16, 14, 17]),
-            _plot(kept),
+            _plot(shown),
         )
 
     def save(self, kind: str, found: Found | None, types: list[str], min_score: float) -> tuple[str, bytes]:
         """Name and content of a file of what the filters leave, in all documents."""
         if found is None:
             raise gr.Error("There is nothing to save yet: find entities first", print_exception=False)
-        kept = found.filtered(types, min_score)
-        return f"entities{suffix_of(kind)}", entities_as(kind, kept.documents, kept.entities)
+        shown = found.filtered(types, min_score)
+        return f"entities{suffix_of(kind)}", entities_as(kind, shown.documents, shown.entities)
 
     def ner(
         self, text: str, types: list[str] | None = None, min_score: float = 0.0
@@ -150,8 +133,8 @@ class Tagger:
             min_score: Only entities with at least this probability, 0 to 1.
 
         Returns:
-            Objects, sorted by start: label (its type), start and end (Unicode characters of the text as given, so
-            text[start:end] is the entity), text, and score (probability, 0 to 1).
+            Objects, sorted by start: label (its type), start and end (Unicode characters of the text as
+            given, so text[start:end] is the entity), text, and score (probability, 0 to 1).
         """
         try:
             [document] = passage(text)
@@ -221,7 +204,7 @@ def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> gr.Textbox:
     return form.text
 
 
-def _entities(recognizer: EntityRecognizer, texts: list[str], progress: Progress) -> list[list[Entity]]:
+def _entities(recognizer: EntityRecognizer, texts: list[str], progress: OnProgress) -> list[list[Entity]]:
     return recognizer.batch(texts, progress)
 
 

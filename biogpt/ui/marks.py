@@ -1,4 +1,4 @@
-"""Text with its spans marked in place, and bars: HTML in the hues of the style sheet."""
+"""Text marked in place, and bars: HTML in the hues of the style sheet."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ HUES = 8  # .hue-0 to .hue-7 in assets/style.css
 SHOWN_CHARACTERS = 50_000  # of one text; more of it slows the browser down
 
 
-class Span(NamedTuple):
+class Mark(NamedTuple):
     """``text[start:end]`` with its label; score 0 to 1."""
 
     label: str
@@ -26,29 +26,30 @@ class Bar(NamedTuple):
     chosen: bool = True
 
 
-def marked(text: str, spans: Iterable[Span], labels: Sequence[str], kind: str) -> str:
-    """A text with spans in the hues of their labels; each label is written beside its span, too.
+def marked(text: str, marks: Iterable[Mark], labels: Sequence[str], kind: str) -> str:
+    """A text with its marks in the hues of their labels; each label is written beside its span, too.
 
-    The labels stand in an attribute that the style sheet shows, so what a reader selects and copies is the text alone.
+    The labels stand in an attribute that the style sheet shows, so what a reader selects and copies is the
+    text alone.
 
     Args:
-        spans: sorted, never overlapping.
+        marks: sorted, never overlapping.
         labels: all there are, in the order of the hues.
         kind: ``entity`` or ``sentence``: how the label is set.
     """
     hues = {label: number % HUES for number, label in enumerate(labels)}
     parts: list[str] = []
     position = 0
-    for span in spans:
-        if span.end > SHOWN_CHARACTERS:
+    for mark in marks:
+        if mark.end > SHOWN_CHARACTERS:
             break
-        parts.append(html.escape(text[position : span.start]))
-        label = html.escape(span.label)
+        parts.append(html.escape(text[position : mark.start]))
+        label = html.escape(mark.label)
         parts.append(
-            f'<mark class="{kind} hue-{hues.get(span.label, 0)}" data-label="{label}" '
-            f'title="{label}, score {span.score:.2f}">{html.escape(text[span.start : span.end])}</mark>'
+            f'<mark class="{kind} hue-{hues.get(mark.label, 0)}" data-label="{label}" '
+            f'title="{label}, score {mark.score:.2f}">{html.escape(text[mark.start : mark.end])}</mark>'
         )
-        position = span.end
+        position = mark.end
     parts.append(html.escape(text[position : max(position, SHOWN_CHARACTERS)]))
     return view("".join(parts))
 

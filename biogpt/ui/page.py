@@ -1,9 +1,9 @@
-"""The whole page: header, tabs, footer, keyboard, and how it is served."""
+"""The whole page: header, tabs and footer, and how it is served."""
 
 import html
-import json
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -11,16 +11,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from biogpt.serving.shelf import LazyModel, Shelf
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.ui.classify import classify_tab
 from biogpt.ui.elsewhere import DEFAULT_ADDRESS, elsewhere
 from biogpt.ui.entities import entities_tab
-from biogpt.ui.links import decode, encode
-from biogpt.ui.models import LazyModel, Shelf, models_tab, title
+from biogpt.ui.models import models_tab, title
 from biogpt.ui.runs import QUICK
+from biogpt.ui.scripts import head, script
+from biogpt.ui.sharing import Sharing, connect_links
 from biogpt.ui.theme import STYLE_SHEET, theme
-from biogpt.ui.write_tab import write_tab
+from biogpt.ui.write_tab import WriteTab, write_tab
 
 WAITING_LINE = 32  # requests that may wait; one more is refused at once, with HTTP 503
 CACHE_AGE = 3600  # seconds until uploads and files for download are deleted
@@ -29,50 +31,6 @@ _FOOTER = (
     "What is written and found here is not medical advice and can be wrong. "
     "The models' cards say what they were trained on and how they scored."
 )
-
-# Ctrl+Enter (Cmd+Enter) and Esc press the buttons of the tab in view; a disabled button disables its key, too.
-# Gradio tells of keys, but not of what is pasted or cut. And it reloads the page when the server was away: what was
-# typed is there again.
-_SCRIPT = """
-() => {
-const TYPED = "#text textarea, .passage textarea", areas = () => document.querySelectorAll(TYPED);
-addEventListener("pagehide", () =>
-  sessionStorage.setItem("typed", JSON.stringify([...areas()].map((each) => each.value))));
-const typed = JSON.parse(sessionStorage.getItem("typed") || "[]");
-const restore = (tries) => {
-  if (!areas().length && tries) return setTimeout(restore, 100, tries - 1);
-  areas().forEach((area, i) => {
-    if (!typed[i] || area.value) return;
-    area.value = typed[i];
-    area.dispatchEvent(new Event("input", {bubbles: true}));
-  });
-};
-if (!location.search) restore(50);
-// What a button's key is; Gradio's buttons have no help of their own.
-const KEYS = {"#generate, button.run": "Ctrl + Enter (Cmd + Enter)", "#stop, button.stop": "Esc"};
-document.addEventListener("pointerover", (event) => {
-  for (const [buttons, key] of Object.entries(KEYS)) {
-    const button = event.target.closest?.(buttons);
-    if (button) button.title = key;
-  }
-});
-let count;
-document.addEventListener("input", (event) => {
-  if (!event.target.matches("#text textarea")) return;
-  clearTimeout(count);
-  count = setTimeout(() => document.querySelector("#typed").click(), 200);
-});
-document.addEventListener("keydown", (event) => {
-  const enter = event.key === "Enter" && (event.ctrlKey || event.metaKey);
-  if (!enter && event.key !== "Escape") return;
-  const buttons = [...document.querySelectorAll(enter ? "#generate, button.run" : "#stop, button.stop")];
-  const button = buttons.find((each) => each.offsetParent !== null);
-  if (!button || button.disabled) return;
-  event.preventDefault();
-  button.click();
-});
-}
-"""
 
 
 def build_page(
@@ -104,7 +62,7 @@ def build_page(
         with gr.Row(elem_classes="header"):
             header = gr.HTML(_header(f"{name} · loading"))
             link = gr.Button("Copy link", size="sm", elem_id="copy-link")
-        notice = gr.HTML("", elem_id="notice")
+        line = gr.HTML("", elem_id="notice")
         with gr.Tabs() as tabs:
             with gr.Tab("Write", id="write"):
                 write = write_tab(shelf, model)
@@ -120,108 +78,28 @@ def build_page(
                 programs = gr.HTML(elsewhere(DEFAULT_ADDRESS), elem_id="programs")
         gr.HTML(f'<p class="note">{_FOOTER}</p>')
 
-        def arrive(chosen: str, length: int) -> tuple[Any, ...]:
-            """Wait for the model, then say that it is there, and give the controls its bounds."""
-            line = describe_model(chosen)
-            return line, *(
-                write.fit(chosen, length) if shelf.has(chosen) else [gr.skip()] * len(write.fitted)
-            )
-
-        _connect_links(page, shelf, link, notice, tabs, model, chooser, controls).then(
-            arrive,
+        connect_links(page, Sharing(shelf, controls), link, line, tabs, model, chooser).then(
+            partial(_arrive, shelf, write, describe_model),
             [model, controls["length"]],
             [header, *write.fitted],
             show_progress="hidden",
             api_visibility="private",
             concurrency_limit=None,
         ).then(write.recount, [model, controls["text"]], write.count, **QUICK)
-        page.load(None, None, programs, js=_own_address(elsewhere(DEFAULT_ADDRESS)))
+        page.load(
+            None, None, programs, js=script("withOwnAddress", elsewhere(DEFAULT_ADDRESS), DEFAULT_ADDRESS)
+        )
     page.queue(max_size=WAITING_LINE)
     return page
 
 
-def _own_address(content: str) -> str:
-    """JavaScript that puts the address in the browser's bar in place of the default one."""
-    return f"() => {json.dumps(content)}.replaceAll({json.dumps(DEFAULT_ADDRESS)}, location.origin)"
-
-
-# The tab in view is known to the browser alone; what the server makes of the state becomes the address, and is copied.
-_TAB_IN_VIEW = """
-(...values) => [document.querySelector("[role=tab][aria-selected=true]").innerText.trim(), ...values.slice(1)]
-"""
-_COPY_LINK = """
-async (query) => {
-  if (!query) return;
-  const address = location.origin + location.pathname + "?" + query;
-  history.replaceState(null, "", address);
-  try { await navigator.clipboard.writeText(address); } catch { window.prompt("The link", address); }
-}
-"""
-
-
-def _connect_links(
-    page: gr.Blocks,
-    shelf: Shelf,
-    button: gr.Button,
-    notice: gr.HTML,
-    tabs: gr.Tabs,
-    model: gr.State,
-    chooser: gr.Dropdown,
-    controls: dict[str, gr.components.Component],
-) -> Any:
-    """Make the button copy a link to the state of the page, and a link restore it when it is opened: this event."""
-    tab, query = gr.Textbox(visible=False), gr.Textbox(visible=False)
-    titles = {"Write": "write", "Entities": "entities", "Classify": "classify", "Models": "models"}
-    defaults = {name: getattr(control, "value", "") for name, control in controls.items()}
-
-    def make(title: str, model: str, *values: Any) -> tuple[str, str]:
-        given = dict(zip(controls, values, strict=True))
-        state = {name: value for name, value in given.items() if value not in (None, defaults[name])}
-        if model != shelf.default:
-            state["model"] = model
-        try:
-            link = encode({"tab": titles.get(title, "elsewhere"), **state})
-        except ValueError as error:
-            return "", _notice(str(error))
-        return link, _notice("The link is copied: it holds the tab, the texts and the settings.")
-
-    def restore(request: gr.Request) -> tuple[Any, ...]:
-        state, ignored = decode(dict(request.query_params))
-        known = shelf.allowed is None or state.get("model", shelf.default) in shelf.allowed
-        wanted = state.pop("model", None)
-        lines = []
-        if wanted is not None and not (known and shelf.has(str(wanted))):
-            lines.append(
-                f"The link was made with the model {wanted}: choose it in Models to get the same text."
-            )
-            wanted = None
-        for name, control in controls.items():
-            if isinstance(control, gr.Radio) and state.get(name) not in (
-                None,
-                *(each for _, each in control.choices),
-            ):
-                del state[name]
-                ignored.append(name)
-        choice = state.pop("tab", None)
-        if ignored:
-            lines.append(f"Parts of the link were ignored: {', '.join(ignored)}.")
-        if state or choice:
-            lines.append("Opened from a link; nothing has been run.")
-        return (
-            _notice(" ".join(lines)) if lines else "",
-            gr.Tabs(selected=str(choice)) if choice else gr.skip(),
-            *(gr.skip() if wanted is None else wanted for _ in (model, chooser)),
-            *(state.get(name, gr.skip()) for name in controls),
-        )
-
-    made = button.click(make, [tab, model, *controls.values()], [query, notice], js=_TAB_IN_VIEW, **QUICK)
-    made.then(None, query, None, js=_COPY_LINK)
-    return page.load(restore, None, [notice, tabs, model, chooser, *controls.values()], **QUICK)
-
-
-def _notice(text: str) -> str:
-    dismiss = '<button type="button" aria-label="Dismiss" onclick="this.parentElement.remove()">×</button>'
-    return f'<p class="notice" role="status">{html.escape(text)} {dismiss}</p>'
+def _arrive(
+    shelf: Shelf, write: WriteTab, describe_model: Callable[[str], str], model: str, length: int
+) -> tuple[Any, ...]:
+    """Wait for the model, then say that it is there, and give the controls its bounds."""
+    described = describe_model(model)
+    fitted = write.fit(model, length) if shelf.has(model) else [gr.skip()] * len(write.fitted)
+    return described, *fitted
 
 
 def serve(
@@ -264,7 +142,8 @@ def serve(
         max_file_size="10mb",
         theme=theme(),
         css_paths=STYLE_SHEET,
-        js=_SCRIPT,
+        head=head(),
+        js=script("start"),
     )
 
 

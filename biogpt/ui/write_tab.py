@@ -1,6 +1,5 @@
 """The layout of the Write tab: a text, its settings, and a completion that streams into it."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,13 +8,23 @@ from typing import Any
 import gradio as gr
 
 from biogpt.generation.options import ON_PAGE, Setting, Slider
-from biogpt.ui.buttons import Buttons
-from biogpt.ui.models import Shelf
-from biogpt.ui.runs import PASSAGES, QUICK, status
-from biogpt.ui.tokens import ATTENTION, ATTENTION_SCRIPT, CHOICES_SCRIPT, VIEW, VIEW_SCRIPT, shown
+from biogpt.serving.shelf import Shelf
+from biogpt.ui.runs import PASSAGES, QUICK
+from biogpt.ui.scripts import (
+    ALTERNATIVES_EVENTS,
+    ATTENTION,
+    ATTENTION_EVENTS,
+    COMPLETIONS,
+    COMPLETIONS_EVENTS,
+    Buttons,
+    script,
+)
+from biogpt.ui.status import status
+from biogpt.ui.tokens import shown
 from biogpt.ui.writing import Writer, replaced
 
-# The service shares each step among its requests, and keeps the line: more may be under way here than run there.
+# The service shares each step among its requests, and keeps the line: more may be under way here than run
+# there.
 TOGETHER: dict[str, Any] = {"concurrency_id": "generation", "concurrency_limit": 32}
 
 EXAMPLES = {
@@ -44,39 +53,15 @@ _HINT = (
 )
 
 _LEGEND = (
-    '<p class="legend">Probability of a token: <span class="p0">50 % and more</span> <span class="p1">from 20 %</span> '
-    '<span class="p2">from 5 %</span> <span class="p3">below</span>. Choose one to see its alternatives.</p>'
+    '<p class="legend">Probability of a token: <span class="p0">50 % and more</span> '
+    '<span class="p1">from 20 %</span> <span class="p2">from 5 %</span> <span class="p3">below</span>. '
+    "Choose one to see its alternatives.</p>"
 )
-
-# The buttons that change the text, and Stop, switched in the browser: Stop also has to work while the run waits in line.
-# The alternatives are those of the text before. What is typed meanwhile would be lost at the next token.
-_LOCK = """
-  document.querySelector("#text textarea").readOnly = RUNS;
-  document.querySelectorAll("#prompts button").forEach((each) => { each.disabled = RUNS; });
-"""
-_BEGUN = f"""(() => {{{_LOCK.replace("RUNS", "true")}
-  return ["", ...[false, false, false, false, true].map((on) => ({{__type__: "update", interactive: on}}))];
-}})()"""
-_IDLE = f"""(() => {{{_LOCK.replace("RUNS", "false")}
-  return [true, true, true, true, false].map((on) => ({{__type__: "update", interactive: on}}));
-}})()"""
-
-_COPY = """
-async (text) => {
-  try { await navigator.clipboard.writeText(text); }
-  catch { document.querySelector("#text textarea").select(); document.execCommand("copy"); }
-}
-"""
-
-_PRESET_OF = f"""(...values) => {{
-  const found = Object.entries({json.dumps(PRESETS)}).find(([, each]) => each.every((value, i) => value === values[i]));
-  return found ? found[0] : null;
-}}"""
 
 
 @dataclass(frozen=True)
 class WriteTab:
-    """The controls of the tab that a link holds, by the names of ``biogpt.ui.links``, and what shows their effect."""
+    """The controls that a link holds, by the names of ``biogpt.ui.links``, and what shows their effect."""
 
     controls: dict[str, gr.components.Component]
     count: gr.HTML
@@ -166,13 +151,13 @@ def _lay_out() -> _Parts:
         examples = [gr.Button(name, size="sm", min_width=0) for name in EXAMPLES]
     view = gr.HTML(
         shown("", [], _HINT),
-        html_template=VIEW,
-        js_on_load=VIEW_SCRIPT,
+        html_template=COMPLETIONS,
+        js_on_load=COMPLETIONS_EVENTS,
         apply_default_css=False,
         elem_id="view",
     )
     gr.HTML(_LEGEND)
-    alternatives = gr.HTML("", js_on_load=CHOICES_SCRIPT, elem_id="choices")
+    alternatives = gr.HTML("", js_on_load=ALTERNATIVES_EVENTS, elem_id="choices")
     with gr.Accordion("Attention", open=False, elem_id="attention-panel"):
         with gr.Row():
             layer = gr.Dropdown([1], value=1, label="Layer", info="1 reads the words themselves.")
@@ -181,7 +166,7 @@ def _lay_out() -> _Parts:
         looked = gr.HTML(
             {"tokens": [], "rows": [], "note": ""},
             html_template=ATTENTION,
-            js_on_load=ATTENTION_SCRIPT,
+            js_on_load=ATTENTION_EVENTS,
             apply_default_css=False,
             elem_id="attention",
         )
@@ -209,7 +194,7 @@ def _connect_runs(
 
     actions = parts.actions
     buttons = [actions[name] for name in ("generate", "continue", "regenerate", "undo", "stop")]
-    clicks = Buttons("write", _BEGUN, _IDLE, len(buttons))
+    clicks = Buttons("write", len(buttons), cleared=1)
     given = [parts.text, undo_list, *settings]
     runs: list[Any] = []
     for listen, run, inputs in (
@@ -218,6 +203,7 @@ def _connect_runs(
         (actions["regenerate"].click, in_session(writer.rewrite), [draft, model, *given]),
         (parts.alternatives.select, on_branch, [draft, *given]),
     ):
+        # The alternatives are those of the text before.
         listen(None, None, [parts.alternatives, *buttons], js=clicks.begun)
         event = listen(
             run,
@@ -248,10 +234,12 @@ def _connect_rest(
     def then_count(event: Any) -> None:
         event.then(writer.count, [model, text], parts.count, **QUICK)
 
-    undo.click(None, None, parts.alternatives, js="() => ''")
+    undo.click(None, None, parts.alternatives, js=script("given", ""))
     undone = [text, parts.view, parts.status, draft, undo_list, parts.count]
     then_count(undo.click(writer.undo, [text, undo_list], undone, **QUICK))
-    copy.click(None, text, None, js=_COPY).then(lambda: status("Copied"), None, parts.status, **QUICK)
+    copy.click(None, text, None, js=script("copyText")).then(
+        lambda: status("Copied"), None, parts.status, **QUICK
+    )
     parts.view.select(writer.choose, draft, parts.alternatives, **QUICK)
     parts.view.submit(writer.keep, draft, [text, parts.view, draft], **QUICK)
     for button, prompt in zip(parts.examples, EXAMPLES.values(), strict=True):
@@ -284,9 +272,9 @@ def _settings(draft: gr.State) -> dict[str, gr.Slider | gr.Textbox]:
         **QUICK,
     )
     shaped = [controls[row.name] for row in _SHAPED]
-    preset.input(None, preset, shaped, js=f"(name) => ({json.dumps(PRESETS)})[name]")
+    preset.input(None, preset, shaped, js=script("chosen", PRESETS))
     for control in shaped:  # moved by hand, set by a link, or reset
-        control.change(None, shaped, preset, js=_PRESET_OF)
+        control.change(None, shaped, preset, js=script("nameOf", PRESETS))
     return {row.control.link: controls[row.name] for row in ON_PAGE if row.control is not None}
 
 

@@ -14,10 +14,12 @@ from typing import Any
 import gradio as gr
 
 from biogpt.generation.options import ON_PAGE, SETTINGS, GenerationOptions, Setting, Slider
+from biogpt.serving.inspection import ALTERNATIVES, Sample, attention, branched, scored
+from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import Prompt, Step, Stream, TextGenerator
-from biogpt.ui.models import Shelf, title
-from biogpt.ui.runs import REFUSALS, api_error, refusal, status
-from biogpt.ui.tokens import ALTERNATIVES, Sample, attention, branched, choices, scored, shown
+from biogpt.ui.models import title
+from biogpt.ui.status import REFUSALS, api_error, refusal, status
+from biogpt.ui.tokens import attention_shown, choices, shown
 
 _LOOK = 0.25  # seconds between looks at a request that waits in line, so that Stop acts meanwhile
 _SINGLY = 24  # tokens that come one by one; only the first one while others write, too
@@ -210,15 +212,15 @@ class Writer:
             with closing(_groups(generator.stream(run.prompt, run.options, session))) as groups:
                 # A Stop before the first token must not report the run before this one.
                 yield _only_status(status("Reading the prompt"), draft=None)
-                kept: tuple[Any, Any] = run.draft, [*undo, (text if before is None else before, text)]
+                once: tuple[Any, Any] = run.draft, [*undo, (text if before is None else before, text)]
                 for group in groups:
                     if isinstance(group, int):
                         yield _only_status(status("Waiting", f"{group} in line"))
                         continue
                     run.add(group)
                     *shown_now, count = run.shown()
-                    yield (*shown_now, *kept, count)
-                    kept = gr.skip(), gr.skip()  # Gradio spends time on what it is given
+                    yield (*shown_now, *once, count)
+                    once = gr.skip(), gr.skip()  # Gradio spends time on what it is given
         except REFUSALS as error:
             yield _only_status(_refusal(error))
 
@@ -253,7 +255,7 @@ class Writer:
             (before, prompt), rest = undo[-1], undo[:-1]
             if draft is not None and text not in (
                 draft.prompt,
-                *(draft.prompt + each.text for each in draft.samples),
+                *(draft.prompt + sample.text for sample in draft.samples),
             ):
                 before, rest = text, undo
             text, undo = prompt, rest
@@ -294,8 +296,8 @@ class Writer:
         """Make one of several samples the text: text, view and draft."""
         if draft is None or not 0 <= event.sample < len(draft.samples):
             return gr.skip(), gr.skip(), gr.skip()
-        kept = draft.samples[event.sample]
-        return draft.prompt + kept.text, shown(draft.prompt, [kept]), replace(draft, samples=[kept])
+        sample = draft.samples[event.sample]
+        return draft.prompt + sample.text, shown(draft.prompt, [sample]), replace(draft, samples=[sample])
 
     def undo(self, text: str, undo: Undo) -> tuple[Any, ...]:
         """Take the last completion back: what ``write`` yields."""
@@ -323,7 +325,9 @@ class Writer:
         """The value of the attention view."""
         try:
             generator = self.shelf.take(model)
-            return generator.run(partial(attention, generator, text, layer, head))
+            found = generator.run(partial(attention, generator, text, layer, head))
+            layers, heads = generator.config.num_hidden_layers, generator.config.num_attention_heads
+            return attention_shown(found, generator.tokenizer, layers, heads)
         except REFUSALS as error:
             return {"tokens": [], "rows": [], "note": _refusal(error, "Not shown")}
 

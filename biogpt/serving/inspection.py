@@ -1,0 +1,142 @@
+"""What a model thought of a text: probabilities of its tokens, likelier ones in their place, and attention.
+
+Whatever computes here runs on the thread that owns the model: ``TextGenerator.run``. Probabilities are those
+of the model itself, before temperature, penalties and bans.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from biogpt.serving.text_generator import Step, TextGenerator
+from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD
+
+ALTERNATIVES = 8
+ATTENTION_TOKENS = 96  # most whose attention is given: a square of them
+_WORD_PIECES = 8  # most that complete a word begun by an alternative
+
+
+@dataclass
+class Sample:
+    """A text as it is made.
+
+    Attributes:
+        context: ids before its first token.
+        text: prompt left out.
+        ids, logprobs, alternatives: of each token, as in ``biogpt.generation.search.Token``.
+        ends: where each token's characters end in ``text``.
+        finish_reason: as in ``biogpt.serving.text_generator.Step``.
+    """
+
+    context: list[int]
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, step: Step) -> None:
+        """Take one more token in. A step may change the end of the text: tokens before lose that."""
+        common = _common(self.text, step.text)
+        self.ends = [min(end, common) for end in self.ends] + [len(step.text)]
+        self.text, self.finish_reason = step.text, step.finish_reason
+        self.ids.append(step.token_id)
+        self.logprobs.append(step.logprob)
+        self.alternatives.append(step.alternatives)
+
+    def replace(self, step: Step) -> None:
+        """Beam search: another text altogether, whose earlier tokens are not known yet."""
+        self.text, self.finish_reason = step.text, step.finish_reason
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Which tokens each token of a text looks at.
+
+    Attributes:
+        ids: of the tokens, T of them, the start token first.
+        percents: T rows; row t has t + 1 whole numbers, the shares of the tokens up to itself.
+        layer, head: that were looked into, counted from 1; head 0 is the mean of all.
+    """
+
+    ids: list[int]
+    percents: list[list[int]]
+    layer: int
+    head: int
+
+
+@torch.inference_mode()
+def scored(generator: TextGenerator, prompt: str, text: str) -> Sample:
+    """A text read once more, for what the model thinks of each token: beam search tells only of the last."""
+    encoding = generator.tokenizer.encode(prompt + text)
+    first = next((i for i, span in enumerate(encoding.offsets) if span[1] > len(prompt)), len(encoding.ids))
+    logits = (
+        generator.model(torch.tensor([encoding.ids], device=generator.model.device)).logits[0].float().cpu()
+    )
+    best = logits.log_softmax(dim=-1).topk(min(ALTERNATIVES, logits.shape[-1]), dim=-1)
+    sample = Sample(encoding.ids[:first], text)
+    for i in range(max(first, 1), len(encoding.ids)):
+        token = encoding.ids[i]
+        sample.ids.append(token)
+        sample.logprobs.append(float(logits[i - 1].log_softmax(dim=-1)[token]))
+        pairs = zip(best.indices[i - 1].tolist(), best.values[i - 1].tolist(), strict=True)
+        sample.alternatives.append(tuple(pairs))
+        sample.ends.append(max(encoding.offsets[i][1] - len(prompt), 0))
+    return sample
+
+
+@torch.inference_mode()
+def branched(generator: TextGenerator, sample: Sample, token: int, other: int) -> str:
+    """The text of a sample up to a token, and another in its place; a word that this begins is completed."""
+    tokenizer = generator.tokenizer
+    before = [*sample.context, *sample.ids[:token]]
+    ids = [*before, other]
+    if not tokenizer.token(other).endswith(END_OF_WORD):
+        for _ in range(_WORD_PIECES):
+            row = torch.tensor([ids], device=generator.model.device)
+            ids.append(int(generator.model(row, logits_to_keep=1).logits[0, -1].argmax()))
+            if ids[-1] < len(CONTROL_TOKENS):
+                ids.pop()
+                break
+            if tokenizer.token(ids[-1]).endswith(END_OF_WORD):
+                break
+    old, new = tokenizer.decode(before), tokenizer.decode(ids)
+    common = _common(old, new)
+    return sample.text[: sample.ends[token - 1] if token else 0] + new[common:]
+
+
+@torch.inference_mode()
+def attention(generator: TextGenerator, text: str, layer: int, head: int) -> Attention:
+    """Which tokens a token looks at.
+
+    Args:
+        layer: counted from 1; beyond the last one, the last.
+        head: counted from 1; 0 is the mean of all; beyond the last one, the last.
+
+    Raises:
+        ValueError: the text is empty, or has more than ``ATTENTION_TOKENS`` tokens.
+    """
+    if not text.strip():
+        raise ValueError("The text is empty: type something first")
+    prompt = generator.prompt(text)
+    if prompt.length > ATTENTION_TOKENS:
+        raise ValueError(
+            f"The text has {prompt.length:,} tokens; attention is shown for up to "
+            f"{ATTENTION_TOKENS}. Shorten it"
+        )
+    ids = list(prompt.ids)
+    config, model = generator.config, generator.model
+    layer, head = min(layer, config.num_hidden_layers), min(head, config.num_attention_heads)
+    out = model(torch.tensor([ids], device=model.device), output_attentions=True)
+    assert out.attentions is not None
+    heads = out.attentions[layer - 1][0].float().cpu()  # [H, T, T]
+    weights = heads.mean(dim=0) if head == 0 else heads[head - 1]
+    percents = [(100 * weights[t, : t + 1]).round().int().tolist() for t in range(len(ids))]
+    return Attention(ids, percents, layer, head)
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,0 +1,64 @@
+"""What may be given to the tabs that label texts: a passage or a file, within limits."""
+
+import re
+from pathlib import Path
+
+from biogpt.text.documents import Document, read_documents
+
+MOST_TEXTS = 5_000  # of a file
+MOST_CHARACTERS = 2_000_000  # of a passage, or of a file's texts in all
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def passage(text: str) -> list[Document]:
+    """A typed text as the one document of a run.
+
+    Raises:
+        TypeError: it is not a string.
+        ValueError: it is empty, or has more than ``MOST_CHARACTERS``.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"the text is of type {type(text).__name__}; expected a string")
+    if not text.strip():
+        raise ValueError("The text is empty: paste a passage, or take an example")
+    _check_length(len(text), "The text")
+    return [_sendable(Document("text", text))]
+
+
+def upload(path: str) -> list[Document]:
+    """The documents of an uploaded file.
+
+    Raises:
+        ValueError: it cannot be read, or holds more than ``MOST_TEXTS`` or ``MOST_CHARACTERS``.
+    """
+    documents = read_documents(path)
+    name = Path(path).name
+    if len(documents) > MOST_TEXTS:
+        raise ValueError(
+            f"{name} holds {len(documents):,} texts; at most {MOST_TEXTS:,} are read at once. Split it, or "
+            "use the command line, which has no limit"
+        )
+    _check_length(sum(len(document.text) for document in documents), name)
+    return [_sendable(document) for document in documents]
+
+
+def _sendable(document: Document) -> Document:
+    """Half of a surrogate pair, which JSON can name but no reply can hold, becomes U+FFFD; offsets hold."""
+    return Document(document.id, _LONE_SURROGATE.sub("\ufffd", document.text))
+
+
+def _check_length(characters: int, what: str) -> None:
+    if characters > MOST_CHARACTERS:
+        raise ValueError(
+            f"{what} has {characters:,} characters; at most {MOST_CHARACTERS:,} are read at once. "
+            "Cut or split it"
+        )
+
+
+def check_score(name: str, value: float) -> None:
+    """Raises TypeError or ValueError unless a client gave a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; expected a number from 0 to 1")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; expected 0 to 1")
