@@ -3,7 +3,8 @@
 A PyTorch re-implementation of BioGPT (Luo et al. 2022, arXiv 2210.10341): the network, its tokenizer, its
 checkpoints, text made token by token, entities and labels found in text.
 
-A name is imported when it is first asked for: what needs no torch, such as ``python -m biogpt --help``, loads none.
+A name is imported when it is first asked for: what needs no torch, such as ``python -m biogpt --help``,
+loads none.
 """
 
 from importlib import import_module

@@ -235,13 +235,13 @@ FAULTS: tuple[tuple[Rule, str, str, str], ...] = (
     (what_help_loads_in_vain, "app.py", "from biogpt.ui import page", "app loads gradio"),
     (
         private_names_of_others,
-        "biogpt/cli.py",
+        "biogpt/cli/score.py",
         "def f(engine):\n    return engine._waiting\n",
         "engine._waiting",
     ),
     (
         private_names_of_others,
-        "biogpt/cli.py",
+        "biogpt/cli/score.py",
         "from biogpt.bench import _TEXT",
         "_TEXT of biogpt.bench",
     ),

@@ -1,5 +1,7 @@
-"""The page in a real browser, served by the real server, on random models; the one that writes is too slow for updates
-to fall together."""
+"""The page in a real browser, served by the real server, on random models.
+
+The one that writes is too slow for updates to fall together.
+"""
 
 import csv
 import io
@@ -94,7 +96,7 @@ class Server:
 
 
 def random_generator() -> TextGenerator:
-    """Deep and narrow: a token takes some milliseconds on any machine, as small operations cost the same on all.
+    """Deep and narrow: a token takes milliseconds on any machine, as small operations cost the same on all.
 
     No token is a control token: the text never ends early, and grows with each token.
     """
@@ -404,7 +406,8 @@ def test_undo_and_regenerate_take_the_last_completion_back(page) -> None:
     first = wait_for_status(page, "Finished")
     page.locator("#regenerate").click()
     page.wait_for_function(
-        """first => (now => now.includes("Finished") && now !== first)(document.querySelector(".status").innerText)""",
+        """first => (now => now.includes("Finished") && now !== first)(
+            document.querySelector(".status").innerText)""",
         arg=first,
     )
     second = page.locator(".status").inner_text()

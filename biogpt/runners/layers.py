@@ -28,11 +28,11 @@ def quantize(weight: Tensor, gain: Tensor | None = None) -> tuple[Tensor, Tensor
     ``gain``: [K], multiplies each input channel's weights first.
     """
     scale, small = torch.empty(len(weight)), torch.empty(weight.shape, dtype=torch.int8)
-    for part, own, out in zip(*(t.split(BLOCK) for t in (weight, scale, small)), strict=True):
+    for part, part_scale, out in zip(*(t.split(BLOCK) for t in (weight, scale, small)), strict=True):
         part = part.float() if gain is None else part.float() * gain
         greatest = torch.maximum(part.amax(dim=1), part.amin(dim=1).neg_())
-        own.copy_(greatest.div_(127).clamp_min_(torch.finfo(torch.float32).tiny))
-        out.copy_((part / own[:, None]).round_())
+        part_scale.copy_(greatest.div_(127).clamp_min_(torch.finfo(torch.float32).tiny))
+        out.copy_((part / part_scale[:, None]).round_())
     return small, scale
 
 

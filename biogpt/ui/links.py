@@ -51,8 +51,8 @@ def encode(state: Mapping[str, Value]) -> str:
         query = "z=" + base64.urlsafe_b64encode(packed).decode().rstrip("=")
     if len(query) > LONGEST:
         raise ValueError(
-            f"The text is too long for a link: {len(query):,} characters even compressed, and at most {LONGEST:,} "
-            "arrive everywhere. Shorten it, or send it as a file"
+            f"The text is too long for a link: {len(query):,} characters even compressed, and at most "
+            f"{LONGEST:,} arrive everywhere. Shorten it, or send it as a file"
         )
     return query
 

@@ -1,4 +1,4 @@
-"""What a click in the Write tab does: text continued, rewritten, branched, taken back; and the endpoint ``/generate``."""
+"""What a click in the Write tab does: text continued, rewritten, branched, taken back; and ``/generate``."""
 
 import html
 import re
@@ -43,11 +43,12 @@ Args:
 {}
 
 Returns:
-    text: all of the completion so far, the prompt left out; tokens: its length; seed: gives the same text again;
+    text: all of the completion so far, the prompt left out; tokens: its length;
+    seed: gives the same text again;
     finish_reason: null until the last update, then "eos", "length" or "stop".
 """
 
-# Before and after: the text as it was, and what was then given to the model; they differ where a reader branched.
+# Before and after: the text as it was, and what was then given to the model; a branch lets them differ.
 Undo = list[tuple[str, str]]
 
 
@@ -199,7 +200,8 @@ class Writer:
             session: whose text it is, for the reuse of prompts.
 
         Yields:
-            Text, view, status, draft, undo list and count, as tokens come. A refusal changes the status alone.
+            Text, view, status, draft, undo list and count, as tokens come. A refusal changes the status
+            alone.
         """
         try:
             options = replace(_options(settings).with_seed(), top_logprobs=ALTERNATIVES)
@@ -360,7 +362,7 @@ class Writer:
             raise api_error(error, "Not generated") from error
 
     def endpoint(self) -> Callable[..., Iterator[dict[str, Any]]]:
-        """``generate`` as ``gr.api`` reads it: a parameter for each setting of the table, with its default and help."""
+        """``generate`` as ``gr.api`` reads it: a parameter for each setting, with its default and help."""
         rows = [row for row in SETTINGS if row.endpoint]
 
         def generate(prompt: str, *values: Any) -> Iterator[dict[str, Any]]:
@@ -405,8 +407,8 @@ def _encoded(generator: TextGenerator, text: str) -> Prompt:
 def _groups(stream: Stream) -> Generator[list[Step] | int, None, None]:
     """The steps of a text as they come, or while it waits in line its place, an int.
 
-    Steps that come fast come together, but for the first few: browser and server spend some tens of milliseconds on an
-    update, more than a small model on a token.
+    Steps that come fast come together, but for the first few: browser and server spend some tens of
+    milliseconds on an update, more than a small model on a token.
     """
     count, due = 0, 0.0
     with stream:
