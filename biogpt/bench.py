@@ -1,7 +1,8 @@
 """How fast this machine runs BioGPT, beside the reference where that is asked for.
 
-Every subject (ours in each precision, and ``transformers``) loads the same random weights in a process of its own, and
-they are measured in turns: what slows the machine down for a while slows all of them. Figures are medians.
+Every subject (ours in each precision, and ``transformers``) loads the same random weights in a process of its
+own, and they are measured in turns: what slows the machine down for a while slows all of them. Figures are
+    medians.
 """
 
 import json
@@ -51,9 +52,12 @@ PROMPTS = (16, 128, 512, 1000)
 POSITIONS = (32, 256, 512, 900, 1000)
 _LABELS = {0: "O", 1: "B-Disease", 2: "I-Disease"}
 _TEXT = (
-    "Acute renal failure in high dose carboplatin chemotherapy. Carboplatin has been reported to cause acute renal "
-    "failure when administered in high doses to adult patients. We report a girl who was treated with high-dose "
-    "carboplatin for metastatic parameningeal embryonal rhabdomyosarcoma. Acute renal failure developed followed by a "
+    "Acute renal failure in high dose carboplatin chemotherapy. Carboplatin has been "
+    "reported to cause acute renal "
+    "failure when administered in high doses to adult patients. We report a girl who was "
+    "treated with high-dose "
+    "carboplatin for metastatic parameningeal embryonal rhabdomyosarcoma. Acute renal "
+    "failure developed followed by a "
     "slow partial recovery of renal function. Possible contributing factors are discussed. "
 )
 _DOCUMENTS = [_TEXT * (1 + number % 4) for number in range(8)]
@@ -67,10 +71,12 @@ class BenchOptions:
         out: folder for ``bench.json`` and the plots.
         precisions: of ours.
         against: precisions of ``transformers``, which must be installed then.
-        prompts: lengths in tokens, for the time to the first new token; those of ``PROMPTS`` that fit when empty.
+        prompts: lengths in tokens, for the time to the first new token; those of ``PROMPTS`` that fit when
+            empty.
         streams: numbers of requests at once, for tokens a second in all.
-        positions: lengths of the text so far, for tokens a second of one stream, and of the most streams where these
-            leave room for the tokens that some make while others begin; those of ``POSITIONS`` that fit when empty.
+        positions: lengths of the text so far, for tokens a second of one stream, and of the most streams
+            where these leave room for the tokens that some make while others begin; those of ``POSITIONS``
+            that fit when empty.
         tagging: measure documents a second of entities and labels as well.
         rounds: how often each figure is taken.
         steps: tokens of each stream that a figure is taken over.
@@ -111,8 +117,10 @@ class BenchOptions:
         longest = max([1 + max(self.prompts), *(position + spare for position in self.positions), most])
         if longest > limit:
             raise ValueError(
-                f"prompts {list(self.prompts)} and positions {list(self.positions)} need {longest} positions with "
-                f"{self.steps} steps; the model has {limit}: choose shorter ones, fewer steps or fewer streams"
+                f"prompts {list(self.prompts)} and positions {list(self.positions)} need "
+                f"{longest} positions with "
+                f"{self.steps} steps; the model has {limit}: choose shorter ones, fewer "
+                "steps or fewer streams"
             )
 
 
@@ -120,7 +128,8 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     """Measure, and write ``bench.json`` and plots.
 
     Returns:
-        ``machine``: what it runs on; ``subjects``: for each a name, its figures by case, and what it loaded to.
+        ``machine``: what it runs on; ``subjects``: for each a name, its figures by case, and what it loaded
+            to.
 
     Raises:
         ValueError: a subject cannot be measured; the message says which and why.
@@ -202,7 +211,8 @@ class _Subject:
         with interrupts_ignored():  # this process ends that one
             self._process.start()
         theirs.close()
-        self._receive()  # once it has imported what it needs, which nobody's loading should have to share cores with
+        # Once it has imported what it needs, which nobody's loading should have to share cores with
+        self._receive()
 
     def ask(self, method: str, *values: int) -> Any:
         try:
@@ -253,7 +263,8 @@ class _Measured(ABC):
     """What ours and the reference share.
 
     Attributes:
-        model, info, weight_bytes: set by ``load``: the model, its precision in words, the bytes of one weight.
+        model, info, weight_bytes: set by ``load``: the model, its precision in words, the bytes of one
+            weight.
     """
 
     model: Any
@@ -456,12 +467,16 @@ def _machine() -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures for people, in Markdown: a row a case, a column a subject; then the ratios to the reference."""
+    """The figures for people, in Markdown: a row a case, a column a subject.
+
+    Then the ratios to the reference.
+    """
     subjects = results["subjects"]
     names = list(subjects)
     machine = results["machine"]
     lines = [
-        f"{machine['processor']}, {machine['threads']} threads, {machine['capability']}, torch {machine['torch']}, "
+        f"{machine['processor']}, {machine['threads']} threads, {machine['capability']}, "
+        f"torch {machine['torch']}, "
         f"reads {machine['read_gb_per_second']:.0f} GB/s",
         *(f"{name}: {subjects[name]['precision']}" for name in names),
         "",

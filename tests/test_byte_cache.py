@@ -1,4 +1,7 @@
-"""The cache of bytes: what it holds and computes, against plain attention, in any company and after any history."""
+"""The cache of bytes.
+
+What it holds and computes, against plain attention, in any company and after any history.
+"""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +28,10 @@ pytestmark = pytest.mark.skipif(not Int8KVCache.fits(CONFIG), reason="no fbgemm,
 
 
 def write(cache: Int8KVCache, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random positions in both layers; returns keys and values [L, B, H, T, D], one head far larger than another."""
+    """Random positions in both layers.
+
+    Returns keys and values [L, B, H, T, D], one head far larger than another.
+    """
     random = torch.Generator().manual_seed(seed)
     size = torch.tensor([0.01, 1.0, 5.0, 100.0])[:, None, None]
     new = size * torch.randn(2, 2, cache.batch_size, 4, count, 8, generator=random)

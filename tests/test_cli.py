@@ -444,7 +444,8 @@ def test_an_interrupt_ends_without_a_traceback():
 def test_a_process_may_be_forked_after_loading():
     script = (
         "import multiprocessing as m; from biogpt import EntityRecognizer, GenerationOptions, TextGenerator\n"
-        "generator, tagger = TextGenerator.from_pretrained('mini'), EntityRecognizer.from_pretrained('mini-ner')\n"
+        "generator, tagger = TextGenerator.from_pretrained('mini'), "
+        "EntityRecognizer.from_pretrained('mini-ner')\n"
         "def work(queue):\n"
         "    tagger('Aspirin helps')\n"
         "    queue.put(len(generator.generate('gene', GenerationOptions(max_new_tokens=5))[0].tokens))\n"

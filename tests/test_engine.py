@@ -1,4 +1,7 @@
-"""Many requests on one engine: what each gets is what it gets alone, and none holds memory it does not need."""
+"""Many requests on one engine.
+
+What each gets is what it gets alone, and none holds memory it does not need.
+"""
 
 import copy
 import random
@@ -86,7 +89,8 @@ def mixed_requests(count: int) -> list[tuple[list[int], GenerationOptions]]:
 def test_a_request_gets_the_same_bits_alone_and_among_others(model, dtype, small_chunks) -> None:
     """They join at different times, some are cancelled on the way, prompts are read in chunks between steps.
 
-    Logprobs and alternatives are floats of the model's own distribution, so equal tokens mean equal bits of logits.
+    Logprobs and alternatives are floats of the model's own distribution, so equal tokens mean equal bits of
+    logits.
     """
     model.to(dtype)
     requests = mixed_requests(24)
@@ -136,7 +140,10 @@ def test_a_gpu_gives_the_cpus_logits_and_the_same_bits_in_any_company(model, dty
 
 
 def test_the_comparison_notices_rows_that_depend_on_their_number(model, monkeypatch) -> None:
-    """With steps of any size, plain float32 kernels round a row by how many there are: the test above would fail."""
+    """With steps of any size, plain float32 kernels round a row by how many there are.
+
+    The test above would fail.
+    """
     if 1 in steady_sizes(model):
         pytest.skip("this machine's float32 kernels give a row the same bits in any number")
     requests = mixed_requests(8)
@@ -415,7 +422,10 @@ def test_a_container_limits_the_memory_for_caches(model, monkeypatch, tmp_path) 
 
 
 def test_a_sample_is_ended_although_its_reader_is_slower_than_the_step(model) -> None:
-    """The reader says ``skip`` and ``taken`` while the step lets others join: the sample must not get one token more."""
+    """The reader says ``skip`` and ``taken`` while the step lets others join.
+
+    The sample must not get one token more.
+    """
     engine = engine_of(model)
     slot = submit(engine, prompt(2), replace(LONG, temperature=1.0, num_return_sequences=2, seed=1), lead=1)
     engine.step()

@@ -46,7 +46,10 @@ def pairs() -> list[tuple[BioGptForCausalLM, reference.BioGptForCausalLM]]:
 
 @pytest.fixture(scope="module")
 def ending_pairs() -> list[tuple[BioGptForCausalLM, reference.BioGptForCausalLM]]:
-    """Over ten tokens, so that beams often end; and with weights for which the rules of when to stop matter."""
+    """Over ten tokens, so that beams often end.
+
+    And with weights for which the rules of when to stop matter.
+    """
     return [make_pair(seed, vocab_size=10) for seed in (12, 59, 70, 87)]
 
 
@@ -57,7 +60,10 @@ def model(pairs) -> BioGptForCausalLM:
 
 @pytest.fixture
 def forward_calls(model, monkeypatch) -> list[int]:
-    """The number of new positions in each call of the model: of a prompt's chunk, and of the rows of a step."""
+    """The number of new positions in each call of the model.
+
+    Of a prompt's chunk, and of the rows of a step.
+    """
     calls: list[int] = []
     forward, step = model.biogpt.forward, CpuRunner.step
 
@@ -216,7 +222,8 @@ def test_beam_search_over_fewer_tokens_than_candidates(num_beams) -> None:
 def test_sampling_draws_what_the_reference_draws(pairs, rules) -> None:
     """Both draw by torch.multinomial, so equal distributions and seeds give equal ids.
 
-    This is the whole path from the model's [B, T, V] logits to the id, where a rule that works alone may be lost.
+    This is the whole path from the model's [B, T, V] logits to the id, where a rule that works alone may be
+    lost.
     """
     for seed, (ours, theirs) in enumerate(pairs):
         options = GenerationOptions(max_new_tokens=20, seed=seed, **rules)

@@ -1,4 +1,7 @@
-"""int8 and packed layers: exact sums, rows that keep to themselves, folders that come back, and what rounding costs."""
+"""int8 and packed layers.
+
+Exact sums, rows that keep to themselves, folders that come back, and what rounding costs.
+"""
 
 import math
 from collections.abc import Callable
@@ -127,7 +130,7 @@ def test_an_int8_row_is_the_same_in_any_company(wide, lively) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_sums_that_float32_would_round_are_those_of_the_call_for_one_row() -> None:
-    """A kernel for many rows gives sums in float32, the one for one row takes off the zero step before it rounds."""
+    """A kernel for many rows gives float32 sums; that for one row takes off the zero step before it rounds."""
     random = torch.Generator().manual_seed(0)
     weight = torch.full((64, 4096), 127, dtype=torch.int8)
     weight[:, ::2] = -127
@@ -278,7 +281,10 @@ def test_mini_gives_a_request_the_same_bits_in_any_company(precision) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_tokens_in_float32_are_the_same_in_any_company() -> None:
-    """Greedy and sampled, prompts of one chunk and of two, joining as others end; guests are cancelled on the way."""
+    """Greedy and sampled, prompts of one chunk and of two, joining as others end.
+
+    Guests are cancelled on the way.
+    """
     generator = TextGenerator.from_pretrained("mini", device="cpu", precision="float32")
     words = generator.tokenizer.encode("Patients with acute renal failure received carboplatin. " * 20).ids
     requests = [
@@ -327,7 +333,9 @@ def test_an_int8_model_answers_where_gradients_are_on() -> None:
     ("precision", "kl", "agreement", "bits"), [("int8", 0.012, 0.93, 0.005), ("bfloat16", 0.004, 0.96, 0.002)]
 )
 def test_what_rounding_costs_mini(precision, kl, agreement, bits, shared_data) -> None:
-    """On 200 held-out abstracts, against float32, as they are served; assets/benchmarks states what was found.
+    """On 200 held-out abstracts, against float32, as they are served.
+
+    Assets/benchmarks states what was found.
 
     KL divergence a token, how often the likeliest token is the same, and bits a byte.
     """

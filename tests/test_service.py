@@ -30,7 +30,7 @@ DRAW = GenerationOptions(max_new_tokens=24, min_new_tokens=24, temperature=5.0, 
 
 
 def build_tokenizer() -> BioGptTokenizer:
-    """Single characters, within words and at their ends, and a few pieces that Moses joins in its own ways."""
+    """Single characters, in words and at their ends, and a few pieces that Moses joins in its own ways."""
     characters = string.ascii_letters + string.digits + ".,;()[]%-"
     pieces = [c + end for c in characters for end in ("", "</w>")]
     merges = [("&", "q"), ("&q", "u"), ("&qu", "o"), ("&quo", "t"), ("&quot", ";</w>")]
@@ -58,8 +58,8 @@ def generator() -> TextGenerator:
 def scripted(prompt: str, pieces: str) -> TextGenerator:
     """A generator whose model answers the prompt with the given pieces and then the end token.
 
-    Only the position reaches the last LayerNorm, each as a direction of its own, which the projection maps to the
-    piece that is due.
+    Only the position reaches the last LayerNorm, each as a direction of its own, which the projection maps to
+    the piece that is due.
     """
     tokenizer = build_tokenizer()
     config = BioGptConfig(
@@ -142,7 +142,7 @@ def test_prompt_and_text_read_right_together(prompt: str, pieces: str, expected:
     ],
 )
 def test_stop_strings(pieces: str, stop, text: str, made: int) -> None:
-    """Found across the borders of tokens, and also where a false start, the first a of a, a, b, comes before."""
+    """Found across the borders of tokens, also where a false start, the first a of a, a, b, comes before."""
     generator = scripted("The gene", pieces)
     options = GenerationOptions(stop=stop, max_new_tokens=20)
     *_, last = steps = list(generator.stream("The gene", options))

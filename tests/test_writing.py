@@ -26,7 +26,10 @@ def values_of(**changes: Any) -> list[Any]:
 
 @pytest.fixture
 def generator() -> Iterator[TextGenerator]:
-    """It writes words of one letter, and never ends a text early: no token that it makes is a control token."""
+    """It writes words of one letter, and never ends a text early.
+
+    No token that it makes is a control token.
+    """
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *(f"{letter}</w>" for letter in string.ascii_lowercase)]
     config = BioGptConfig(
         vocab_size=len(tokens),

@@ -1,6 +1,7 @@
-"""The command line: ``python -m biogpt generate · ner · classify · score · evaluate · train · bench · convert``.
+"""The command line: ``generate``, ``ner``, ``classify``, ``score``, ``evaluate``, ``train``, ``bench``, ``convert``.
 
-Here are the names of the commands; what one takes and does is in its module, which is imported once it is chosen.
+Here are the names of the commands; what one takes and does is in its module, which is imported once it is
+chosen.
 """
 
 import argparse
@@ -91,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 1 when the work failed, 2 when the command line is wrong, 130 when interrupted, 141 when nobody reads
-        what is printed any more.
+        0; 1 when the work failed, 2 when the command line is wrong, 130 when interrupted, 141 when nobody
+        reads what is printed any more.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "huggingface_hub"):
@@ -116,7 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for these words: it knows the names of all commands, and the arguments of the one they begin with."""
+    """A parser for these words.
+
+    It knows the names of all commands, and the arguments of the one they begin with.
+    """
     parser = argparse.ArgumentParser(
         "biogpt", description="BioGPT: complete biomedical text, train, convert."
     )

@@ -19,7 +19,8 @@ def add_labelled(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sentences",
         action="store_true",
-        help="files of '###id' and 'LABEL<tab>sentence' lines: learn each sentence's role after those before it",
+        help="files of '###id' and 'LABEL<tab>sentence' lines: learn each sentence's role "
+        "after those before it",
     )
     parser.add_argument(
         "--text-column", default="-1", help="name, or number from 1; -1 is the last (%(default)s)"

@@ -23,7 +23,8 @@ def _score(chosen: argparse.Namespace) -> None:
     bits = bits_per_byte(model, tokenizer, texts)
     if not math.isfinite(bits):
         raise FloatingPointError(
-            f"bits per byte are {bits}: the weights of {chosen.model} may be damaged, or too large for this precision; "
+            f"bits per byte are {bits}: the weights of {chosen.model} may be damaged, or "
+            "too large for this precision; "
             "try --precision float32"
         )
     print(f"{bits:.4f} bits per byte on {len(texts)} texts of {chosen.file.name}")

@@ -1,7 +1,7 @@
 """The options of a text, as one table: what each means and may be, for Python and wherever people set it.
 
-The command line, the page, its links, the endpoint ``/generate`` and the words of refusals are made from the rows of
-``GenerationOptions``. A new option is one row here, and the line that uses it.
+The command line, the page, its links, the endpoint ``/generate`` and the words of refusals are made from the
+rows of ``GenerationOptions``. A new option is one row here, and the line that uses it.
 """
 
 import math
@@ -135,8 +135,8 @@ class GenerationOptions:
     """How to generate; checked once, here. The defaults are greedy decoding, as in the reference.
 
     Temperature 0 leaves top_k, top_p, min_p and seed unused. N-grams and repeats are those of prompt and text
-    together. Beams are ranked by log-probability / length ** length_penalty. Sample i draws with seed + i; without a
-    seed a new one is drawn each time, see ``with_seed``. Searches of ids alone ignore stop strings.
+    together. Beams are ranked by log-probability / length ** length_penalty. Sample i draws with seed + i;
+    without a seed a new one is drawn each time, see ``with_seed``. Searches of ids alone ignore stop strings.
 
     Raises:
         ValueError: a value is of the wrong type or out of range, or two contradict each other.
@@ -252,7 +252,8 @@ class GenerationOptions:
             )
         if self.num_beams > 1 and self.temperature > 0:
             raise ValueError(
-                f"num_beams is {self.num_beams} and temperature is {self.temperature}: beam search looks for the "
+                f"num_beams is {self.num_beams} and temperature is {self.temperature}: "
+                "beam search looks for the "
                 "most likely text and draws nothing; set temperature to 0, or num_beams to 1"
             )
         if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
@@ -262,7 +263,8 @@ class GenerationOptions:
             )
         if self.num_beams == 1 and self.temperature == 0 and self.num_return_sequences > 1:
             raise ValueError(
-                f"num_return_sequences is {self.num_return_sequences}, but temperature 0 makes the same text each "
+                f"num_return_sequences is {self.num_return_sequences}, but temperature 0 "
+                "makes the same text each "
                 "time; set temperature above 0, or num_beams above 1"
             )
 

@@ -1,7 +1,7 @@
 """Which token comes next: greedy and sampled continuations, beam search; ids only.
 
-Nothing here knows text, and nothing computes logits: ``biogpt.serving.engine`` drives many searches at once. Everything
-happens on the CPU in float32: one seed draws the same numbers on every machine.
+Nothing here knows text, and nothing computes logits: ``biogpt.serving.engine`` drives many searches at once.
+Everything happens on the CPU in float32: one seed draws the same numbers on every machine.
 
 Letters: B rows (beams), S tokens so far (prompt included), V vocabulary.
 """
@@ -26,8 +26,8 @@ class Token:
 
     Attributes:
         id: in the vocabulary; the end token is reported too, as the last one.
-        logprob: natural logarithm of the probability that the model itself gave it, before penalties, bans and
-            temperature.
+        logprob: natural logarithm of the probability that the model itself gave it, before penalties, bans
+            and temperature.
         alternatives: ids and log-probabilities, by the same measure, of the most likely tokens, best first.
         sequence: which of ``num_return_sequences`` samples it belongs to.
         last: it ends its sample: the end token, or the last of ``max_new_tokens``.
@@ -60,15 +60,17 @@ class Hypothesis:
 
 
 class Samples:
-    """Greedy or sampled continuations of one prompt, ``num_return_sequences`` of them, made one after another.
+    """Greedy or sampled continuations of a prompt, ``num_return_sequences`` of them, one after another.
 
-    A search is all that a request knows of its texts. It computes no logits: whoever drives it runs ``feed`` through
-    the model with its cache and hands the logits to ``advance``, until ``done``. Sample i draws with ``seed`` + i.
+    A search is all that a request knows of its texts. It computes no logits: whoever drives it runs ``feed``
+    through the model with its cache and hands the logits to ``advance``, until ``done``. Sample i draws with
+    ``seed`` + i.
 
     Attributes:
         prompt_ids: S ids; a BioGPT prompt starts with the end token ``</s>``.
         feed: the token that the model must read next, [[id]]; empty before the first and between two samples.
-        kept: logits [1, V] for ``advance`` that need no computing: those of the prompt, at the start of a next sample.
+        kept: logits [1, V] for ``advance`` that need no computing: those of the prompt, at the start of a
+            next sample.
         done: no more tokens are to come.
     """
 
@@ -126,9 +128,9 @@ class Samples:
 class Beams:
     """Beam search for the likeliest continuations of one prompt; driven as ``Samples`` is.
 
-    The results are those of ``generate`` in ``transformers`` 5.23 (``generation/utils.py``), id for id: of the
-    2 x beams best continuations, those among the first ``num_beams`` that end are candidates for the result, and
-    the best that do not end live on.
+    The results are those of ``generate`` in ``transformers`` 5.23 (``generation/utils.py``), id for id: of
+    the 2 x beams best continuations, those among the first ``num_beams`` that end are candidates for the
+    result, and the best that do not end live on.
     """
 
     kept = None
@@ -147,11 +149,11 @@ class Beams:
         self._finished: list[Hypothesis] = []
 
     def advance(self, logits: Tensor, cache: KVCache) -> list["Hypothesis"]:
-        """One more token for every beam, by the logits [B, V] (or [1, V] of the prompt) of the position before.
+        """One more token for every beam, by the logits [B, V] (of the prompt [1, V]) of the position before.
 
         Returns:
-            The best running hypothesis alone while the search goes on, and finally the ``num_return_sequences`` best
-            finished ones, best first.
+            The best running hypothesis alone while the search goes on, and finally the
+            ``num_return_sequences`` best finished ones, best first.
         """
         options, beams = self.options, self.rows
         if not self._length:
@@ -290,13 +292,15 @@ def check_length(config: BioGptConfig, prompt_length: int, options: GenerationOp
         raise ValueError(f"prompt_ids is empty; give at least the start token, [{config.eos_token_id}]")
     if prompt_length >= limit:
         raise ValueError(
-            f"the prompt has {prompt_length} tokens and the model {limit} positions, which leaves none for new text; "
+            f"the prompt has {prompt_length} tokens and the model {limit} positions, "
+            "which leaves none for new text; "
             f"cut at least {prompt_length - limit + 1} tokens"
         )
     excess = prompt_length + options.max_new_tokens - limit
     if excess > 0:
         raise ValueError(
-            f"{prompt_length} tokens of prompt and max_new_tokens {options.max_new_tokens} are more than the model's "
+            f"{prompt_length} tokens of prompt and max_new_tokens "
+            f"{options.max_new_tokens} are more than the model's "
             f"{limit} positions; cut {excess} tokens of the prompt, or set max_new_tokens to "
             f"{limit - prompt_length} or less"
         )

@@ -20,11 +20,12 @@ class KVCache:
         config: shape of the model that will write to it.
         batch_size: B, number of rows.
         max_length: most positions a row can hold; ``config.max_position_embeddings`` when None.
-        device, dtype: of the stored tensors; the model's own, or float32 for a bfloat16 model on a CPU, where products
-            with one row of bfloat16 take twice as long.
+        device, dtype: of the stored tensors; the model's own, or float32 for a bfloat16 model on a CPU, where
+            products with one row of bfloat16 take twice as long.
 
     Raises:
-        ValueError: ``batch_size`` or ``max_length`` is not positive, or the latter is beyond the model's limit.
+        ValueError: ``batch_size`` or ``max_length`` is not positive, or the latter is beyond the model's
+            limit.
     """
 
     def __init__(
@@ -95,7 +96,8 @@ class KVCache:
             keys, values: [B, H, T, D].
 
         Returns:
-            All keys and values of the layer as they are now stored, the new ones included: [B, H, length + T, D].
+            All keys and values of the layer as they are now stored, the new ones included: [B, H, length + T,
+            D].
 
         Raises:
             ValueError: as ``require``; nothing is written then.

@@ -52,10 +52,10 @@ class BioGptConfig:
       causal model has seen all of it. For token classification.
     - ``bidirectional_layers``: so many of the last layers look both ways. Not for a language model.
     - ``label_piece``: the piece of a word, ``"first"`` or ``"last"``, at which its label is read.
-    - ``word_encoder_size``: width, each way, of the recurrent layers that read the words of a passage both ways,
-      above the decoder. For token classification; 0 has none.
-    - ``word_encoder_groups``: the types of entities, by the layer that finds them; one layer for all when empty.
-    - ``word_form_rows``, ``word_form_size``: of the table of spellings that these layers read beside the decoder.
+    - ``word_encoder_size``: width, each way, of the recurrent layers that read the words of a passage both
+      ways, above the decoder. For token classification; 0 has none.
+    - ``word_encoder_groups``: the types of entities, by the layer that finds them; one for all when empty.
+    - ``word_form_rows``, ``word_form_size``: of the table of spellings that these layers read, too.
 
     ``layer_norm_eps`` is kept because checkpoints carry it, but every LayerNorm runs at 1e-5, as in
     the reference (``transformers`` ``models/biogpt/modeling_biogpt.py`` never reads it).
@@ -143,7 +143,8 @@ class BioGptConfig:
         grouped = [kind for group in self.word_encoder_groups for kind in group]
         if grouped and (not self.word_encoder_size or sorted(grouped) != sorted(kinds)):
             raise ValueError(
-                f"config: word_encoder_groups has the types {grouped}; expected each of {sorted(kinds)} once, "
+                f"config: word_encoder_groups has the types {grouped}; expected each of "
+                f"{sorted(kinds)} once, "
                 f"and a word_encoder_size (it is {self.word_encoder_size})"
             )
 

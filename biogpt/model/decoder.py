@@ -163,7 +163,8 @@ class BioGptModel(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.embed_scale = math.sqrt(config.hidden_size) if config.scale_embedding else 1.0
-        # Drawn below, by ``initialize``; on the meta device, drawing them here would import a second of software.
+        # Drawn below, by ``initialize``; on the meta device, drawing them here would import a second of
+        # software.
         self.embed_tokens, self.embed_positions = (
             nn.Embedding.from_pretrained(torch.empty(rows, config.hidden_size), freeze=False)
             for rows in (config.vocab_size, config.max_position_embeddings + POSITION_OFFSET)
@@ -218,7 +219,8 @@ class BioGptModel(nn.Module):
         self._check_lengths(batch, past, length, attention_mask, position_ids)
         if self.config.bidirectional_layers and (cache is not None or use_cache):
             raise ValueError(
-                f"a model with bidirectional_layers = {self.config.bidirectional_layers} reads a text as a whole; "
+                f"a model with bidirectional_layers = {self.config.bidirectional_layers} "
+                "reads a text as a whole; "
                 "leave the cache out (past_key_values, use_cache)"
             )
         if cache is not None:
@@ -292,7 +294,8 @@ class BioGptModel(nn.Module):
             return [None] * layers
         if head_mask.shape not in ((heads,), (layers, heads)):
             raise ValueError(
-                f"head_mask has the shape {tuple(head_mask.shape)}; expected ({heads},) or ({layers}, {heads})"
+                f"head_mask has the shape {tuple(head_mask.shape)}; expected ({heads},) "
+                f"or ({layers}, {heads})"
             )
         return list(head_mask.expand(layers, heads))
 

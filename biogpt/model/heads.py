@@ -1,6 +1,7 @@
 """Task heads on the decoder, with their losses: causal language model, token and sequence classification.
 
-Letters as in ``biogpt.model.decoder``: B batch, T positions, D width, V vocabulary; N labels, W words of all rows.
+Letters as in ``biogpt.model.decoder``: B batch, T positions, D width, V vocabulary; N labels, W words of all
+rows.
 """
 
 import math
@@ -37,7 +38,8 @@ class HeadOutput:
 class Head(nn.Module):
     """A decoder, ``biogpt``, with one head above it; what the three heads share.
 
-    ``biogpt.checkpoint`` gives each of them ``from_pretrained`` and ``save_pretrained``, under its public name.
+    ``biogpt.checkpoint`` gives each of them ``from_pretrained`` and ``save_pretrained``, under its public
+    name.
     """
 
     biogpt: BioGptModel
@@ -84,7 +86,8 @@ class LanguageModel(Head):
     def __init__(self, config: BioGptConfig) -> None:
         if config.bidirectional_layers:
             raise ValueError(
-                f"config: bidirectional_layers is {config.bidirectional_layers}; a language model must not see the "
+                f"config: bidirectional_layers is {config.bidirectional_layers}; a "
+                "language model must not see the "
                 "tokens it predicts: expected 0"
             )
         super().__init__(config)
@@ -176,10 +179,11 @@ class WordReader(nn.Module):
 class WordEncoder(nn.Module):
     """Reads the words of a passage both ways, above a decoder that only looks back.
 
-    Bidirectional LSTMs over each word's hidden state and the look of it (its letters, beginning, end and shape,
-    hashed into one table), as in the taggers of Lample et al. 2016 (arXiv:1603.01360) and the language models below
-    them of Peters et al. 2017 (arXiv:1705.00108); hashed forms are those of spaCy's ``MultiHashEmbed``. Each group
-    of types has a reader of its own: corpora that annotate other types, by other rules, do not disturb it.
+    Bidirectional LSTMs over each word's hidden state and the look of it (its letters, beginning, end and
+    shape, hashed into one table), as in the taggers of Lample et al. 2016 (arXiv:1603.01360) and the language
+    models below them of Peters et al. 2017 (arXiv:1705.00108); hashed forms are those of spaCy's
+    ``MultiHashEmbed``. Each group of types has a reader of its own: corpora that annotate other types, by
+    other rules, do not disturb it.
 
     Args:
         config: with ``word_encoder_size`` H, ``word_encoder_groups``, ``word_form_rows``, ``word_form_size``.
@@ -193,7 +197,8 @@ class WordEncoder(nn.Module):
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__()
         self.groups = config.types_by_reader
-        # Drawn below, and not on the meta device: that would import seconds of software, as in ``BioGptModel``.
+        # Drawn below, and not on the meta device: that would import seconds of software, as in
+        # ``BioGptModel``.
         forms = torch.empty(config.word_form_rows, config.word_form_size)
         self.forms = nn.Embedding.from_pretrained(forms, freeze=False)
         self.norm = nn.LayerNorm(config.hidden_size)
@@ -221,11 +226,12 @@ class WordEncoder(nn.Module):
             forms: [W, FORMS] rows of the table.
             counts: words of each row; they sum to W.
             classifier: from 2H to N; a label is scored on what the reader of its type gives.
-            types: of each row, what is asked for; a reader of none of them leaves the row out. None asks for all.
+            types: of each row, what is asked for; a reader of none of them leaves the row out. None asks for
+                all.
 
         Returns:
-            [W, N] log-odds against ``O``, which is 0 itself; -inf for labels left out. A row does not depend on
-            the others.
+            [W, N] log-odds against ``O``, which is 0 itself; -inf for labels left out. A row does not depend
+            on the others.
         """
         words = torch.cat([self.norm(hidden), self.forms(forms).flatten(1)], dim=-1)
         logits = words.new_full((len(words), classifier.out_features), -math.inf)
@@ -308,7 +314,8 @@ class TokenClassifier(Head):
             ``logits`` [B, T, N]; ``loss``: mean cross-entropy in nats over scored tokens.
 
         Raises:
-            ValueError: the model has a word encoder, which needs to know the words; or as ``BioGptModel.forward``.
+            ValueError: the model has a word encoder, which needs to know the words; or as
+                ``BioGptModel.forward``.
         """
         if self.words is not None:
             raise ValueError(
@@ -361,8 +368,9 @@ class SequenceClassifier(Head):
         """Score the labels of each sequence.
 
         Args:
-            labels: by ``config.problem_type``, or by their type when it is None: [B] int64 ids (single label),
-                [B, N] floats 0 or 1 (multi-label), [B] or [B, N] floats (regression; chosen when N is 1).
+            labels: by ``config.problem_type``, or by their type when it is None: [B] int64 ids (single
+                label), [B, N] floats 0 or 1 (multi-label), [B] or [B, N] floats (regression; chosen when N is
+                1).
             The others are those of ``BioGptModel.forward``.
 
         Returns:

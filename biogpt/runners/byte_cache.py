@@ -1,16 +1,17 @@
 """A key/value cache of bytes in pages, shared by the requests of one int8 model on a CPU.
 
-It takes less than a third of the memory of float32, which is what long texts wait for: at position 1,000 a step of one
-row of BioGPT would read as much of a float32 cache as of half the weights. And since all requests share its memory,
-one call attends for all of them.
+It takes less than a third of the memory of float32, which is what long texts wait for: at position 1,000 a
+step of one row of BioGPT would read as much of a float32 cache as of half the weights. And since all requests
+share its memory, one call attends for all of them.
 
-Both products of attention are sums of rows of bytes, each times its weight: what torch's "embedding bags" compute,
-straight from the bytes. A mixture is the sum of its positions' values. The scores of a page are the sum, over the D
-numbers of the query, of what each meets in the page's keys; so a page keeps its keys transposed. Every bag is summed
-by itself in a fixed order, and a softmax over a page more adds zeros: a row's bits depend on nothing but the row.
+Both products of attention are sums of rows of bytes, each times its weight: what torch's "embedding bags"
+compute, straight from the bytes. A mixture is the sum of its positions' values. The scores of a page are the
+sum, over the D numbers of the query, of what each meets in the page's keys; so a page keeps its keys
+transposed. Every bag is summed by itself in a fixed order, and a softmax over a page more adds zeros: a row's
+bits depend on nothing but the row.
 
-Paging follows Kwon et al., "Efficient memory management for large language model serving with PagedAttention", SOSP
-2023 (arXiv 2309.06180).
+Paging follows Kwon et al., "Efficient memory management for large language model serving with
+PagedAttention", SOSP 2023 (arXiv 2309.06180).
 
 Letters: L layers, R rows, H heads, S key positions, T new positions, D head width, P pages.
 """
@@ -31,16 +32,19 @@ from biogpt.model.config import BioGptConfig
 from biogpt.runners.step import CacheKind, Places
 
 PAGE = 128  # positions
-_RANGE = 8  # bytes at the end of a row of a bag: two float32 numbers, the size of a step and what step 0 stands for
+# Bytes at the end of a row of a bag: two float32 numbers, the size of a step and what step 0 stands for
+_RANGE = 8
 _ZERO = 127.5  # the step of a key that stands for 0: none does exactly
 _SPILL = 64  # bytes at the end of a layer for what is written and not used
 
 
 def encode(keys: Tensor, values: Tensor) -> list[Tensor]:
-    """New keys and values [..., D] in bytes, each row of D in 255 steps of its own; one tensor [..., 2, D + 8].
+    """New keys and values [..., D] in bytes, each row of D in 255 steps of its own.
 
-    Behind the bytes stand the size of a step and what step 0 is, two float32 numbers. Keys are encoded together with
-    their opposites, so that their steps lie evenly around 0 and the size is enough.
+    One tensor [..., 2, D + 8].
+
+    Behind the bytes stand the size of a step and what step 0 is, two float32 numbers. Keys are encoded
+    together with their opposites, so that their steps lie evenly around 0 and the size is enough.
     """
     width = keys.size(-1)
     both = torch.cat([-keys, keys, values, values], dim=-1).unflatten(-1, (2, 2 * width))
@@ -73,7 +77,8 @@ class Pages:
     Memory is taken as pages are written to, and given back with them.
 
     Attributes:
-        keys: [L, P, H, D, PAGE + 8] bytes, of which the last 8 of each row are a step of 1 and what step 0 is.
+        keys: [L, P, H, D, PAGE + 8] bytes, of which the last 8 of each row are a step of 1 and what step 0
+            is.
         steps: [L, P, H, PAGE] float32, the size of a step of each key.
         values: [L, P, H, PAGE, D + 8] bytes.
     """
@@ -82,7 +87,8 @@ class Pages:
         layers, heads, width = config.num_hidden_layers, config.num_attention_heads, config.head_dim
         self.count = count
         shapes = ((heads, width, PAGE + _RANGE), (heads, PAGE, 4), (heads, PAGE, width + _RANGE))
-        # One after the other in a layer: where each of the three begins, the last number being that of a layer.
+        # One after the other in a layer: where each of the three begins, the last number being that of a
+        # layer.
         self._sizes = [math.prod(shape) for shape in shapes]
         self._starts = [0, *accumulate(count * size for size in self._sizes)]
         self.stride = -(-(self._starts[-1] + _SPILL) // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -128,7 +134,7 @@ class Pages:
 
     @classmethod
     def within(cls, config: BioGptConfig, limit: int) -> Self:
-        """As many pages as fit in so many bytes, in the machine, and in the numbers that bags count rows with."""
+        """As many pages as fit in so many bytes, the machine, and the numbers that bags count rows with."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         most = (2**31 - 1) // (config.num_attention_heads * max(config.head_dim, PAGE))
         return cls(config, max(1, min(most, min(limit, memory) // cls.size(config))))
@@ -257,7 +263,8 @@ class Int8KVCache(KVCache):
         unpack = torch.ops.quantized.embedding_bag_byte_unpack
         keys = unpack(keys).mul_(steps[..., None, :]).permute(0, 2, 1, 4, 3)  # [B, H, pages, PAGE, D]
         values = unpack(values).transpose(1, 2)
-        # Contiguous first, as attention is slow with numbers that lie apart; a single page would stay as it is.
+        # Contiguous first, as attention is slow with numbers that lie apart; a single page would stay as it
+        # is.
         return tuple(part.contiguous().flatten(2, 3)[:, :, :end] for part in (keys, values))
 
     def copy(self, first: int, last: int) -> list[Tensor]:
@@ -307,11 +314,13 @@ def _pages(length: int) -> int:
 
 
 def _plan(caches: Sequence[Int8KVCache]) -> list[Tensor]:
-    """What ``attend`` takes beside a layer's bytes: where new positions go, and which rows of bytes make up its bags.
+    """What ``attend`` takes beside a layer's bytes.
 
-    A row of bytes is one of [P H D] of the keys, or of [P H PAGE] of the values; a head of a page is one of [P H]. What
-    a row of a cache holds is [R, H, pages], or [R, H, S] with whole pages; those that it does not have, or has not
-    filled, are left out.
+    Where new positions go, and which rows of bytes make up its bags.
+
+    A row of bytes is one of [P H D] of the keys, or of [P H PAGE] of the values; a head of a page is one of
+    [P H]. What a row of a cache holds is [R, H, pages], or [R, H, S] with whole pages; those that it does not
+    have, or has not filled, are left out.
     """
     for cache in caches:
         cache.reserve(1)

@@ -1,8 +1,8 @@
 """Products of int8 weights and quantised rows: what this CPU's instructions can do, exactly.
 
 CPUs differ in what their 8-bit instructions can do. With VNNI, rows use 8 bits. Without, the products of two
-neighbours are added in 16 bits and would be cut off, so rows use 7 bits there, which cannot overflow. Sums of whole
-numbers are exact, so a row's result is the same in any company.
+neighbours are added in 16 bits and would be cut off, so rows use 7 bits there, which cannot overflow. Sums of
+whole numbers are exact, so a row's result is the same in any company.
 
 Letters: R rows, K input and N output channels.
 """
@@ -30,7 +30,8 @@ class FbgemmProduct(nn.Module):
             warnings.simplefilter("ignore")  # quantised tensors are deprecated, this kernel is not
             quantized = torch._make_per_channel_quantized_tensor(weight, ones.double(), zeros, 0)
             self.packed = torch.ops.quantized.linear_prepack(quantized, None)
-        # The packed weights hold on to this tensor for unpacking, which nobody asks for: as much memory again.
+        # The packed weights hold on to this tensor for unpacking, which nobody asks for: as much memory
+        # again.
         quantized.untyped_storage().resize_(0)
 
     def sums(self, counts: Tensor) -> Tensor:
@@ -106,9 +107,9 @@ class Int8Kernel:
     def pack(self, weight: Tensor) -> Product:
         """Int8 weights [N, K] in the kernel's own layout.
 
-        Its ``sums`` takes float32 rows [R, K] from 0 to ``levels``, which it rounds, and gives [R, N] float32 sums;
-        its ``row``, only of use where ``has_one_call``, a row [1, K] of any numbers, which it quantises as
-        ``in_steps`` does, and gives [1, N].
+        Its ``sums`` takes float32 rows [R, K] from 0 to ``levels``, which it rounds, and gives [R, N] float32
+        sums; its ``row``, only of use where ``has_one_call``, a row [1, K] of any numbers, which it quantises
+        as ``in_steps`` does, and gives [1, N].
         """
         return _PRODUCTS[self.name](weight, self.levels)
 
@@ -173,7 +174,9 @@ def _one_call_agrees(kernel: Int8Kernel) -> bool:
 
 
 def in_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise each of some rows as ``torch.ops.quantized.linear_dynamic`` quantises one. Also compiled, so plain.
+    """Quantise each of some rows as ``torch.ops.quantized.linear_dynamic`` quantises one.
+
+    Also compiled, so plain.
 
     Reference: ``ChooseQuantizationParams`` in torch, ``aten/src/ATen/native/quantized/cpu/QuantUtils.h``.
 
@@ -183,7 +186,8 @@ def in_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tensor, 
         least: a step below this, torch chooses in another way.
 
     Returns:
-        [R, K] counts of steps in float32, which kernels round; then [R, 1] each: which step is 0, and a step's size.
+        [R, K] counts of steps in float32, which kernels round; then [R, 1] each: which step is 0, and a
+        step's size.
     """
     # aminmax would be one call, but takes a hundred times as long for many rows (torch 2.13).
     low = rows.amin(dim=1, keepdim=True).clamp_max_(0).double()
@@ -194,7 +198,8 @@ def in_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tensor, 
         for row in range(rows.shape[0]):
             size, place = torch._choose_qparams_per_tensor(rows[row], levels < 255)
             step[row], zero[row] = size, place
-    # addcmul rounds once, as the CPU's own instruction does; where it does not, ``Int8Kernel.has_one_call`` finds out.
+    # addcmul rounds once, as the CPU's own instruction does; where it does not, ``Int8Kernel.has_one_call``
+    # finds out.
     return torch.addcmul(zero, rows, step.reciprocal()), zero, step
 
 

@@ -1,8 +1,9 @@
 """Layers for serving on a CPU: packed float32 and bfloat16, and int8 weights with int8 rows.
 
-An int8 layer keeps each output channel's weights as 127ths of the greatest, and quantises each row of its input to
-steps between that row's own least and greatest number, 0 among them (``biogpt.runners.kernels``). One row goes through
-one call of torch that does all of this; several rows go through a kernel for many, in the very arithmetic of that call.
+An int8 layer keeps each output channel's weights as 127ths of the greatest, and quantises each row of its
+input to steps between that row's own least and greatest number, 0 among them (``biogpt.runners.kernels``).
+One row goes through one call of torch that does all of this; several rows go through a kernel for many, in
+the very arithmetic of that call.
 
 Letters: R rows, K input and N output channels, V vocabulary, D width.
 """
@@ -183,7 +184,7 @@ def _save_apart(
     weights: Sequence[Tensor],
     bias: Tensor | None,
 ) -> None:
-    """Weights and biases of the layers that one layer stands for, under the names that a checkpoint has for them."""
+    """Weights and biases of the layers that one layer stands for, under their names in a checkpoint."""
     biases = [None] * len(names) if bias is None else bias.chunk(len(names))
     for name, weight, part in zip(names, weights, biases, strict=True):
         key = _sibling(prefix, name)

@@ -1,4 +1,4 @@
-"""Lay the weights of a loaded model out for serving on a CPU, or build it of int8 layers while it is loaded."""
+"""Weights laid out for serving on a CPU, or made int8 while a model is loaded."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +21,8 @@ _PACKERS = 2  # threads that convert layers; a third is no faster, and each keep
 def pack(model: Head) -> None:
     """Lay the weights of a float model out for serving on a CPU; it can be saved as before.
 
-    Packed kernels are up to twice as fast, and add up in another order; a model with them cannot be trained. int8
-    models, and those on other devices, stay as they are.
+    Packed kernels are up to twice as fast, and add up in another order; a model with them cannot be trained.
+    int8 models, and those on other devices, stay as they are.
     """
     if model.layout != "plain" or model.device.type != "cpu" or not can_pack(model.dtype):
         return
@@ -55,12 +55,13 @@ def _fuse(attention: Attention) -> None:
 def load_int8(model: Head, weights: dict[str, Tensor], body: str, after_layer: Callable[[], None]) -> None:
     """Build the int8 layers of a decoder from a checkpoint's tensors, layer by layer.
 
-    LayerNorm gains and biases are folded into the weights that follow: a gain that lifts one channel would take the
-    others' share of the 8 bits (data-free; cf. SmoothQuant, arXiv 2211.10438).
+    LayerNorm gains and biases are folded into the weights that follow: a gain that lifts one channel would
+    take the others' share of the 8 bits (data-free; cf. SmoothQuant, arXiv 2211.10438).
 
     Args:
         model: on the meta device.
-        weights: floats, or int8 as ``join`` makes them; those used are taken out, so that no layer is held twice.
+        weights: floats, or int8 as ``join`` makes them; those used are taken out, so that no layer is held
+            twice.
         body: name of the decoder in the model, and in the keys.
         after_layer: called when the tensors of a layer are no longer needed.
     """

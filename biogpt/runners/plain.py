@@ -1,7 +1,8 @@
 """A runner of plain torch operations, for any device.
 
-The rows of a step go through the linear layers together, but only in numbers of rows for which the kernels of this
-machine give each row the very same bits (``biogpt.runners.steady``); attention is computed cache by cache.
+The rows of a step go through the linear layers together, but only in numbers of rows for which the kernels of
+this machine give each row the very same bits (``biogpt.runners.steady``); attention is computed cache by
+cache.
 """
 
 import os
@@ -42,7 +43,8 @@ class PlainRunner(ModelRunner):
             )
         self.model, self.config = model, model.config
         self.device = model.device
-        # A bfloat16 model on a CPU keeps float32 keys and values: products with one row of bfloat16 take twice as long.
+        # A bfloat16 model on a CPU keeps float32 keys and values: products with one row of bfloat16 take
+        # twice as long.
         self.cache_dtype = torch.float32 if self.device.type == "cpu" else model.dtype
         self.precision = "int8" if model.layout == "int8" else str(model.dtype).removeprefix("torch.")
         self.sizes: tuple[int, ...] = ()  # numbers of rows that a step may have, rising

@@ -69,9 +69,9 @@ def choose_precision(
 ) -> Precision:
     """The precision of a model.
 
-    ``auto`` is bfloat16 on a GPU that computes in it, and float16 on the others. On a CPU it is float32 for a model
-    that is to be trained, or so small that its weights stay in the processor's caches; else what a measurement of
-    some tenths of a second shows to be fastest here: int8, bfloat16 or float32.
+    ``auto`` is bfloat16 on a GPU that computes in it, and float16 on the others. On a CPU it is float32 for a
+    model that is to be trained, or so small that its weights stay in the processor's caches; else what a
+    measurement of some tenths of a second shows to be fastest here: int8, bfloat16 or float32.
 
     Args:
         parameters: of the model.
@@ -115,7 +115,10 @@ def choose_precision(
 
 
 def describe(device: torch.device, precision: str, threads: int | None = None) -> str:
-    """A line for people: precision, device and, on a CPU, the number of threads; as many as torch takes when None."""
+    """A line for people: precision, device and, on a CPU, the number of threads.
+
+    As many as torch takes when None.
+    """
     if device.type == "cuda":
         return f"{precision} · {torch.cuda.get_device_name(device)}"
     if device.type == "mps":
@@ -126,7 +129,9 @@ def describe(device: torch.device, precision: str, threads: int | None = None) -
 
 @cache
 def bfloat16_pays(kind: str) -> bool:
-    """Whether a device multiplies matrices in bfloat16 at least as fast as in float32; CPUs are measured, once.
+    """Whether a device multiplies matrices in bfloat16 at least as fast as in float32.
+
+    CPUs are measured, once.
 
     A CPU without instructions for it computes the same numbers up to a hundred times slower.
 

@@ -19,8 +19,8 @@ Made = TypeVar("Made")
 class ModelRunner(ABC):
     """Computes the logits of one language model. Nobody above asks about layers, types, threads or devices.
 
-    It promises that a row's bits depend on that row alone: not on who else is there, nor on the place among them.
-    One thread at a time may call it.
+    It promises that a row's bits depend on that row alone: not on who else is there, nor on the place among
+    them. One thread at a time may call it.
 
     Attributes:
         config: of the model.
@@ -71,7 +71,8 @@ class ModelRunner(ABC):
         """Read the next stretch of a prompt, from ``cache.length`` on, into a cache of one row.
 
         Returns:
-            [1, V] float32 logits on the CPU after the last of ``ids``; None while some of them are still to be read.
+            [1, V] float32 logits on the CPU after the last of ``ids``; None while some of them are still to
+            be read.
         """
 
     @abstractmethod
@@ -91,7 +92,10 @@ class ModelRunner(ABC):
         cache.release()
 
     def each(self, function: Callable[[Part], Made], parts: Iterable[Part]) -> Iterator[Made]:
-        """As ``map``, for what follows a step: parts that have nothing to do with each other may run at once."""
+        """As ``map``, for what follows a step.
+
+        Parts that have nothing to do with each other may run at once.
+        """
         return map(function, parts)
 
     def attach(self) -> None:  # noqa: B027

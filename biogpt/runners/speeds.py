@@ -25,7 +25,10 @@ class Speeds:
 
 @cache
 def int8_kernel() -> Int8Kernel:
-    """The kernel for this CPU: of those that are exact, the finest that is not twice as slow as the fastest."""
+    """The kernel for this CPU.
+
+    Of those that are exact, the finest that is not twice as slow as the fastest.
+    """
     candidates = [Int8Kernel(name, levels) for levels in (255, 127) for name in ("fbgemm", "onednn")]
     exact = [kernel for kernel in candidates if kernel.is_exact]
     if not exact:
@@ -52,7 +55,10 @@ def float_speeds(dtype: torch.dtype) -> Speeds:
 
 
 def _speeds(layers: Sequence[Callable[[Tensor], Any]], dtype: torch.dtype = torch.float32) -> Speeds:
-    """The least of a few times; several layers in turn, so that weights come from memory as they do in a model."""
+    """The least of a few times.
+
+    Several layers in turn, so that weights come from memory as they do in a model.
+    """
 
     def seconds(rows: Tensor) -> float:
         times = []

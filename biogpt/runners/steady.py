@@ -22,10 +22,10 @@ _FEW = 8  # rows, up to which more may be faster than fewer
 
 @torch.inference_mode()
 def steady_sizes(model: LanguageModel) -> tuple[int, ...]:
-    """Numbers of rows, in rising order, at which each row's bits are the same, whatever its place and company.
+    """Numbers of rows, rising, at which each row's bits are the same, whatever its place and company.
 
-    Matrix kernels add up in another order for one row than for eight. What this machine's do is tried here, with
-    every layer shape of the model; the most rows alone are always steady, or else one row is.
+    Matrix kernels add up in another order for one row than for eight. What this machine's do is tried here,
+    with every layer shape of the model; the most rows alone are always steady, or else one row is.
     """
     most = SIZES[-1]
     steady = set(SIZES)
@@ -41,7 +41,10 @@ def steady_sizes(model: LanguageModel) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def swift_sizes(model: LanguageModel, sizes: Sequence[int]) -> tuple[int, ...]:
-    """Those numbers of rows that no greater one beats: oneDNN may compute four rows faster than one or two."""
+    """Those numbers of rows that no greater one beats.
+
+    OneDNN may compute four rows faster than one or two.
+    """
     layers = list(model.biogpt.layers)[:_TIMED_LAYERS]
     few = [size for size in sizes if size <= _FEW]
     hidden = torch.ones(SIZES[-1], model.config.hidden_size, dtype=model.dtype)
@@ -61,7 +64,7 @@ def swift_sizes(model: LanguageModel, sizes: Sequence[int]) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def is_steady_alone(model: LanguageModel, sizes: Sequence[int]) -> bool:
-    """Whether one of two threads (``side_by_side``) gives rows the bits that both together do, for all these sizes."""
+    """Whether half of the threads (``side_by_side``) give rows the bits that all give, for these sizes."""
     for part, rows, full in _probes(model):
         inputs = [rows[:size] for size in (*sizes, sizes[-1])]  # two at least
         for found in side_by_side(part, inputs):
@@ -71,10 +74,12 @@ def is_steady_alone(model: LanguageModel, sizes: Sequence[int]) -> bool:
 
 
 def _probes(model: LanguageModel) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]]:
-    """Each kind of layer, the most rows for it, and what it makes of them; several times where few bits would differ.
+    """Each kind of layer, the most rows for it, and what it makes of them.
 
-    Sums in another order differ in the last bits of float32, which most numbers show; of bfloat16 numbers, which are
-    rounded to 8 bits, very few do.
+    Several times where few bits would differ.
+
+    Sums in another order differ in the last bits of float32, which most numbers show; of bfloat16 numbers,
+    which are rounded to 8 bits, very few do.
     """
     body, projection = model.biogpt, model.output_projection
     layer = body.layers[0]

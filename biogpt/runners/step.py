@@ -1,11 +1,11 @@
 """One more position for each row of several caches: the decoder's step, scripted where that pays.
 
-A step of few rows is hundreds of operations of some microseconds each; called from Python, each costs as much again.
-On a CPU the very same layers run as one TorchScript program: one stream of BioGPT base is 1.4 times as fast, of a small
-model 1.6 times.
+A step of few rows is hundreds of operations of some microseconds each; called from Python, each costs as much
+again. On a CPU the very same layers run as one TorchScript program: one stream of BioGPT base is 1.4 times as
+fast, of a small model 1.6 times.
 
-Letters as in ``biogpt.model.decoder``: R rows of all caches together, H heads, D width; B rows and S positions of one
-cache.
+Letters as in ``biogpt.model.decoder``: R rows of all caches together, H heads, D width; B rows and S
+positions of one cache.
 """
 
 import logging
@@ -29,11 +29,12 @@ class CacheKind(NamedTuple):
     """How a step writes to caches of one kind and attends to what they hold.
 
     Attributes:
-        places: for each layer and cache, what ``attend`` takes: where a new position goes, and all that it attends to.
-            ValueError when a cache is full.
+        places: for each layer and cache, what ``attend`` takes: where a new position goes, and all that it
+            attends to. ValueError when a cache is full.
         encode: new keys and values [R, H, D / H] as they are stored.
-        attend: of the query [B H, 1, D / H], divided by the square root of its width, what ``encode`` gave, and a
-            place: store the new position of each row, and give what all positions make of the query, [B H, 1, D / H].
+        attend: of the query [B H, 1, D / H], divided by the square root of its width, what ``encode`` gave,
+            and a place: store the new position of each row, and give what all positions make of the query, [B
+                H, 1, D / H].
     """
 
     places: Callable[[Sequence[Any]], list[Places]]
@@ -42,7 +43,10 @@ class CacheKind(NamedTuple):
 
 
 def places(caches: Sequence[KVCache]) -> list[Places]:
-    """Of ``CacheKind``. Slicing costs as much as the arithmetic on one position: here it is done for all layers at once."""
+    """Of ``CacheKind``. Slicing costs as much as the arithmetic on one position.
+
+    Here it is done for all layers at once.
+    """
     by_cache = [_next_position(cache) for cache in caches]
     return [list(of_layer) for of_layer in zip(*by_cache, strict=True)]
 
@@ -66,8 +70,8 @@ def encode(keys: Tensor, values: Tensor) -> list[Tensor]:
 def attend(query: Tensor, new: list[Tensor], place: list[Tensor]) -> Tensor:
     """Of ``CacheKind``; in the type of the cache. Also scripted, so plain.
 
-    As little as possible is done here, since a call costs more than the arithmetic in it. For one query, two matrix
-    products are quicker than the fused kernel.
+    As little as possible is done here, since a call costs more than the arithmetic in it. For one query, two
+    matrix products are quicker than the fused kernel.
     """
     key, value, keys, values = place
     key.copy_(new[0])
@@ -99,8 +103,8 @@ class DecodeStep:
 
         Args:
             input_ids: [R] ids, one a row of each cache in turn; what is left over is padding.
-            caches: R or fewer rows in all, each with room for one more position; they are written to. No row is
-                padded: position 0 is its first token.
+            caches: R or fewer rows in all, each with room for one more position; they are written to. No row
+                is padded: position 0 is its first token.
 
         Returns:
             [R, D], after the last LayerNorm.
@@ -156,7 +160,8 @@ class _Layers(nn.Module):
 class _Layer(nn.Module):
     """``DecoderLayer.forward`` for one new position of each row.
 
-    Each cache is attended to in shapes that depend on nothing else: a row's bits do not tell who else is there.
+    Each cache is attended to in shapes that depend on nothing else: a row's bits do not tell who else is
+    there.
     """
 
     def __init__(self, layer: nn.Module, kind: CacheKind) -> None:

@@ -45,11 +45,13 @@ def use_threads(count: int) -> None:
 
 
 def side_by_side(function: Callable[[T], R], parts: Sequence[T]) -> Iterator[R]:
-    """What a function makes of each part in inference mode, in order; two at once, each with half of torch's threads.
+    """What a function makes of each part in inference mode, in order.
 
-    Threads that meet at every operation wait for each other there: while something else has a core, 16 streams of
-    BioGPT in int8 are three times as fast in two halves (alone on two cores, as fast). An odd part is left for all
-    threads together.
+    Two at once, each with half of torch's threads.
+
+    Threads that meet at every operation wait for each other there: while something else has a core, 16
+    streams of BioGPT in int8 are three times as fast in two halves (alone on two cores, as fast). An odd part
+    is left for all threads together.
     """
     if len(parts) < 2 or not has_pair():
         for part in parts:
@@ -115,8 +117,8 @@ def rest_threads() -> None:
 
     A process that is forked while there are any waits for them for ever.
 
-    GNU's OpenMP lets helpers stay awake between two operations only while there are no more of them than cores. A
-    thread that has computed and then waits for another one would leave that one half as fast.
+    GNU's OpenMP lets helpers stay awake between two operations only while there are no more of them than
+    cores. A thread that has computed and then waits for another one would leave that one half as fast.
     """
     openmp = _gnu_openmp()
     if openmp is not None:

@@ -1,11 +1,12 @@
 """Many requests on one model: slots that join and leave between steps, and who runs in each.
 
-A step gives every running slot its next token, and reads one stretch of one prompt, so that a long prompt holds up
-nobody for long. What a slot gets depends on nothing but itself, to the bit: a prompt is read alone, in stretches of a
-fixed size from position 0 on, a runner promises the same of each row (``biogpt.runners.runner``), and each slot draws
-from its own random numbers.
+A step gives every running slot its next token, and reads one stretch of one prompt, so that a long prompt
+holds up nobody for long. What a slot gets depends on nothing but itself, to the bit: a prompt is read alone,
+in stretches of a fixed size from position 0 on, a runner promises the same of each row
+(``biogpt.runners.runner``), and each slot draws from its own random numbers.
 
-Nothing here locks or waits, but for the short ``lock`` around the lists; one thread at a time may call ``step``.
+Nothing here locks or waits, but for the short ``lock`` around the lists; one thread at a time may call
+``step``.
 """
 
 import logging
@@ -82,7 +83,8 @@ class Engine:
 
     Args:
         runner: computes; nobody else may use it.
-        cache_bytes: most memory for keys and values, those kept for reuse included; as the runner advises when None.
+        cache_bytes: most memory for keys and values, those kept for reuse included; as the runner advises
+            when None.
         max_running, max_waiting: most slots that run at once, and that then wait for one to leave.
     """
 
@@ -113,7 +115,8 @@ class Engine:
         need = self.need(slot)
         if need > self.cache_bytes:
             raise ValueError(
-                f"the request needs {need / 1e6:.1f} MB of cache for {slot.search.rows} rows of {self._length(slot)} "
+                f"the request needs {need / 1e6:.1f} MB of cache for {slot.search.rows} "
+                f"rows of {self._length(slot)} "
                 f"positions, and the limit is {self.cache_bytes / 1e6:.1f} MB; ask for fewer tokens or beams"
             )
         with self.lock:
@@ -211,7 +214,10 @@ class Engine:
             self.drop()
 
     def drop(self, everyone: bool = False) -> None:
-        """Let the slots leave that were cancelled, or all of them; not while another thread is in ``step``."""
+        """Let the slots leave that were cancelled, or all of them.
+
+        Not while another thread is in ``step``.
+        """
         with self.lock:
             for slot in (*self.running, *self.waiting) if everyone else ():
                 slot.fail(RuntimeError("the service has stopped, and dropped the request"))

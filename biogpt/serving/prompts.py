@@ -11,8 +11,9 @@ from biogpt.model.cache import KVCache
 class PromptStore:
     """Keys and values of the prompts that sessions sent lately, in whole chunks.
 
-    A chunk is found by its session and by every token up to its end, and is given back in the bits it was computed
-    in; computing it again would take the same shapes and give the same bits. So reuse never changes a result.
+    A chunk is found by its session and by every token up to its end, and is given back in the bits it was
+    computed in; computing it again would take the same shapes and give the same bits. So reuse never changes
+    a result.
 
     Args:
         stretch: positions of a chunk, as many as are read at once.
@@ -45,7 +46,10 @@ class PromptStore:
         self._touch(session, ids)
 
     def recall(self, session: Hashable, ids: Sequence[int], cache: KVCache) -> None:
-        """Fill an empty cache with the chunks that are known; the last token is left to be read in any case."""
+        """Fill an empty cache with the chunks that are known.
+
+        The last token is left to be read in any case.
+        """
         while session is not None and cache.length + self._stretch < len(ids):
             key = (session, tuple(ids[: cache.length + self._stretch]))
             if key not in self._chunks:

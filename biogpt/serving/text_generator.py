@@ -1,11 +1,12 @@
 """Text in, steps of text out: a language model with its tokenizer, served by one thread.
 
-Requests may come from any number of threads; one thread, started with the first of them, owns the model and runs the
-steps of ``biogpt.serving.engine``. Readers get ids from it and make the text of them in their own time.
+Requests may come from any number of threads; one thread, started with the first of them, owns the model and
+runs the steps of ``biogpt.serving.engine``. Readers get ids from it and make the text of them in their own
+time.
 
-``prompt + step.text`` reads right. What Moses' detokenizer makes of new words depends on the words before them (a
-comma takes no space, a second quote closes the first), so prompt and new tokens are decoded together, as a whole at
-every step, and the prompt is then left out.
+``prompt + step.text`` reads right. What Moses' detokenizer makes of new words depends on the words before
+them (a comma takes no space, a second quote closes the first), so prompt and new tokens are decoded together,
+as a whole at every step, and the prompt is then left out.
 """
 
 import re
@@ -31,8 +32,8 @@ from biogpt.serving.worker import Health, Worker
 T = TypeVar("T")
 FinishReason = Literal["stop", "length", "eos"]
 
-# A token stands for some five characters. A prompt of more than so many a position cannot fit, and is refused before
-# the tokenizer spends time on it.
+# A token stands for some five characters. A prompt of more than so many a position cannot fit, and is refused
+# before the tokenizer spends time on it.
 _CHARACTERS_PER_POSITION = 40
 
 
@@ -62,10 +63,10 @@ class Step:
 
     Attributes:
         token_id, logprob, alternatives: of the newest token, as in ``biogpt.generation.search.Token``.
-        text: everything generated so far, prompt left out; may begin with a space. A later step may change the end
-            of it: a space goes, a stop string is cut.
-        finish_reason: on the last step of a text: "stop" (a stop string came up), "eos" (the model ended it) or
-            "length" (``max_new_tokens``); None before.
+        text: everything generated so far, prompt left out; may begin with a space. A later step may change
+            the end of it: a space goes, a stop string is cut.
+        finish_reason: on the last step of a text: "stop" (a stop string came up), "eos" (the model ended it)
+            or "length" (``max_new_tokens``); None before.
         sequence: which of ``num_return_sequences`` samples it belongs to.
     """
 
@@ -131,7 +132,10 @@ class Stream:
         return len(self._worker.engine.running)
 
     def wait(self, timeout: float) -> bool:
-        """Whether the next step, or the end, is there within so many seconds; asking for it will not block then."""
+        """Whether the next step, or the end, is there within so many seconds.
+
+        Asking for it will not block then.
+        """
         if self._open and self._next is None:
             try:
                 self._next = self._worker.take(self._slot, timeout)
@@ -255,8 +259,8 @@ class TextGenerator:
     def share_cores(self) -> None:
         """Leave cores to what else runs on this machine, such as a page; call it before the first request.
 
-        On a CPU, a small model then computes in one thread. It gains little from a second one, and would wait for it
-        at every operation while something else has its core.
+        On a CPU, a small model then computes in one thread. It gains little from a second one, and would wait
+        for it at every operation while something else has its core.
         """
         self._worker.engine.runner.share_cores()
 
@@ -280,13 +284,17 @@ class TextGenerator:
         most = _CHARACTERS_PER_POSITION * limit
         if len(text) > most:
             raise ValueError(
-                f"the prompt has {len(text)} characters, and {limit} positions hold no more than {most}; cut it"
+                f"the prompt has {len(text)} characters, and {limit} positions hold no "
+                f"more than {most}; cut it"
             )
         ids = tuple(self.tokenizer.encode(text).ids)
         return Prompt(text, ids, limit - len(ids))
 
     def count(self, text: str) -> int:
-        """How many of the model's positions a text takes, the start token included; errors as of ``prompt``."""
+        """How many of the model's positions a text takes, the start token included.
+
+        Errors as of ``prompt``.
+        """
         return self.prompt(text).length
 
     def stream(
@@ -294,24 +302,25 @@ class TextGenerator:
     ) -> Stream:
         """Continue a prompt; greedily unless the options say otherwise.
 
-        Several samples come one after another, told apart by ``Step.sequence``. Beam search streams the best text
-        at each step, which may change altogether; its last step is the best result.
+        Several samples come one after another, told apart by ``Step.sequence``. Beam search streams the best
+        text at each step, which may change altogether; its last step is the best result.
 
         Args:
-            prompt: any text, or one that ``prompt`` has encoded; an empty one gives text that starts anywhere.
+            prompt: any text, or one that ``prompt`` has encoded; an empty one gives text that starts
+                anywhere.
             options: ``GenerationOptions()`` when None.
-            session: whose request it is. A prompt that begins as a recent one of the same session is read faster,
-                and gives the same text; None shares nothing.
+            session: whose request it is. A prompt that begins as a recent one of the same session is read
+                faster, and gives the same text; None shares nothing.
 
         Returns:
-            An iterator of one step a token, already in line; its ``close()`` ends the work within one step. With stop
-            strings a stream waits for its reader at each token, so one thread that reads several in turn must not
-            open more than run at once.
+            An iterator of one step a token, already in line; its ``close()`` ends the work within one step.
+            With stop strings a stream waits for its reader at each token, so one thread that reads several in
+            turn must not open more than run at once.
 
         Raises:
             TypeError: at once: the prompt is not a string.
-            ValueError: at once: prompt and ``max_new_tokens`` are more than the model's positions, or than the
-                memory for its cache.
+            ValueError: at once: prompt and ``max_new_tokens`` are more than the model's positions, or than
+                the memory for its cache.
             QueueFull: at once: too many requests wait already.
             RuntimeError: at once: the service is stopping; from the iterator: it has stopped.
             FloatingPointError: from the iterator: the model's numbers overflow in this precision.
@@ -388,7 +397,8 @@ class _NewText:
         self._prompt_ids = list(prompt.ids)
         self._options = options
         self._needs_no_space = not prompt.text or prompt.text[-1].isspace()
-        # Counted without white space, since new words can move the prompt's: ``"`` closes up to what follows it.
+        # Counted without white space, since new words can move the prompt's: ``"`` closes up to what follows
+        # it.
         characters = len(re.findall(r"\S", tokenizer.decode(self._prompt_ids)))
         self._read_prompt = re.compile(rf"(?:\s*\S){{{characters}}}")
 

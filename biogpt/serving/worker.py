@@ -31,14 +31,14 @@ class Health:
 class Worker:
     """The thread that runs the steps of an engine, or in its place whoever asks for a result.
 
-    It starts with the first request, so that a process may be forked before, and ends by itself once the generator
-    or the main thread is gone. Those who ask for something, and the thread itself while it is idle, keep no helpers
-    (``ModelRunner.rest``).
+    It starts with the first request, so that a process may be forked before, and ends by itself once the
+    generator or the main thread is gone. Those who ask for something, and the thread itself while it is idle,
+    keep no helpers (``ModelRunner.rest``).
 
     Args:
         engine: nobody else may call its ``step``.
-        threaded: False runs the steps in the threads of those who wait for results, as a process must that is forked
-            for a single call.
+        threaded: False runs the steps in the threads of those who wait for results, as a process must that is
+            forked for a single call.
     """
 
     def __init__(self, engine: Engine, threaded: bool = True) -> None:
@@ -53,7 +53,10 @@ class Worker:
         self._turn = Lock()  # of those who run steps themselves
 
     def submit(self, slot: Slot) -> None:
-        """Let a slot wait for its turn; errors are those of ``Engine.submit``, and RuntimeError after ``stop``."""
+        """Let a slot wait for its turn.
+
+        Errors are those of ``Engine.submit``, and RuntimeError after ``stop``.
+        """
         with self._changed:
             self._refuse_at_the_end()
             self.engine.submit(slot)
@@ -144,7 +147,8 @@ class Worker:
                 task = self._tasks.popleft() if self._tasks else None
                 if task is None and not self.engine.has_work:
                     self.engine.runner.rest()
-                    # What is dropped by the garbage collector sets a flag and notifies nobody, so look at times.
+                    # What is dropped by the garbage collector sets a flag and notifies nobody, so look at
+                    # times.
                     self._changed.wait(_GLANCE)
                     continue
             if task is not None:

@@ -1,7 +1,8 @@
 """Hugging Face's ZeroGPU: a GPU that is lent for one call at a time, to a process forked for it.
 
-Threads do not cross the fork, and what goes in and comes out is pickled. So the model that writes is there twice: on
-the lent GPU, where its steps run inline, and on the CPU for everything else that the page asks of it.
+Threads do not cross the fork, and what goes in and comes out is pickled. So the model that writes is there
+twice: on the lent GPU, where its steps run inline, and on the CPU for everything else that the page asks of
+    it.
 """
 
 import os
@@ -24,7 +25,10 @@ def gpu_is_lent() -> bool:
 
 
 def seconds_of(prompt: Prompt, options: GenerationOptions) -> int:
-    """How long the GPU is asked for: the visitor's quota pays for it, so no longer than the request can take."""
+    """How long the GPU is asked for.
+
+    The visitor's quota pays for it, so no longer than the request can take.
+    """
     tokens = options.max_new_tokens * (1 if options.num_beams > 1 else options.num_return_sequences)
     return min(_MOST_SECONDS, _START_SECONDS + tokens // _TOKENS_A_SECOND)
 
