@@ -130,7 +130,7 @@ def test_an_int8_row_is_the_same_in_any_company(wide, lively) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_sums_that_float32_would_round_are_those_of_the_call_for_one_row() -> None:
-    """A kernel for many rows gives float32 sums; that for one row takes off the zero step before it rounds."""
+    """A kernel for many rows gives float32 sums; that for one takes off the zero step before it rounds."""
     random = torch.Generator().manual_seed(0)
     weight = torch.full((64, 4096), 127, dtype=torch.int8)
     weight[:, ::2] = -127

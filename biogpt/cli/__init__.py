@@ -1,4 +1,4 @@
-"""The command line: ``generate``, ``ner``, ``classify``, ``score``, ``evaluate``, ``train``, ``bench``, ``convert``.
+"""The command line: ``python -m biogpt COMMAND``, from ``generate`` and ``ner`` to ``train`` and ``bench``.
 
 Here are the names of the commands; what one takes and does is in its module, which is imported once it is
 chosen.
