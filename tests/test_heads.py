@@ -9,7 +9,6 @@ import random
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import biogpt.model.decoder
@@ -179,7 +178,7 @@ def plant_missing_score_scale(model, monkeypatch):
 
 def plant_tanh_gelu(model, monkeypatch):
     for layer in model.biogpt.layers:
-        layer.activation = lambda x: F.gelu(x, approximate="tanh")
+        layer.activation = nn.GELU(approximate="tanh")
 
 
 def plant_no_causal_mask(model, monkeypatch):

@@ -68,7 +68,7 @@ kidneys.
 %T Second.
 """
 XML = """<?xml version="1.0" ?>
-<!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle, 1st January 2019//EN" "https://dtd.nlm.nih.gov/x.dtd">
+<!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle, 1st January 2019//EN" "x.dtd">
 <PubmedArticleSet>
 <PubmedArticle><MedlineCitation><PMID Version="1">90000001</PMID><Article>
 <ArticleTitle>Role of <i>TP53</i> &amp; Na<sup>+</sup> in &#x3b2;-cells.</ArticleTitle>

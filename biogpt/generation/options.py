@@ -101,7 +101,8 @@ class Setting:
             return
         kind: tuple[type, ...] = (int, float) if self.type is float else (int,)
         # "not (a <= b)" also refuses NaN.
-        if not isinstance(value, kind) or isinstance(value, bool) or not self.least <= value <= self.most:  # type: ignore[operator]
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        if not is_number or not self.least <= value <= self.most:  # type: ignore[operator]
             expected = "a number" if self.type is float else "a whole number"
             bounds = (
                 f"of at least {self.least}" if self.most == math.inf else f"from {self.least} to {self.most}"

@@ -12,7 +12,9 @@ from biogpt.runners.precision import bfloat16_pays
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+    """Momentum whose update is made orthogonal.
+
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 
     Not ``torch.optim.Muon``, which gives the same up to rounding: it computes in bfloat16 everywhere. On a
     CPU whose instructions for that were switched off, it took 11 s a step for 6 layers of width 256, this

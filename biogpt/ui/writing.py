@@ -43,9 +43,8 @@ Args:
 {}
 
 Returns:
-    text: all of the completion so far, the prompt left out; tokens: its length;
-    seed: gives the same text again;
-    finish_reason: null until the last update, then "eos", "length" or "stop".
+    text: all of the completion so far, the prompt left out; tokens: its length; seed: gives the same text
+    again; finish_reason: null until the last update, then "eos", "length" or "stop".
 """
 
 # Before and after: the text as it was, and what was then given to the model; a branch lets them differ.
