@@ -7,7 +7,9 @@ Letters: B batch, T query positions, S key positions (past and new), H heads, D 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,11 @@ from biogpt.model.config import BioGptConfig
 
 POSITION_OFFSET = 2  # fairseq keeps the first two rows of the position table for padding
 
-_ACTIVATIONS = {"gelu": nn.GELU(), "gelu_new": nn.GELU(approximate="tanh"), "relu": nn.ReLU()}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_new": partial(nn.GELU, approximate="tanh"),
+    "relu": nn.ReLU,
+}
 
 
 @dataclass
@@ -128,7 +134,7 @@ class DecoderLayer(nn.Module):
         self.fc1: nn.Module = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2: nn.Module = nn.Linear(config.intermediate_size, config.hidden_size)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
-        self.activation = _ACTIVATIONS[config.hidden_act]
+        self.activation = _ACTIVATIONS[config.hidden_act]()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
