@@ -10,12 +10,10 @@ from typing import Any, Generic, TypeVar
 
 from biogpt.serving.shelf import LazyModel, Model
 from biogpt.text.documents import Document
+from biogpt.text.results import OnProgress
 from biogpt.ui.status import counted, progress_bar, status
 
 Output = TypeVar("Output")  # what is found in one document
-OnProgress = Callable[
-    [int, int], None
-]  # called with texts done and texts in all; what it raises ends the run
 
 # A passage need not wait for another visitor's file: they wait in two lines, and take turns on the model.
 PASSAGES: dict[str, Any] = {"concurrency_id": "passages", "concurrency_limit": 1}
