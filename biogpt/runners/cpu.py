@@ -22,7 +22,7 @@ from biogpt.runners.threads import has_pair, rest_threads, side_by_side, use_thr
 Part = TypeVar("Part")
 Made = TypeVar("Made")
 
-_ROWS_TO_HALVE = 8  # from which on two halves, each by threads of its own, are no slower than all together
+_ROWS_TO_HALVE = 8  # from which on a step is made in two halves, each by threads of its own
 _SMALL = 50_000_000  # weights; a second thread gains such a model little, and would wait for what else runs
 
 

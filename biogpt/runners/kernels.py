@@ -176,7 +176,7 @@ def _one_call_agrees(kernel: Int8Kernel) -> bool:
 def in_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tensor, Tensor, Tensor]:
     """Quantise each of some rows as ``torch.ops.quantized.linear_dynamic`` quantises one.
 
-    Also compiled, so plain.
+    Also scripted, so plain.
 
     Reference: ``ChooseQuantizationParams`` in torch, ``aten/src/ATen/native/quantized/cpu/QuantUtils.h``.
 
@@ -204,5 +204,5 @@ def in_steps(rows: Tensor, levels: int, least: float = 6.2e-5) -> tuple[Tensor, 
 
 
 def are_rounded(sums: Tensor) -> bool:
-    """Whether float32 may have rounded any of these sums of whole numbers. Also compiled, so plain."""
+    """Whether float32 may have rounded any of these sums of whole numbers. Also scripted, so plain."""
     return float(torch.maximum(sums.amax(), -sums.amin())) >= 2.0**24

@@ -50,8 +50,8 @@ def side_by_side(function: Callable[[T], R], parts: Sequence[T]) -> Iterator[R]:
     Two at once, each with half of torch's threads.
 
     Threads that meet at every operation wait for each other there: while something else has a core, 16
-    streams of BioGPT in int8 are three times as fast in two halves (alone on two cores, as fast). An odd part
-    is left for all threads together.
+    streams of BioGPT in int8 are three times as fast in two halves (alone on two quiet cores up to a tenth
+    slower). An odd part is left for all threads together.
     """
     if len(parts) < 2 or not has_pair():
         for part in parts:

@@ -73,7 +73,7 @@ def lay_out_form(
                 None, None, [text, line, *settings], js=script("given", values)
             )
     file = gr.File(
-        label="Or a file: " + ", ".join(suffix.removeprefix(".") for suffix in FORMATS),
+        label="Or a file: texts, a table, PubTator, PubMed, RIS",
         file_types=list(FORMATS),
         height=60,
         elem_id=f"{name}-file",
