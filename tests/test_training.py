@@ -21,8 +21,9 @@ import transformers
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
 from biogpt.training import corpus
+from biogpt.training import pretrain as pretraining
 from biogpt.training.corpus import Documents, pack_rows, read_texts, tokenize_file
-from biogpt.training.loop import TrainingProgress
+from biogpt.training.loop import TrainingProgress, TrainingRun
 from biogpt.training.metrics import bits_per_byte
 from biogpt.training.optimizer import Muon, make_optimizers, orthogonal
 from biogpt.training.options import PretrainOptions
@@ -174,24 +175,72 @@ def test_the_smoothed_loss_is_the_mean_of_the_first_batches_and_then_forgets():
     assert progress.loss == pytest.approx(1.0, abs=0.02)
 
 
+def test_the_mean_is_of_the_last_weights_alone_and_outlives_a_break(tmp_path):
+    config = BioGptConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+
+    def begun():
+        model = BioGptForCausalLM(config)
+        return TrainingRun(tmp_path, {}, model, None, [], TrainingProgress(), averaged_from=2)
+
+    run = begun()
+    for step in range(1, 6):
+        with torch.no_grad():
+            for parameter in run.model.parameters():
+                parameter.fill_(step**2)
+        run.count(1.0)
+        if step == 4:
+            run.save_state()
+            run = begun()
+            run.resume()
+    run.take_average()
+    for parameter in run.model.parameters():
+        assert parameter.flatten()[0].item() == pytest.approx((9 + 16 + 25) / 3)
+
+
+def test_rows_before_the_decay_may_be_as_long_as_those_after_it(options):
+    for first, length in ((0, 16), (32, 32)):
+        chosen = dataclasses.replace(options, first_positions=first, out=options.out / str(first))
+        tokenizer = pretraining._vocabulary(chosen)
+        shapes = [batch.shape for batch in pretraining._batches(chosen, tokenizer, 0)]
+        assert set(shapes[: options.stable_steps]) == {(64 // length, length + 1)}
+        assert set(shapes[options.stable_steps :]) == {(2, 33)}
+        assert len(shapes) == options.steps
+
+
+def test_batches_for_another_device_come_in_order_and_their_errors_come_through():
+    def batches():
+        yield torch.zeros(1, 5)
+        yield torch.zeros(2, 5)
+        raise ValueError("no more text")
+
+    coming = pretraining._on_device(batches(), torch.device("meta"))
+    assert [(batch.shape[0], batch.device.type) for batch in islice(coming, 2)] == [(1, "meta"), (2, "meta")]
+    with pytest.raises(ValueError, match="no more text"):
+        next(coming)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.2])
 @pytest.mark.parametrize("shape", [(16, 16), (64, 16), (16, 64)])
-def test_muon_moves_as_that_of_torch_and_tall_matrices_further(shape):
+def test_muon_moves_as_that_of_torch_and_tall_matrices_further(shape, decay):
     """The update of a tall matrix is scaled by the root of rows to columns; momentum is Nesterov's."""
     torch.manual_seed(0)
-    ours, theirs = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(2))
-    muon = Muon([ours], lr=0.1)
-    reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0) if hasattr(torch.optim, "Muon") else None
+    ours, theirs = (torch.nn.Parameter(torch.full(shape, 0.5)) for _ in range(2))
+    muon = Muon([ours], lr=0.1, weight_decay=decay)
+    reference = (
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=decay) if hasattr(torch.optim, "Muon") else None
+    )
     for _ in range(3):
         before, torchs = ours.detach().clone(), theirs.detach().clone()
         ours.grad = torch.randn(shape)
         theirs.grad = ours.grad.clone()
         muon.step()
-        update = (ours - before).detach()
+        update = (ours - (1 - 0.1 * decay) * before).detach()
         size = 0.1 * max(1, shape[0] / shape[1]) ** 0.5
         assert update.norm().item() == pytest.approx(size * min(shape) ** 0.5, rel=0.25)
         if reference is not None:
             reference.step()
-            assert (update - (theirs - torchs)).norm() < 0.04 * update.norm()  # bfloat16 over five products
+            torchs = (theirs - (1 - 0.1 * decay) * torchs).detach()
+            assert (update - torchs).norm() < 0.04 * update.norm()  # bfloat16 over five products
 
 
 def test_without_a_rate_for_muon_all_goes_to_adamw():
@@ -334,6 +383,7 @@ def run_command(options: PretrainOptions, out: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(options, tmp_path):
     """SIGKILL in the middle: the state on disk is whole, and the weights come out the same to the bit."""
+    options = dataclasses.replace(options, averaged=10, dropout=0.1, weight_decay=0.1)
     root = Path(__file__).parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"

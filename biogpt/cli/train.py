@@ -30,6 +30,7 @@ def add_lm(parser: argparse.ArgumentParser) -> None:
         "--model", default="", help="embedded name, folder or Hub id to go on from; a new one when left out"
     )
     parser.add_argument("--compiled", action="store_true", help="torch.compile: faster, needs a C++ compiler")
+    parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)} or cuda:N (%(default)s)")
     for field in fields(PretrainOptions):
         if field.default is not MISSING and field.type in (int, float):
             parser.add_argument(

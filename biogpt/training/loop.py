@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _GRADIENT_NORM = 1.0  # gradients are shortened to it
 _NEWEST = 0.02  # share of the newest batch in the smoothed loss, once there were enough
 STATE = "state.pt"
-_FIELDS = ("settings", "progress", "model", "optimizers", "scaler", "random")
+_FIELDS = ("settings", "progress", "model", "optimizers", "scaler", "random", "device_random", "average")
 
 Model = TypeVar("Model", bound=PretrainedModel)
 
@@ -66,6 +66,8 @@ class TrainingRun(Generic[Model]):
         optimizers: their groups hold the full learning rate as ``full``; see ``make_optimizers``.
         progress: at the beginning; ``resume`` moves it on.
         scaled: scale the loss, which float16 arithmetic needs.
+        averaged_from: the batch after which weights count for the mean that ``take_average`` puts in their
+            place (Izmailov et al. 2018, arXiv 1803.05407); None for no mean.
     """
 
     def __init__(
@@ -77,12 +79,15 @@ class TrainingRun(Generic[Model]):
         optimizers: Sequence[torch.optim.Optimizer],
         progress: TrainingProgress,
         scaled: bool = False,
+        averaged_from: int | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.model, self.tokenizer = folder, model, tokenizer
         self.optimizers, self.progress = optimizers, progress
         self.settings = settings | {"optimizers": [type(optimizer).__name__ for optimizer in optimizers]}
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaled)
+        self.averaged_from = averaged_from
+        self._average: list[Tensor] = []  # of the parameters, since averaged_from
         self._counted_until = self._saved_at = time.monotonic()
 
     def start_clock(self) -> None:
@@ -125,6 +130,22 @@ class TrainingRun(Generic[Model]):
         now = time.monotonic()
         self.progress.count(loss, now - self._counted_until)
         self._counted_until = now
+        self._count_for_average()
+
+    def _count_for_average(self) -> None:
+        if self.averaged_from is None or self.progress.step <= self.averaged_from:
+            return
+        weights = [parameter.detach() for parameter in self.model.parameters()]
+        if not self._average:
+            self._average = [weight.clone() for weight in weights]
+        else:
+            torch._foreach_lerp_(self._average, weights, 1 / (self.progress.step - self.averaged_from))
+
+    def take_average(self) -> None:
+        """Put the mean of the weights in their place, where there is one."""
+        if self._average:
+            for parameter, mean in zip(self.model.parameters(), self._average, strict=True):
+                parameter.data.copy_(mean)
 
     def unsaved_for(self, minutes: float) -> bool:
         """Whether the state on the disk is older than that."""
@@ -176,6 +197,8 @@ class TrainingRun(Generic[Model]):
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
+            "device_random": _device_random(self.model.device),
+            "average": self._average,
         }
         with written_whole(self.folder, name) as (unfinished,), unfinished.open("wb") as file:
             try:
@@ -217,6 +240,14 @@ class TrainingRun(Generic[Model]):
             ) from error
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"].cpu())
+        if self.model.device.type == "cuda" and state["device_random"] is not None:
+            torch.cuda.set_rng_state(state["device_random"].cpu(), self.model.device)
+        self._average = state["average"]
+
+
+def _device_random(device: torch.device) -> Tensor | None:
+    """The state of a GPU's own random numbers, those of dropout."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -25,12 +25,17 @@ class Muon(torch.optim.Optimizer):
         parameters: 2-D weights of hidden layers, or groups of them with rates of their own.
         lr: step in units of the spectral norm.
         momentum: of the Nesterov average.
+        weight_decay: decoupled: each step takes ``lr`` times this share of the weights away.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]], lr: float, momentum: float = 0.95
+        self,
+        parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -48,8 +53,9 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"].lerp_(gradient, 1 - group["momentum"])
                     updates.append(gradient.lerp(state["momentum"], group["momentum"]))
                 scale = -group["lr"] * max(1, rows / columns) ** 0.5
+                kept = 1 - group["lr"] * group["weight_decay"]
                 for (parameter, _), update in zip(pairs, orthogonal(torch.stack(updates)), strict=True):
-                    parameter.add_(update.to(parameter.dtype), alpha=scale)
+                    parameter.mul_(kept).add_(update.to(parameter.dtype), alpha=scale)
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -82,6 +88,7 @@ def make_optimizers(
     weight_decay: float,
     eps: float = 1e-8,
     layer_decay: float = 1.0,
+    muon_weight_decay: float = 0.0,
 ) -> list[torch.optim.Optimizer]:
     """AdamW for embeddings, norms, biases and the head; Muon for the matrices of the layers.
 
@@ -89,7 +96,7 @@ def make_optimizers(
 
     Args:
         lr, betas, eps, weight_decay: of AdamW; biases and norms do not decay.
-        muon_lr: of Muon; 0 gives its matrices to AdamW, too.
+        muon_lr, muon_weight_decay: of Muon; a rate of 0 gives its matrices to AdamW, too.
         layer_decay: rates fall by it from the head and the last layer to the embeddings, layer by layer.
     """
     layers = model.config.num_hidden_layers
@@ -111,7 +118,7 @@ def make_optimizers(
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=betas, eps=eps)]
     if hidden:
         groups = [_group(parameters, muon_lr * share) for share, parameters in hidden.items()]
-        optimizers.append(Muon(groups, lr=muon_lr))
+        optimizers.append(Muon(groups, lr=muon_lr, weight_decay=muon_weight_decay))
     return optimizers
 
 

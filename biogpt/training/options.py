@@ -22,10 +22,16 @@ class PretrainOptions:
         batch_tokens: tokens a step.
         vocab_size, width, layers, heads, positions: shape of a new model; ``positions`` is the length of a
             row in any case.
+        first_positions: length of a row before the decay; 0: half of ``positions``. All of them lets a GPU
+            compile one shape only.
         muon_lr, adam_lr: learning rates of the hidden matrices and of the rest; muon_lr 0 gives all to AdamW.
+        weight_decay: of Muon's matrices, decoupled.
+        dropout: of the hidden states; 0 where each text is read about once.
         warmup: steps of rising learning rate.
+        averaged: the weights at the end are the mean of those after each of so many last steps; 0: the last.
         minutes_between: how often to score and save.
         compiled: fuse operations with ``torch.compile``: faster, needs a C++ compiler.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         processes: for tokenising.
     """
 
@@ -42,11 +48,16 @@ class PretrainOptions:
     layers: int = 6
     heads: int = 4
     positions: int = 512
+    first_positions: int = 0
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
+    weight_decay: float = 0.0
+    dropout: float = 0.0
     warmup: int = 100
+    averaged: int = 0
     minutes_between: float = 10.0
     compiled: bool = False
+    device: str = "auto"
     processes: int = 2
     seed: int = 0
 
@@ -54,9 +65,11 @@ class PretrainOptions:
         for name in ("tokens", "batch_tokens", "vocab_size", "width", "layers", "heads", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("muon_lr", "adam_lr", "warmup", "minutes_between"):
+        for name in ("muon_lr", "adam_lr", "weight_decay", "warmup", "averaged", "minutes_between"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; expected 0 up to, but not, 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; expected 0 to {2**63 - 1}")
         if not self.model and self.width % self.heads:
@@ -73,6 +86,11 @@ class PretrainOptions:
                 "number of "
                 "positions and a whole number of such rows a step"
             )
+        if not 0 <= self.first_positions <= self.positions or self.batch_tokens % self.first_length:
+            raise ValueError(
+                f"first_positions is {self.first_positions}; expected 0 to positions, {self.positions}, and "
+                f"a whole number of such rows in batch_tokens, {self.batch_tokens}"
+            )
         for path in (*self.texts, *self.final_texts, self.heldout):
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is not a file; expected text, one document a line")
@@ -80,6 +98,11 @@ class PretrainOptions:
     @property
     def steps(self) -> int:
         return max(1, self.tokens // self.batch_tokens)
+
+    @property
+    def first_length(self) -> int:
+        """Positions of a row before the decay."""
+        return self.first_positions or self.positions // 2
 
     @property
     def stable_steps(self) -> int:

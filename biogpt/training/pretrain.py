@@ -1,6 +1,6 @@
 """Pre-training of a causal language model from plain text, on one machine, resumable after a kill.
 
-The recipe: first rows of half the positions from all texts, at a constant learning rate; then rows of all
+The recipe: first shorter rows from all texts, at a constant learning rate; then rows of all
 positions from the texts nearest to the purpose, while the rate falls to zero (warm-up, stable, decay: Hu et
 al. 2024, arXiv 2404.06395). Muon on the hidden matrices, AdamW on the rest; bfloat16 arithmetic where it is
 fast, float32 weights.
@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
-from biogpt.runners.precision import bfloat16_pays
+from biogpt.runners.precision import bfloat16_pays, choose_device
 from biogpt.training.corpus import Documents, pack_rows, read_texts, tokenize_file
 from biogpt.training.loop import TrainingProgress, TrainingRun
 from biogpt.training.metrics import bits_per_byte
@@ -64,12 +65,21 @@ def pretrain(options: PretrainOptions) -> Path:
     options.out.mkdir(parents=True, exist_ok=True)
     tokenizer = _vocabulary(options)
     torch.manual_seed(options.seed)
-    model = _model(options, tokenizer).train()
+    model = _model(options, tokenizer).to(choose_device(options.device)).train()
     optimizers = make_optimizers(
-        model, lr=options.adam_lr, muon_lr=options.muon_lr, betas=_BETAS, eps=_EPSILON, weight_decay=0.0
+        model,
+        lr=options.adam_lr,
+        muon_lr=options.muon_lr,
+        betas=_BETAS,
+        eps=_EPSILON,
+        weight_decay=0.0,
+        muon_weight_decay=options.weight_decay,
     )
     progress = PretrainProgress()
-    run = TrainingRun(options.out, _settings(options), model, tokenizer, optimizers, progress)
+    averaged_from = options.steps - options.averaged if options.averaged else None
+    run = TrainingRun(
+        options.out, _settings(options), model, tokenizer, optimizers, progress, averaged_from=averaged_from
+    )
     run.resume()
     _check_schedule(options, progress)
     _train(options, run, progress)
@@ -103,7 +113,7 @@ def _train(options: PretrainOptions, run: TrainingRun[BioGptForCausalLM], progre
         smoothing=0.05,
     )
     run.start_clock()
-    for batch in _batches(options, run.tokenizer, progress.step):
+    for batch in _on_device(_batches(options, run.tokenizer, progress.step), run.model.device):
         if progress.step == options.stable_steps:
             progress.decay_step = progress.step
             run.save_state("stable.pt")
@@ -118,6 +128,7 @@ def _train(options: PretrainOptions, run: TrainingRun[BioGptForCausalLM], progre
             _score_and_save(options, run, progress, heldout[:_QUICK_LINES])
             run.start_clock()
     bar.close()
+    run.take_average()
     progress.best = None  # scores of a few lines do not compare with the score of all
     _score_and_save(options, run, progress, heldout)
 
@@ -128,7 +139,7 @@ def _loss(model: BioGptForCausalLM, batch: Tensor) -> Tensor:
     with torch.autocast(kind, torch.bfloat16, enabled=bfloat16_pays(kind)):
         # Asked for its attentions, the model multiplies matrices instead of calling the fused kernel, whose
         # backward pass is slow on CPUs; nothing of them is kept after compilation.
-        hidden = model.biogpt(batch[:, :-1], output_attentions=True).last_hidden_state
+        hidden = model.biogpt(batch[:, :-1], output_attentions=kind == "cpu").last_hidden_state
         logits = model.output_projection(hidden)
     return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 
@@ -151,8 +162,9 @@ def _model(options: PretrainOptions, tokenizer: BioGptTokenizer) -> BioGptForCau
             intermediate_size=4 * options.width,
             max_position_embeddings=options.positions,
         )
-    # Every text is read about once: there is nothing to over-fit, and no dropout.
-    model = BioGptForCausalLM(replace(config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    # No dropout of attention: its mask costs more than the rest of attention.
+    config = replace(config, hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=0.0)
+    model = BioGptForCausalLM(config)
     if base is not None:
         model.load_state_dict(base.state_dict())
     return model
@@ -183,11 +195,23 @@ def _vocabulary(options: PretrainOptions) -> BioGptTokenizer:
     return tokenizer
 
 
+def _on_device(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The batches where the model is; beside a GPU, a thread makes the next one while it computes."""
+    if device.type == "cpu":
+        yield from batches
+        return
+    with ThreadPoolExecutor(1, "batches") as maker:
+        coming = maker.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = maker.submit(next, batches, None)
+            yield batch.to(device)
+
+
 def _batches(options: PretrainOptions, tokenizer: BioGptTokenizer, done: int) -> Iterator[Tensor]:
-    """Batches after the first ``done``, [B, T + 1]: short rows of all texts, then long ones of the final."""
+    """Batches after the first ``done``, [B, T + 1]: first rows of all texts, then long ones of the final."""
     stable = options.stable_steps
     phases = (
-        (options.texts, options.positions // 2, 0, stable),
+        (options.texts, options.first_length, 0, stable),
         (options.final_texts or options.texts, options.positions, stable, options.steps),
     )
     for paths, length, first, last in phases:
@@ -207,7 +231,8 @@ def _batches(options: PretrainOptions, tokenizer: BioGptTokenizer, done: int) ->
 def _settings(options: PretrainOptions) -> dict[str, Any]:
     """The options that can't change within a run."""
     settings = asdict(options)
-    for name in ("out", "tokens", "decay", "minutes_between", "compiled", "processes", "heldout"):
+    changing = ("out", "tokens", "decay", "minutes_between", "compiled", "processes", "heldout", "device")
+    for name in changing:
         del settings[name]
     for name in ("texts", "final_texts"):
         settings[name] = [path.name for path in settings[name]]
