@@ -1,6 +1,7 @@
 """The model that ships with the project: whole, equal to the reference, and worth reading."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +85,28 @@ def test_greedy_and_beams_give_the_reference_s_ids(generator, reference, beams):
         found = [completion.ids for completion in generator.generate(prompt, options)]
         for ours, theirs in zip(found, expected.tolist(), strict=True):
             assert ours == [token for token in theirs if token != 1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "length"), [("COVID-19 is", 13), ("Trastuzumab is a monoclonal antibody", 17)]
+)
+def test_a_text_that_was_cut_inside_a_word_goes_on_as_one_run(generator, prompt, length):
+    """By its ids, and by the text alone: ``immunosup-regulation`` until the last word was opened again."""
+    rules = GenerationOptions(max_new_tokens=length, no_repeat_ngram_size=4)
+    [whole] = generator.generate(prompt, replace(rules, max_new_tokens=2 * length))
+    [first] = generator.generate(prompt, rules)
+    assert not generator.tokenizer.ends_word(first.ids[-1])
+    known = generator.continued(prompt + first.text, [*generator.prompt(prompt).ids, *first.ids])
+    for given in (known, prompt + first.text):
+        [second] = generator.generate(given, rules)
+        assert first.ids + second.ids == whole.ids
+        assert first.text + second.text == whole.text
+
+
+@pytest.mark.parametrize("words", [*PROMPTS, "The human immunosuppression", "treated with clarithromycin"])
+def test_a_word_that_is_whole_stays_so(generator, words):
+    with generator.stream(words, GenerationOptions(max_new_tokens=1)) as stream:
+        assert stream.prompt.ids == generator.prompt(words).ids
 
 
 def test_every_position_is_trained(generator, shared_data):
