@@ -11,6 +11,7 @@ from safetensors import safe_open
 from biogpt.checkpoint.hub import EMBEDDED
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions
+from biogpt.serving.inspection import scored
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
@@ -177,3 +178,15 @@ def test_mini_rct_finds_the_roles_of_the_test_split(shared_data):
     result = task.evaluate(classifier.model, classifier.tokenizer)
     assert result.score == pytest.approx(0.894, abs=0.002)
     assert result.metrics["micro"]["support"] == 2641
+
+
+def test_of_a_prompt_only_the_last_position_is_projected_when_a_text_is_read_back(generator):
+    """Logits of all positions of a full BioGPT are 170 MB, and most of them were thrown away."""
+    rows = []
+    hook = generator.model.output_projection.register_forward_pre_hook(
+        lambda _, given: rows.append(given[0].shape[1])
+    )
+    sample = scored(generator, PROMPTS[0], " a novel class of drugs")
+    hook.remove()
+    assert rows == [len(sample.ids) + 1]
+    assert len(sample.context) + len(sample.ids) == generator.count(PROMPTS[0] + " a novel class of drugs")
