@@ -1,6 +1,7 @@
 """The model that ships with the project: whole, equal to the reference, and worth reading."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from biogpt.checkpoint.hub import EMBEDDED
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions
+from biogpt.serving.inspection import scored
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
@@ -86,6 +88,28 @@ def test_greedy_and_beams_give_the_reference_s_ids(generator, reference, beams):
             assert ours == [token for token in theirs if token != 1]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "length"), [("COVID-19 is", 13), ("Trastuzumab is a monoclonal antibody", 17)]
+)
+def test_a_text_that_was_cut_inside_a_word_goes_on_as_one_run(generator, prompt, length):
+    """By its ids, and by the text alone: ``immunosup-regulation`` until the last word was opened again."""
+    rules = GenerationOptions(max_new_tokens=length, no_repeat_ngram_size=4)
+    [whole] = generator.generate(prompt, replace(rules, max_new_tokens=2 * length))
+    [first] = generator.generate(prompt, rules)
+    assert not generator.tokenizer.ends_word(first.ids[-1])
+    known = generator.continued(prompt + first.text, [*generator.prompt(prompt).ids, *first.ids])
+    for given in (known, prompt + first.text):
+        [second] = generator.generate(given, rules)
+        assert first.ids + second.ids == whole.ids
+        assert first.text + second.text == whole.text
+
+
+@pytest.mark.parametrize("words", [*PROMPTS, "The human immunosuppression", "treated with clarithromycin"])
+def test_a_word_that_is_whole_stays_so(generator, words):
+    with generator.stream(words, GenerationOptions(max_new_tokens=1)) as stream:
+        assert stream.prompt.ids == generator.prompt(words).ids
+
+
 def test_every_position_is_trained(generator, shared_data):
     """A model trained on shorter rows writes nonsense from the first position that it never saw."""
     limit = generator.config.max_position_embeddings
@@ -154,3 +178,15 @@ def test_mini_rct_finds_the_roles_of_the_test_split(shared_data):
     result = task.evaluate(classifier.model, classifier.tokenizer)
     assert result.score == pytest.approx(0.894, abs=0.002)
     assert result.metrics["micro"]["support"] == 2641
+
+
+def test_of_a_prompt_only_the_last_position_is_projected_when_a_text_is_read_back(generator):
+    """Logits of all positions of a full BioGPT are 170 MB, and most of them were thrown away."""
+    rows = []
+    hook = generator.model.output_projection.register_forward_pre_hook(
+        lambda _, given: rows.append(given[0].shape[1])
+    )
+    sample = scored(generator, PROMPTS[0], " a novel class of drugs")
+    hook.remove()
+    assert rows == [len(sample.ids) + 1]
+    assert len(sample.context) + len(sample.ids) == generator.count(PROMPTS[0] + " a novel class of drugs")

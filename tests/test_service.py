@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,10 @@ from biogpt.runners import cpu, runner_for
 from biogpt.runners.threads import _gnu_openmp, rest_threads
 from biogpt.serving.engine import QueueFull
 from biogpt.serving.text_generator import Health, Step, TextGenerator
+from biogpt.text.tokenizer import moses_text
 
 PROMPT = "The BRCA1 gene"
+UNREADABLE = (0, 1, 3)  # control tokens that never come in a text: all but the end
 DRAW = GenerationOptions(max_new_tokens=24, min_new_tokens=24, temperature=5.0, seed=0)
 
 
@@ -95,15 +97,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_each_step_holds_the_text_so_far_and_one_token(generator) -> None:
     options = replace(DRAW, top_logprobs=3)
-    steps = list(generator.stream(PROMPT, options))
-    prompt_ids = generator.tokenizer.encode(PROMPT).ids
-    tokens = list(engine_of(generator.model).run(start_search(generator.model.config, prompt_ids, options)))
+    stream = generator.stream(PROMPT, options)
+    steps, prompt_ids = list(stream), list(stream.prompt.ids)
+    search = start_search(generator.model.config, prompt_ids, options, UNREADABLE)
+    tokens = list(engine_of(generator.model).run(search))
     assert [step.token_id for step in steps] == [token.id for token in tokens]
     assert [step.logprob for step in steps] == [token.logprob for token in tokens]
     assert [step.alternatives for step in steps] == [token.alternatives for token in tokens]
     assert [step.finish_reason for step in steps] == [None] * 23 + ["length"]
     ids = prompt_ids + [step.token_id for step in steps]
-    assert PROMPT + steps[-1].text == generator.tokenizer.decode(ids)
+    assert PROMPT + steps[-1].text == moses_text(generator.tokenizer.words(ids))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,11 @@ def test_each_step_holds_the_text_so_far_and_one_token(generator) -> None:
         ("", "a b</w> is</w>", ["a", "ab", "ab is"]),
         ("  ", "is</w>", ["  is"]),
         ("gene \u2603", "is</w>", ["gene \u2603 is"]),
+        ("gene\u2603", "is</w> ,</w>", ["gene\u2603 is", "gene\u2603 is,"]),
+        ("TNF-\u2603", "@-@</w> 1</w>", ["TNF-\u2603-", "TNF-\u2603-1"]),
+        ("\u2603", "@-@</w> @-@</w> 1</w>", ["\u2603-", "\u2603--", "\u2603--1"]),
+        ("a (b", ")</w> @-@</w> 1</w>", ["a (b)", "a (b)-", "a (b)-1"]),
+        ("a", ") b</w>", ["a", "a )b"]),
     ],
 )
 def test_prompt_and_text_read_right_together(prompt: str, pieces: str, expected: list[str]) -> None:
@@ -149,6 +157,51 @@ def test_stop_strings(pieces: str, stop, text: str, made: int) -> None:
     assert (last.text, last.finish_reason, len(steps)) == (text, "stop", made)
     [completion] = generator.generate("The gene", options)
     assert (completion.text, completion.finish_reason, len(completion.ids)) == (text, "stop", made)
+
+
+def test_a_stop_string_that_is_complete_before_the_least_length_does_not_count() -> None:
+    generator = scripted("gene", "a</w> is</w> b</w> a</w> is</w> a</w>")
+    options = GenerationOptions(stop=" is", max_new_tokens=20)
+    for least, text, made in [
+        (2, " a", 2),
+        (3, " a is b a", 5),
+        (5, " a is b a", 5),
+        (6, " a is b a is a", 7),
+    ]:
+        *_, last = steps = list(generator.stream("gene", replace(options, min_new_tokens=least)))
+        assert (last.text, len(steps)) == (text, made)
+
+
+@pytest.mark.parametrize("stop", [(), ("ab",), (" a", "and is", ").", "q;"), ("x" * 30, "is a b")])
+def test_a_stream_never_takes_back_what_it_gave(generator, stop) -> None:
+    """Pieces of quotes, brackets and escapes, drawn nearly at random, move the words around them."""
+    for seed in range(12):
+        steps = list(generator.stream(PROMPT, replace(DRAW, min_new_tokens=0, seed=seed, stop=stop)))
+        for step, after in pairwise(steps):
+            assert after.text.startswith(step.text)
+        assert not steps[-1].held
+
+
+def test_what_may_begin_a_stop_string_is_held_back_and_given_when_it_does_not() -> None:
+    generator = scripted("gene", "a</w> and</w> is</w> b</w> and</w>")
+    steps = list(generator.stream("gene", GenerationOptions(stop=["and is c", "b and a"], max_new_tokens=20)))
+    assert texts(steps) == [" a", " a ", " a ", " a and is ", " a and is ", " a and is b and"]
+    assert [step.held for step in steps] == ["", "and", "and is", "b", "b and", ""]
+
+
+def test_no_token_is_invisible(generator) -> None:
+    """The control tokens that a model may write, and rows of its vocabulary that stand for nothing."""
+    [completion] = scripted("gene", "<unk> <pad> <s> is</w>").generate("gene")
+    assert (completion.text, completion.ids) == ("", [2])
+    options = replace(DRAW, temperature=50.0)
+    made = {
+        token
+        for seed in range(12)
+        for c in generator.generate(PROMPT, replace(options, seed=seed))
+        for token in c.ids
+    }
+    assert len(made) > 100
+    assert made.isdisjoint(UNREADABLE)
 
 
 def test_a_stop_string_in_the_prompt_or_after_the_end_does_not_count() -> None:

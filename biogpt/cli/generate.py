@@ -32,9 +32,6 @@ def _generate(chosen: argparse.Namespace) -> None:
     print(prompt, end="", flush=True)
     shown = ""
     for step in steps:
-        if step.text.startswith(shown):
-            print(step.text[len(shown) :], end="", flush=True)
-        else:  # the words before read differently now that more is known: write the line again
-            print(f"\n{prompt}{step.text}", end="", flush=True)
+        print(step.text[len(shown) :], end="", flush=True)
         shown = step.text
     print()

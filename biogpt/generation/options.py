@@ -149,7 +149,9 @@ class GenerationOptions:
         least=1,
         control=Slider("Length", "length", 1, 1023, 120, unit="tokens", most_in_links=100_000, folded=False),
     )
-    min_new_tokens: int = setting(0, "The text does not end before so many tokens.", least=0)
+    min_new_tokens: int = setting(
+        0, "The text does not end before so many tokens; stop strings complete by then do not count.", least=0
+    )
     temperature: float = setting(
         0.0,
         "0 takes the likeliest token each time; higher is more varied.",

@@ -76,9 +76,12 @@ class Samples:
 
     rows = 1  # of the cache
 
-    def __init__(self, prompt_ids: Sequence[int], options: GenerationOptions, eos: int) -> None:
+    def __init__(
+        self, prompt_ids: Sequence[int], options: GenerationOptions, eos: int, banned: Sequence[int] = ()
+    ) -> None:
         self.prompt_ids = list(prompt_ids)
         self.options = options.with_seed()
+        self._banned = banned
         self.feed: list[list[int]] = []
         self.kept: Tensor | None = None
         self.done = False
@@ -93,7 +96,7 @@ class Samples:
         if not self.feed:
             self._begin(logits, cache)
         scores = _apply_rules(
-            logits, [self.prompt_ids + self._made], len(self._made), self.options, self._eos
+            logits, [self.prompt_ids + self._made], len(self._made), self.options, self._eos, self._banned
         )
         if self.options.temperature == 0:
             chosen = int(
@@ -135,9 +138,12 @@ class Beams:
 
     kept = None
 
-    def __init__(self, prompt_ids: Sequence[int], options: GenerationOptions, eos: int) -> None:
+    def __init__(
+        self, prompt_ids: Sequence[int], options: GenerationOptions, eos: int, banned: Sequence[int] = ()
+    ) -> None:
         self.prompt_ids = list(prompt_ids)
         self.options = options
+        self._banned = banned
         self.rows = options.num_beams
         self.feed: list[list[int]] = []
         self.done = False
@@ -161,7 +167,8 @@ class Beams:
             cache.reorder(torch.zeros(beams, dtype=torch.int64, device=cache.device))
         self._length += 1
         ids = [self.prompt_ids + [token.id for token in tokens] for tokens in self._running]
-        scores = _apply_rules(logits.log_softmax(dim=-1), ids, self._length - 1, options, self._eos)
+        logprobs = logits.log_softmax(dim=-1)
+        scores = _apply_rules(logprobs, ids, self._length - 1, options, self._eos, self._banned)
         scores = scores + self._totals[:, None]
         best = scores.flatten().topk(2 * beams)  # at most half of them end: each beam has one end token
         rows = best.indices // scores.shape[1]
@@ -193,8 +200,13 @@ class Beams:
 Search = Samples | Beams
 
 
-def start_search(config: BioGptConfig, prompt_ids: Sequence[int], options: GenerationOptions) -> Search:
+def start_search(
+    config: BioGptConfig, prompt_ids: Sequence[int], options: GenerationOptions, banned: Sequence[int] = ()
+) -> Search:
     """The search that the options ask for, checked before any compute.
+
+    Args:
+        banned: ids that never come; none, as in the reference, unless the caller names some.
 
     Raises:
         ValueError: no or unknown prompt ids; prompt and ``max_new_tokens`` beyond the model's positions.
@@ -204,7 +216,7 @@ def start_search(config: BioGptConfig, prompt_ids: Sequence[int], options: Gener
     if unknown:
         raise ValueError(f"prompt_ids holds {unknown[0]}; the vocabulary ends at {config.vocab_size - 1}")
     kind = Beams if options.num_beams > 1 else Samples
-    return kind(prompt_ids, options, config.eos_token_id)
+    return kind(prompt_ids, options, config.eos_token_id, banned)
 
 
 def _extend(
@@ -232,7 +244,12 @@ def _is_over(finished: list[Hypothesis], total: Tensor, length: int, options: Ge
 
 
 def _apply_rules(
-    logits: Tensor, ids: list[list[int]], made: int, options: GenerationOptions, eos: int
+    logits: Tensor,
+    ids: list[list[int]],
+    made: int,
+    options: GenerationOptions,
+    eos: int,
+    banned: Sequence[int],
 ) -> Tensor:
     """The rules that hold for greedy, sampled and beam search alike.
 
@@ -244,9 +261,8 @@ def _apply_rules(
         logits = sampling.penalize_repetition(logits, torch.tensor(ids), options.repetition_penalty)
     if options.no_repeat_ngram_size > 0:
         logits = sampling.ban_repeated_ngrams(logits, torch.tensor(ids), options.no_repeat_ngram_size)
-    if made < options.min_new_tokens:
-        logits = sampling.ban_token(logits, eos)
-    return logits
+    banned = [*banned, eos] if made < options.min_new_tokens else banned
+    return sampling.ban_tokens(logits, banned) if banned else logits
 
 
 def _sample(logits: Tensor, options: GenerationOptions, random: torch.Generator) -> Tensor:

@@ -24,7 +24,9 @@ class Sample:
         context: ids before its first token.
         text: prompt left out.
         ids, logprobs, alternatives: of each token, as in ``biogpt.generation.search.Token``.
-        ends: where each token's characters end in ``text``.
+        ends: where each token's characters end in ``text`` and what is held back of it.
+        held: as in ``biogpt.serving.text_generator.Step``.
+        is_made: the ids are those that were made; else they were read back from the text.
         finish_reason: as in ``biogpt.serving.text_generator.Step``.
     """
 
@@ -35,12 +37,19 @@ class Sample:
     alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    held: str = ""
+    is_made: bool = True
+
+    @property
+    def whole(self) -> str:
+        """The text with what is held back of it."""
+        return self.text + self.held
 
     def add(self, step: Step) -> None:
-        """Take one more token in. A step may change the end of the text: tokens before lose that."""
-        common = _common(self.text, step.text)
-        self.ends = [min(end, common) for end in self.ends] + [len(step.text)]
-        self.text, self.finish_reason = step.text, step.finish_reason
+        """Take one more token in. A step may change what was held back: tokens before lose that."""
+        common = _common(self.whole, step.text + step.held)
+        self.text, self.held, self.finish_reason = step.text, step.held, step.finish_reason
+        self.ends = [min(end, common) for end in self.ends] + [len(self.whole)]
         self.ids.append(step.token_id)
         self.logprobs.append(step.logprob)
         self.alternatives.append(step.alternatives)
@@ -71,18 +80,18 @@ def scored(generator: TextGenerator, prompt: str, text: str) -> Sample:
     """A text read once more, for what the model thinks of each token: beam search tells only of the last."""
     encoding = generator.tokenizer.encode(prompt + text)
     first = next((i for i, span in enumerate(encoding.offsets) if span[1] > len(prompt)), len(encoding.ids))
-    logits = (
-        generator.model(torch.tensor([encoding.ids], device=generator.model.device)).logits[0].float().cpu()
-    )
+    first = max(first, 1)
+    row = torch.tensor([encoding.ids], device=generator.model.device)
+    # [N + 1, V] for N new tokens: of the prompt, only the last position says what comes next.
+    logits = generator.model(row, logits_to_keep=len(encoding.ids) - first + 1).logits[0].float().cpu()
     best = logits.log_softmax(dim=-1).topk(min(ALTERNATIVES, logits.shape[-1]), dim=-1)
-    sample = Sample(encoding.ids[:first], text)
-    for i in range(max(first, 1), len(encoding.ids)):
-        token = encoding.ids[i]
+    sample = Sample(encoding.ids[:first], text, is_made=False)
+    for i, token in enumerate(encoding.ids[first:]):
         sample.ids.append(token)
-        sample.logprobs.append(float(logits[i - 1].log_softmax(dim=-1)[token]))
-        pairs = zip(best.indices[i - 1].tolist(), best.values[i - 1].tolist(), strict=True)
+        sample.logprobs.append(float(logits[i].log_softmax(dim=-1)[token]))
+        pairs = zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
         sample.alternatives.append(tuple(pairs))
-        sample.ends.append(max(encoding.offsets[i][1] - len(prompt), 0))
+        sample.ends.append(max(encoding.offsets[first + i][1] - len(prompt), 0))
     return sample
 
 
@@ -103,7 +112,7 @@ def branched(generator: TextGenerator, sample: Sample, token: int, other: int) -
                 break
     old, new = tokenizer.decode(before), tokenizer.decode(ids)
     common = _common(old, new)
-    return sample.text[: sample.ends[token - 1] if token else 0] + new[common:]
+    return sample.whole[: sample.ends[token - 1] if token else 0] + new[common:]
 
 
 @torch.inference_mode()
@@ -128,7 +137,7 @@ def attention(generator: TextGenerator, text: str, layer: int, head: int) -> Att
     ids = list(prompt.ids)
     config, model = generator.config, generator.model
     layer, head = min(layer, config.num_hidden_layers), min(head, config.num_attention_heads)
-    out = model(torch.tensor([ids], device=model.device), output_attentions=True)
+    out = model(torch.tensor([ids], device=model.device), output_attentions=True, logits_to_keep=1)
     assert out.attentions is not None
     heads = out.attentions[layer - 1][0].float().cpu()  # [H, T, T]
     weights = heads.mean(dim=0) if head == 0 else heads[head - 1]

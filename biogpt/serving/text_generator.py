@@ -7,11 +7,15 @@ time.
 ``prompt + step.text`` reads right. What Moses' detokenizer makes of new words depends on the words before
 them (a comma takes no space, a second quote closes the first), so prompt and new tokens are decoded together,
 as a whole at every step, and the prompt is then left out.
+
+A text that was cut inside a word can be continued. ``continued`` knows it by its ids. Of a prompt that is
+text alone the model decides: the last word goes on where it is clearly likelier to have been begun there than
+to have ended.
 """
 
 import re
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,6 +23,8 @@ from pathlib import Path
 from queue import Empty
 from types import TracebackType
 from typing import Literal, Self, TypeVar
+
+import torch
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.generation.options import GenerationOptions
@@ -28,6 +34,7 @@ from biogpt.runners import runner_for
 from biogpt.runners.packing import pack
 from biogpt.serving.engine import Engine, Result, Slot
 from biogpt.serving.worker import Health, Worker
+from biogpt.text.tokenizer import moses_text, settled_part
 
 T = TypeVar("T")
 FinishReason = Literal["stop", "length", "eos"]
@@ -35,6 +42,12 @@ FinishReason = Literal["stop", "length", "eos"]
 # A token stands for some five characters. A prompt of more than so many a position cannot fit, and is refused
 # before the tokenizer spends time on it.
 _CHARACTERS_PER_POSITION = 40
+
+# Whether a prompt's last word goes on is asked of the model with so many tokens before it, and taken for
+# true where that is more likely by this logarithm. On held-out abstracts cut anywhere, mini opened 3 of 400
+# whole words, and missed 4 of 111 begun ones.
+_CONTEXT = 48
+_LEAST_ODDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,11 +58,13 @@ class Prompt:
         text: as given.
         ids: the start token and those of the text.
         room: positions left for new tokens; below 1 nothing can be written.
+        is_open: whether the last word goes on; None: the model decides.
     """
 
     text: str
     ids: tuple[int, ...]
     room: int
+    is_open: bool | None = None
 
     @property
     def length(self) -> int:
@@ -63,11 +78,13 @@ class Step:
 
     Attributes:
         token_id, logprob, alternatives: of the newest token, as in ``biogpt.generation.search.Token``.
-        text: everything generated so far, prompt left out; may begin with a space. A later step may change
-            the end of it: a space goes, a stop string is cut.
+        text: everything generated so far, prompt left out; may begin with a space. Later steps only add to
+            it, but for beam search, where another text may become the best one.
         finish_reason: on the last step of a text: "stop" (a stop string came up), "eos" (the model ended it)
             or "length" (``max_new_tokens``); None before.
         sequence: which of ``num_return_sequences`` samples it belongs to.
+        held: what comes after ``text`` and is kept back: more tokens may change it, or make it a stop
+            string. Empty on the last step.
     """
 
     token_id: int
@@ -76,6 +93,7 @@ class Step:
     alternatives: tuple[tuple[int, float], ...] = ()
     finish_reason: FinishReason | None = None
     sequence: int = 0
+    held: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,16 +202,16 @@ class Stream:
         if isinstance(result, Token):
             token, ended = result, result.last
             self._ids.append(token.id)
-            text, reason = self._text.read(self._ids)
+            text, held, reason = self._text.read(self._ids)
         else:
             token, ended = result[0].tokens[-1], result[0].finished
-            text, reason = self._text.read(result[0].ids)
+            text, held, reason = self._text.read(result[0].ids)
             reason = reason if ended else None
         if reason is not None:
             self._ids = []
             if not ended:
                 self._slot.skip = True
-        return Step(token.id, text, token.logprob, token.alternatives, reason, token.sequence)
+        return Step(token.id, text, token.logprob, token.alternatives, reason, token.sequence, held)
 
 
 class TextGenerator:
@@ -221,6 +239,9 @@ class TextGenerator:
         self.tokenizer = tokenizer
         engine = Engine(runner_for(self.model), cache_bytes, max_running, max_waiting)
         self._worker = Worker(engine, threaded)
+        # Ids that would be no text: control tokens but the end, and rows of a padded vocabulary.
+        controls = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+        self._unreadable = (*controls, *range(tokenizer.vocab_size, model.config.vocab_size))
         weakref.finalize(self, setattr, self._worker, "is_abandoned", True)
 
     @classmethod
@@ -290,6 +311,18 @@ class TextGenerator:
         ids = tuple(self.tokenizer.encode(text).ids)
         return Prompt(text, ids, limit - len(ids))
 
+    def continued(self, text: str, ids: Sequence[int]) -> Prompt:
+        """The prompt for what comes after a text whose ids are known: as if its run had gone on.
+
+        Args:
+            text: all of it, as the reader has it.
+            ids: the start token, those of the first prompt and of what was made; an end token is left out.
+        """
+        is_open = not self.tokenizer.ends_word(ids[-1])
+        if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]
+        return Prompt(text, tuple(ids), self.config.max_position_embeddings - len(ids), is_open)
+
     def count(self, text: str) -> int:
         """How many of the model's positions a text takes, the start token included.
 
@@ -326,7 +359,7 @@ class TextGenerator:
             FloatingPointError: from the iterator: the model's numbers overflow in this precision.
         """
         options = GenerationOptions() if options is None else options
-        encoded = self._encoded(prompt)
+        encoded = self._encoded(prompt, options)
         text = _NewText(self.tokenizer, encoded, options)
         return Stream(self, self._submit(encoded, options, session), text)
 
@@ -348,7 +381,7 @@ class TextGenerator:
                     ]
                     completions.append(_completion(tokens, last.text, last.finish_reason))
             return completions
-        encoded = self._encoded(prompt)
+        encoded = self._encoded(prompt, options)
         text = _NewText(self.tokenizer, encoded, options)
         slot = self._submit(encoded, options, session)
         hypotheses: list[Hypothesis] = []
@@ -360,7 +393,11 @@ class TextGenerator:
                 hypotheses = result
         finally:
             self._worker.cancel(slot)
-        return [_completion(found.tokens, *text.read(found.ids)) for found in hypotheses]
+        return [
+            _completion(found.tokens, written, reason)
+            for found in hypotheses
+            for written, _, reason in [text.read(found.ids)]
+        ]
 
     def run(self, task: Callable[[], T]) -> T:
         """What a task returns or raises that computes with ``model``, run between two steps of the requests.
@@ -372,13 +409,33 @@ class TextGenerator:
         """
         return self._worker.run(task)
 
-    def _encoded(self, prompt: str | Prompt) -> Prompt:
-        return prompt if isinstance(prompt, Prompt) else self.prompt(prompt)
+    def _encoded(self, prompt: str | Prompt, options: GenerationOptions) -> Prompt:
+        prompt = prompt if isinstance(prompt, Prompt) else self.prompt(prompt)
+        forms = None if prompt.is_open is not None else self.tokenizer.begun(prompt.text, prompt.ids)
+        if forms is None:
+            return prompt
+        ended, begun = forms
+        before = prompt.ids[: -len(ended)]
+        ids = (*before, *begun)
+        room = prompt.room + prompt.length - len(ids)
+        if min(room, prompt.room) < options.max_new_tokens:  # no place to open it, or refused soon
+            return prompt
+        recent = [prompt.ids[0], *before[1:][-_CONTEXT:]]
+        odds = self._worker.run(lambda: self._logprob(recent, begun) - self._logprob(recent, ended))
+        return Prompt(prompt.text, ids, room, is_open=True) if odds > _LEAST_ODDS else prompt
+
+    @torch.inference_mode()
+    def _logprob(self, before: list[int], ids: list[int]) -> float:
+        """Natural logarithm of the probability that ids come after others."""
+        row = torch.tensor([before + ids[:-1]], device=self.model.device)
+        logprobs = self.model(row, logits_to_keep=len(ids)).logits[0].float().cpu().log_softmax(dim=-1)
+        return float(logprobs.gather(-1, torch.tensor(ids)[:, None]).sum())
 
     def _submit(self, prompt: Prompt, options: GenerationOptions, session: Hashable) -> Slot:
         # A reader that looks for a stop string must see each token before the next one is made.
         lead = 1 if options.stop and options.num_beams == 1 else None
-        slot = Slot(start_search(self.model.config, prompt.ids, options), session, lead)
+        search = start_search(self.model.config, prompt.ids, options, self._unreadable)
+        slot = Slot(search, session, lead)
         self._worker.submit(slot)
         return slot
 
@@ -394,27 +451,51 @@ class _NewText:
     def __init__(self, tokenizer: BioGptTokenizer, prompt: Prompt, options: GenerationOptions) -> None:
         self.prompt = prompt
         self._tokenizer = tokenizer
-        self._prompt_ids = list(prompt.ids)
         self._options = options
+        self._words = tokenizer.words(prompt.ids)
+        # Of a word that the prompt leaves open, new pieces belong to it.
+        self._open_word = self._words.pop() if prompt.is_open else ""
         self._needs_no_space = not prompt.text or prompt.text[-1].isspace()
         # Counted without white space, since new words can move the prompt's: ``"`` closes up to what follows
         # it.
-        characters = len(re.findall(r"\S", tokenizer.decode(self._prompt_ids)))
+        characters = len(re.findall(r"\S", moses_text(tokenizer.words(prompt.ids))))
         self._read_prompt = re.compile(rf"(?:\s*\S){{{characters}}}")
 
-    def read(self, ids: list[int]) -> tuple[str, FinishReason | None]:
-        """The text of the ids, cut before the first stop string, and why it ends there if it does."""
-        whole = self._tokenizer.decode(self._prompt_ids + ids)
+    def read(self, ids: list[int]) -> tuple[str, str, FinishReason | None]:
+        """The text of the ids, cut before the first stop string, what of it is held back, and why it ends."""
+        options = self._options
+        reason: FinishReason | None = None
+        if ids[-1] == self._tokenizer.eos_token_id:
+            reason = "eos"
+        elif len(ids) == options.max_new_tokens:
+            reason = "length"
+        whole = self._text(ids)
+        text = self._text(ids, settled=True) if reason is None else whole
+        # A stop string counts when the token that completes it may be the last one.
+        early = self._text(ids[: max(options.min_new_tokens - 1, 0)], settled=True) if options.stop else ""
+        starts = [text.find(stop, max(0, len(early) - len(stop) + 1)) for stop in options.stop]
+        if found := [start for start in starts if start >= 0]:
+            return text[: min(found)], "", "stop"
+        if reason is None:
+            text = text[: len(text) - _begun_stop(text, options.stop)]
+        return text, whole[len(text) :], reason
+
+    def _text(self, ids: list[int], settled: bool = False) -> str:
+        """What the ids add to the prompt; ``settled``: without what further ids may change."""
+        first, *others = self._tokenizer.words(ids) or [""]
+        words = [*self._words, self._open_word + first, *others]
+        if settled and ids and not self._tokenizer.ends_word(ids[-1]):
+            words[-1] = settled_part(words[-1])
+        whole = moses_text(filter(None, words))
         prompt = self._read_prompt.match(whole)
         text = whole[prompt.end() :] if prompt else ""
-        if self._needs_no_space:
-            text = text.lstrip()
-        stops = [text.index(stop) for stop in self._options.stop if stop in text]
-        if stops:
-            return text[: min(stops)], "stop"
-        if ids[-1] == self._tokenizer.eos_token_id:
-            return text, "eos"
-        return text, "length" if len(ids) == self._options.max_new_tokens else None
+        return text.lstrip() if self._needs_no_space else text
+
+
+def _begun_stop(text: str, stops: Iterable[str]) -> int:
+    """How many characters at the end of a text may be the beginning of a stop string."""
+    begun = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
+    return max(begun, default=0)
 
 
 def _completion(tokens: Iterable[Token], text: str, reason: FinishReason | None) -> Completion:

@@ -22,6 +22,7 @@ from biogpt.text.plain import PlainForms, PlainText
 
 CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 END_OF_WORD = "</w>"
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands in a text for ``<unk>``
 
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
@@ -243,6 +244,42 @@ class Tokenizer:
         words = "".join(piece.replace(END_OF_WORD, " ") for piece in pieces).split()
         return _DETOKENIZER.detokenize(words)
 
+    def words(self, ids: Iterable[int]) -> list[str]:
+        """The Moses words of some ids, the last one perhaps begun only; ``<unk>`` is ``UNKNOWN`` in them."""
+        pieces = (
+            UNKNOWN if index == self.unk_token_id else self.token(index)
+            for index in ids
+            if index == self.unk_token_id or index not in _CONTROL_IDS
+        )
+        return "".join(piece.replace(END_OF_WORD, " ") for piece in pieces).split()
+
+    def ends_word(self, index: int) -> bool:
+        """Whether no piece can go on with the word of this one: it ends one, or is a control token."""
+        return index in _CONTROL_IDS or self.token(index).endswith(END_OF_WORD)
+
+    def begun(self, text: str, ids: Sequence[int]) -> tuple[list[int], list[int]] | None:
+        """How the last word of a text is read, and how it would be if it were to go on.
+
+        Byte-pair encoding joins the pieces before the last of a word as if they stood alone: a text cut
+        between two pieces has, read as begun, the very ids that were there.
+
+        Args:
+            ids: of the text, by ``encode``.
+
+        Returns:
+            The last of the ids, and those in their place; None where no letter or digit is last, where the
+            vocabulary lacks one of them, or where they are only a part of a word.
+        """
+        word = _LAST_LETTERS.search(self.plain(text[-_CACHED_WORD_LENGTH:]).text)
+        if word is None:
+            return None
+        whole = [piece.id for piece in self._split(word[0])]
+        begun = [self.vocab.get(piece, self.unk_token_id) for piece in _merge([*word[0]], self._ranks)]
+        before, last = ids[: -len(whole)], ids[-len(whole) :]
+        if list(last) != whole or self.unk_token_id in begun or not before or not self.ends_word(before[-1]):
+            return None
+        return whole, begun
+
     def _encode_part(self, text: str, ids: list[int], offsets: list[Offsets]) -> None:
         plain = self.plain(text)
         text = plain.text
@@ -309,6 +346,36 @@ _DROPPED_OR_PLACEHOLDER = re.compile(r"(?!\s)[\x00-\x1f]|MULTI")
 # One character of the text, as it stands in a word: a split dash, an escaped character (Moses escapes each
 # ``&``), or itself.
 _ESCAPED = re.compile(r"^@-@$|&\S+?;|\S")
+
+
+# The letters and digits at the end of a text.
+_LAST_LETTERS = re.compile(r"[^\W_]+\Z")
+
+_DASH = "@-@"  # as Moses writes one that parts a word
+_DASH_WORD = "\ufdd0"  # and what it is for the detokenizer; never a character of a text
+_AROUND_DASH = re.compile(rf" ?{_DASH_WORD} ?")
+_BEGUN_ESCAPE = re.compile(r"&#?\w*\Z")
+
+
+def moses_text(words: Iterable[str]) -> str:
+    """The text of Moses' words, for people: one more word never changes what is there.
+
+    As by ``Tokenizer.decode``, but for dashes: the words beside one keep their own spaces, so that it is
+    ``(TNF)-α`` and not ``(TNF )-α``, and of two in a row none is left as ``@-@``.
+    """
+    text = _DETOKENIZER.detokenize([_DASH_WORD if word == _DASH else word for word in words])
+    return _AROUND_DASH.sub("-", text)
+
+
+def settled_part(word: str) -> str:
+    """Of a word that may go on, the part whose text and space before it no ending can change.
+
+    ``,`` alone takes no space, and ``,x`` does; ``&qu`` may become a quotation mark.
+    """
+    settled = _BEGUN_ESCAPE.sub("", word)
+    plain = _DETOKENIZER.unescape_xml(settled)
+    changes = _DETOKENIZER.IS_PUNCT.search(plain) or _DETOKENIZER.IS_OPEN_QUOTE.search(plain)
+    return "" if changes or _DASH.startswith(settled) else settled
 
 
 def moses_words(text: str) -> list[str]:

@@ -21,7 +21,7 @@ from biogpt.ui.scripts import (
 )
 from biogpt.ui.status import status
 from biogpt.ui.tokens import shown
-from biogpt.ui.writing import Writer, replaced
+from biogpt.ui.writing import Draft, Writer, replaced
 
 # The service shares each step among its requests, and keeps the line: more may be under way here than run
 # there.
@@ -184,8 +184,8 @@ def _connect_runs(
     """What writes, and Stop."""
 
     def in_session(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        def handler(request: gr.Request, *values: Any) -> Iterator[Any]:
-            yield from run(*values, session=request.session_hash)
+        def handler(request: gr.Request, draft: Draft | None, *values: Any) -> Iterator[Any]:
+            yield from run(*values, draft=draft, session=request.session_hash)
 
         return handler
 
@@ -198,8 +198,8 @@ def _connect_runs(
     given = [parts.text, undo_list, *settings]
     runs: list[Any] = []
     for listen, run, inputs in (
-        (actions["generate"].click, in_session(writer.write), [model, *given]),
-        (actions["continue"].click, in_session(writer.write), [model, *given]),
+        (actions["generate"].click, in_session(writer.write), [draft, model, *given]),
+        (actions["continue"].click, in_session(writer.write), [draft, model, *given]),
         (actions["regenerate"].click, in_session(writer.rewrite), [draft, model, *given]),
         (parts.alternatives.select, on_branch, [draft, *given]),
     ):

@@ -128,7 +128,7 @@ class _Run:
         self._generator = generator
         self.prompt = prompt
         self._start = self._first = start
-        samples = [Sample(list(prompt.ids)) for _ in range(options.num_return_sequences)]
+        samples = [Sample([]) for _ in range(options.num_return_sequences)]
         limit = prompt.length + prompt.room
         self.draft = Draft(
             model,
@@ -136,6 +136,12 @@ class _Run:
             samples,
             WritingStatus("Writing", prompt.length, limit, 0, 0.0, 0.0, options.seed),
         )
+
+    def begin(self, prompt: Prompt) -> None:
+        """Take in how the service reads the prompt: it may open the last word."""
+        self.prompt = prompt
+        for sample in self.draft.samples:
+            sample.context = list(prompt.ids)
 
     def add(self, steps: Sequence[Step]) -> None:
         """Take steps in: one at least."""
@@ -187,6 +193,7 @@ class Writer:
         text: str,
         undo: Undo,
         *settings: Any,
+        draft: Draft | None = None,
         before: str | None = None,
         session: Hashable = None,
     ) -> Iterator[tuple[Any, ...]]:
@@ -195,6 +202,7 @@ class Writer:
         Args:
             model: name of the one to write with.
             settings: values of the page's controls, in their order.
+            draft: of the last run; where the text is its own, it goes on as one run would.
             before: the text that Undo brings back, when it is another one.
             session: whose text it is, for the reuse of prompts.
 
@@ -209,8 +217,11 @@ class Writer:
                 if generator is None:
                     yield _only_status(status("Loading", html.escape(title(model))))
             assert generator is not None
-            run = _Run(model, generator, _encoded(generator, text), options, start)
-            with closing(_groups(generator.stream(run.prompt, run.options, session))) as groups:
+            prompt = _continued(generator, model, text, draft) or _encoded(generator, text)
+            run = _Run(model, generator, prompt, options, start)
+            stream = generator.stream(run.prompt, run.options, session)
+            run.begin(stream.prompt)
+            with closing(_groups(stream)) as groups:
                 # A Stop before the first token must not report the run before this one.
                 yield _only_status(status("Reading the prompt"), draft=None)
                 once: tuple[Any, Any] = run.draft, [*undo, (text if before is None else before, text)]
@@ -240,11 +251,11 @@ class Writer:
 
     def rewrite(
         self,
-        draft: Draft | None,
         model: str,
         text: str,
         undo: Undo,
         *settings: Any,
+        draft: Draft | None = None,
         session: Hashable = None,
     ) -> Iterator[tuple[Any, ...]]:
         """Take the last completion back and write another; without one, continue the text.
@@ -401,6 +412,17 @@ def _encoded(generator: TextGenerator, text: str) -> Prompt:
     if isinstance(text, str) and not text.strip():
         raise ValueError("The text is empty: type the start of a sentence, or take an example")
     return generator.prompt(text)
+
+
+def _continued(generator: TextGenerator, model: str, text: str, draft: Draft | None) -> Prompt | None:
+    """The prompt by the ids of the draft, where the text is all that these say and no more."""
+    if draft is None or draft.model != model:
+        return None
+    for sample in draft.samples:
+        complete = sample.is_made and sample.finish_reason != "stop" and not sample.held
+        if complete and sample.ids and text == draft.prompt + sample.text:
+            return generator.continued(text, [*sample.context, *sample.ids])
+    return None
 
 
 def _groups(stream: Stream) -> Generator[list[Step] | int, None, None]:
