@@ -35,7 +35,6 @@ _FOOTER = (
 
 def build_page(
     shelf: Shelf,
-    name: str,
     recognizer: LazyModel[EntityRecognizer],
     classifier: LazyModel[TextClassifier],
     sentence_classifier: LazyModel[TextClassifier],
@@ -44,23 +43,21 @@ def build_page(
 
     Args:
         shelf: of language models; the visitor's one also compares labels of their own.
-        name: what to call the default model: an embedded name, a folder's, or a Hub id.
         recognizer: finds entities.
         classifier, sentence_classifier: label whole texts, and the sentences of abstracts.
     """
 
     def describe_model(chosen: str) -> str:
-        shown = name if chosen == shelf.default else chosen
         try:
             generator = shelf.take(chosen)
         except ValueError as error:
-            return _header(f"{shown} · failed: {error}")
-        return _header(f"{title(shown)} · {generator.description} · ready")
+            return _header(f"{title(chosen)} · failed: {error}")
+        return _header(f"{title(chosen)} · {generator.description} · ready")
 
     with gr.Blocks(title="BioGPT", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
         model = gr.State(shelf.default)
         with gr.Row(elem_classes="header"):
-            header = gr.HTML(_header(f"{name} · loading"))
+            header = gr.HTML(_header(f"{shelf.default} · loading"))
             link = gr.Button("Copy link", size="sm", elem_id="copy-link")
         line = gr.HTML("", elem_id="notice")
         with gr.Tabs() as tabs:

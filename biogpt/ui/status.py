@@ -22,8 +22,8 @@ def refusal(error: Exception, what: str = "Not done") -> str:
 
 
 def api_error(error: Exception, what: str = "Not done") -> gr.Error:
-    """The same for a client of the API."""
-    return gr.Error(html.escape(str(error)), title=what, print_exception=False)
+    """The same for a client of the API, as plain text."""
+    return gr.Error(str(error), title=what, print_exception=False)
 
 
 def progress_bar(done: int, total: int, label: str) -> str:
