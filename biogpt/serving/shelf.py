@@ -159,7 +159,7 @@ class Shelf:
             ValueError: it is empty, or not one of ``allowed``: the same words whether it exists or not.
         """
         if not isinstance(name, str):
-            raise TypeError(f"model is of type {type(name).__name__}; expected the name of one")
+            raise TypeError(f"model is {str(name)[:_SHOWN]}; expected a name")
         name = name.strip()
         if self.allowed is not None and name not in self.allowed:
             raise ValueError(

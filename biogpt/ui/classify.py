@@ -18,7 +18,7 @@ from biogpt.text.documents import Document
 from biogpt.text.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of
 from biogpt.text.results import Classification, SentenceLabel
 from biogpt.ui.forms import connect, document_choice, lay_out_form
-from biogpt.ui.inputs import check_score, passage
+from biogpt.ui.inputs import as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import download_buttons, results_table, rows_note, table
 from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all
@@ -165,8 +165,9 @@ class Labeller:
         """
         try:
             documents = passage(text)
+            check_names("labels", labels)
             if task not in TASKS:
-                raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
+                raise ValueError(f"task is {as_given(task)}; expected one of {', '.join(TASKS)}")
             if labels is not None and task == "sentences":
                 raise ValueError("labels of your own are for whole texts; leave out labels, or the task")
             check_score("threshold", threshold)
@@ -359,11 +360,8 @@ def _own_labels(given: Sequence[str]) -> tuple[str, ...]:
     """Labels without white space around them, empty ones and repeats.
 
     Raises:
-        TypeError: one is not a string.
         ValueError: there are fewer than two, or more than ``MOST_LABELS``.
     """
-    if not all(isinstance(label, str) for label in given):
-        raise TypeError(f"labels are {given!r}; expected strings")
     labels = tuple(dict.fromkeys(label.strip() for label in given if label.strip()))
     if not 2 <= len(labels) <= MOST_LABELS:
         raise ValueError(

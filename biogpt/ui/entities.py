@@ -15,7 +15,7 @@ from biogpt.text.documents import Document
 from biogpt.text.export import ENTITY_FORMATS, entities_as, suffix_of
 from biogpt.text.results import Entity
 from biogpt.ui.forms import connect, document_choice, lay_out_form
-from biogpt.ui.inputs import check_score, passage
+from biogpt.ui.inputs import as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import download_buttons, results_table, rows_note, table
 from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all
@@ -139,10 +139,11 @@ class Tagger:
         try:
             [document] = passage(text)
             check_score("min_score", min_score)
+            check_names("types", types)
             with self.recognizer.turn() as recognizer:
                 known = recognizer.types
                 if unknown := [kind for kind in types or () if kind not in known]:
-                    raise ValueError(f"types are {unknown}; this model knows {', '.join(known)}")
+                    raise ValueError(f"types has {as_given(unknown)}; this model knows {', '.join(known)}")
                 found = Found([document], known, [recognizer(document.text)])
         except REFUSALS as error:
             raise api_error(error) from error
