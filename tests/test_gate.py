@@ -54,6 +54,16 @@ def test_what_is_not_there_is_refused_and_what_is_there_is_said(url: str) -> Non
         assert (status, answer["detail"].partition(" is ")[0]) == (422, "fn_index")
 
 
+BLANK = ("", " \n", "\u200b", "\u200c\u200d", "\ufeff", "\u2060 \u00ad", "\ufe0f", "\u0301\u0308", "\u3164\t")
+
+
+@pytest.mark.parametrize("text", BLANK, ids=ascii)
+def test_a_text_that_shows_nothing_is_refused_as_empty(url: str, text: str) -> None:
+    for endpoint, field in (("ner", "text"), ("classify", "text"), ("generate", "prompt")):
+        event, data = call(url, endpoint, **{field: text})
+        assert (event, data["error"].partition(":")[0]) == ("error", "The text is empty")
+
+
 WRONG: list[Any] = [
     HARD,
     5,

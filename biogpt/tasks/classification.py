@@ -23,6 +23,7 @@ from biogpt.runners.packing import pack
 from biogpt.runners.threads import rest_threads
 from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, read_windows
 from biogpt.tasks.phrases import Phrases
+from biogpt.text.plain import is_blank
 from biogpt.text.results import Classification, LabelScore, OnProgress, SentenceLabel
 from biogpt.text.sentences import sentence_spans
 
@@ -138,7 +139,7 @@ class TextClassifier:
             where = f"text {number} of {len(texts)}" if len(texts) > 1 else "the text"
             if not isinstance(text, str):
                 raise TypeError(f"{where} is of type {type(text).__name__}; expected a string")
-            if not text.strip():
+            if is_blank(text):
                 raise ValueError(f"{where} is empty; there is nothing to classify")
         if self._phrases is not None:
             results = []
@@ -163,7 +164,7 @@ class TextClassifier:
             spans: (start, end) of each sentence; found by ``sentence_spans`` when None.
 
         Raises:
-            ValueError: the text is empty, a span is not within it or holds only white space, or this
+            ValueError: the text is empty, a span is not within it or shows nothing, or this
                 classifier compares labels of your own.
         """
         model = self.model
@@ -172,11 +173,11 @@ class TextClassifier:
                 "labels of your own are for whole texts; sentences need a trained head, as mini-rct"
             )
         if spans is None:
-            spans = sentence_spans(text)
+            spans = [(start, end) for start, end in sentence_spans(text) if not is_blank(text[start:end])]
         if not spans:
             raise ValueError("the text is empty; there is nothing to classify")
         for start, end in spans:
-            if not 0 <= start < end <= len(text) or not text[start:end].strip():
+            if not 0 <= start < end <= len(text) or is_blank(text[start:end]):
                 raise ValueError(
                     f"({start}, {end}) is not a sentence of this text of {len(text)} characters; expected "
                     "the first character and the one after the last"

@@ -16,6 +16,7 @@ from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier
 from biogpt.text.documents import Document
 from biogpt.text.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of
+from biogpt.text.plain import is_blank
 from biogpt.text.results import Classification, SentenceLabel
 from biogpt.ui.forms import connect, document_choice, lay_out_form
 from biogpt.ui.inputs import as_given, check_names, check_score, passage
@@ -362,7 +363,7 @@ def _own_labels(given: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: there are fewer than two, or more than ``MOST_LABELS``.
     """
-    labels = tuple(dict.fromkeys(label.strip() for label in given if label.strip()))
+    labels = tuple(dict.fromkeys(label.strip() for label in given if not is_blank(label)))
     if not 2 <= len(labels) <= MOST_LABELS:
         raise ValueError(
             f"Labels of your own given: {len(labels)}; give 2 to {MOST_LABELS} different ones, one a line"

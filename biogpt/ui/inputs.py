@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from biogpt.text.documents import Document, read_documents
+from biogpt.text.plain import is_blank
 
 MOST_TEXTS = 5_000  # of a file
 MOST_CHARACTERS = 2_000_000  # of a passage, or of a file's texts in all
@@ -23,7 +24,7 @@ def passage(text: str) -> list[Document]:
     """
     if not isinstance(text, str):
         raise TypeError(f"text is {as_given(text)}; expected a string")
-    if not text.strip():
+    if is_blank(text):
         raise ValueError("The text is empty: paste a passage, or take an example")
     _check_length(len(text), "The text")
     return [_sendable(Document("text", text))]

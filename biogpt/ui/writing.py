@@ -17,6 +17,7 @@ from biogpt.generation.options import ON_PAGE, SETTINGS, GenerationOptions, Sett
 from biogpt.serving.inspection import ALTERNATIVES, Sample, attention, branched, scored
 from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import Prompt, Step, Stream, TextGenerator
+from biogpt.text.plain import is_blank
 from biogpt.ui.inputs import as_given
 from biogpt.ui.models import title
 from biogpt.ui.status import REFUSALS, api_error, refusal, status
@@ -401,7 +402,7 @@ def _encoded(generator: TextGenerator, text: str) -> Prompt:
     """A prompt; refused if it is empty, too, and otherwise as by ``TextGenerator.prompt``."""
     if not isinstance(text, str):
         raise TypeError(f"prompt is {as_given(text)}; expected a string")
-    if not text.strip():
+    if is_blank(text):
         raise ValueError("The text is empty: type the start of a sentence, or take an example")
     return generator.prompt(text)
 
