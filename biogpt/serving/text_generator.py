@@ -220,7 +220,9 @@ class TextGenerator:
         self.model = model.eval()
         self.tokenizer = tokenizer
         engine = Engine(runner_for(self.model), cache_bytes, max_running, max_waiting)
-        self._worker = Worker(engine, threaded)
+        config = model.config
+        one = GenerationOptions(max_new_tokens=1)
+        self._worker = Worker(engine, threaded, lambda: start_search(config, (config.eos_token_id,), one))
         weakref.finalize(self, setattr, self._worker, "is_abandoned", True)
 
     @classmethod
