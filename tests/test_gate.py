@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
+import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +17,20 @@ PYTHONS_OWN = ("object", "NoneType", "Traceback", ".py", "<class", "&#", "&lt;",
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with app_server("--mcp") as (address, _):
-        yield address
+def server() -> Iterator[tuple[str, int]]:
+    with app_server("--mcp") as (address, process):
+        yield address, process.pid
+
+
+@pytest.fixture
+def url(server: tuple[str, int]) -> str:
+    return server[0]
+
+
+@pytest.fixture
+def served(server: tuple[str, int]) -> int:
+    """The process of the page."""
+    return server[1]
 
 
 @pytest.mark.parametrize("endpoint", ["generate", "ner", "classify"])
@@ -130,6 +144,44 @@ def test_the_page_s_own_functions_refuse_what_no_control_holds(url: str) -> None
     unknown = {"component_id": 9999, "fn_name": "x", "session_hash": "s", "data": []}
     status, answer = post(url, "gradio_api/component_server", unknown)
     assert (status, [*answer]) == (500, ["detail"])
+
+
+LONG = "Naloxone reverses the antihypertensive effect of clonidine in rats. " * 3000
+
+
+def idle(process: int) -> bool:
+    """Whether a process used less than a tenth of a core in the last second."""
+
+    def used() -> float:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before = used()
+    time.sleep(1)
+    return used() - before < 0.1
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize(
+    ("endpoint", "given"), [("ner", {}), ("classify", {}), ("classify", {"task": "sentences"})]
+)
+def test_who_leaves_leaves_no_work_behind(
+    url: str, served: int, endpoint: str, given: Any, reads: bool
+) -> None:
+    call(url, endpoint, text="Naloxone.", **given)
+    _, asked = post(url, f"gradio_api/call/v2/{endpoint}", {"text": LONG, **given})
+    if reads:
+        address = f"{url}gradio_api/call/{endpoint}/{asked['event_id']}"
+        with pytest.raises(TimeoutError):
+            urllib.request.urlopen(address, timeout=1).read()
+    else:
+        time.sleep(1)
+        assert not idle(served), "it is computed meanwhile, in case that somebody comes for it"
+    deadline = time.monotonic() + 60
+    while not idle(served):
+        assert time.monotonic() < deadline
+    event, _ = call(url, endpoint, text="Naloxone.", **given)
+    assert event == "complete"
 
 
 def test_tools_say_the_same(url: str) -> None:

@@ -152,7 +152,12 @@ class TextClassifier:
         return self._read(texts, progress)
 
     @torch.inference_mode()
-    def sentences(self, text: str, spans: Sequence[tuple[int, int]] | None = None) -> list[SentenceLabel]:
+    def sentences(
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int]] | None = None,
+        progress: OnProgress | None = None,
+    ) -> list[SentenceLabel]:
         """The label of each sentence, read after the sentences before it.
 
         The model looks back only, so the score at a sentence's last piece is that of the text up to there:
@@ -162,6 +167,7 @@ class TextClassifier:
 
         Args:
             spans: (start, end) of each sentence; found by ``sentence_spans`` when None.
+            progress: called before each window with (sentences done, all); what it raises ends the work.
 
         Raises:
             ValueError: the text is empty, a span is not within it or shows nothing, or this
@@ -184,8 +190,10 @@ class TextClassifier:
                 )
         room = model.config.max_position_embeddings - 1
         pieces = [self.tokenizer.encode(text[a:b], special_tokens=False).ids[-room:] for a, b in spans]
-        found = []
+        found: list[tuple[int, float]] = []
         for ids, reads in sentence_rows(pieces, room, self.tokenizer.eos_token_id):
+            if progress is not None:
+                progress(len(found), len(spans))
             hidden = model.biogpt(torch.tensor([ids], device=model.device)).last_hidden_state
             probabilities = self._probabilities(model.score(hidden[0, reads]))
             found += [(int(row.argmax()), float(row.max())) for row in probabilities]

@@ -22,7 +22,7 @@ from biogpt.ui.forms import connect, document_choice, lay_out_form
 from biogpt.ui.inputs import as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import download_buttons, results_table, rows_note, table
-from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all
+from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all, last_of
 from biogpt.ui.scripts import script
 from biogpt.ui.status import REFUSALS, api_error, counted, refusal, remarks, status
 
@@ -139,7 +139,7 @@ class Labeller:
             return f"sentences{suffix_of(kind)}", sentences_as(kind, found.documents, found.sentences)
         return f"labels{suffix_of(kind)}", classes_as(kind, found.documents, found.texts)
 
-    def classify(
+    async def classify(
         self,
         text: str,
         task: Task = "texts",
@@ -174,7 +174,7 @@ class Labeller:
             check_score("threshold", threshold)
             task = task if labels is None else "own"
             own = _own_labels(labels or []) if task == "own" else ()
-            *_, last = self._runs(documents, task, own, model)
+            last = await last_of(self._runs(documents, task, own, model))
         except REFUSALS as error:
             raise api_error(error) from error
         [result] = last.results
@@ -301,7 +301,7 @@ def _by_sentence(
     found: list[list[SentenceLabel]] = []
     for text in texts:
         progress(len(found), len(texts))
-        found.append(classifier.sentences(text))
+        found.append(classifier.sentences(text, progress=progress))
     return found
 
 

@@ -1,11 +1,14 @@
 """What stands before Gradio: calls are checked before they wait in line, and every error is said in words."""
 
+import asyncio
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qs
 
 import gradio as gr
 from starlette.responses import JSONResponse
@@ -20,6 +23,9 @@ FAILED = "Failed"  # title of an error that is a fault of ours, not of what was 
 _FAULT = "The service failed at this request; its log says why. Try again, or with another text"
 _UNFIT = "A setting is out of its range, or is none of its choices; programs call {}"
 _MOST_BYTES = 32_000_000  # of a call's body: more than the longest text, each of its characters escaped
+# Where a client reads what became of its calls: of one, or of all of a session.
+_READ = re.compile(r"/gradio_api/(call/(v2/)?[^/]+/(?P<event>[^/]+)/?|queue/data)$")
+_UNREAD = 10.0  # seconds after which a call that nobody reads is given up
 _TOOLS = re.compile(r"/gradio_api/mcp/?$")
 # What the page's own functions raise when they are called with what no control can hold.
 _OF_GARBAGE = (TypeError, ValueError, LookupError, AttributeError)
@@ -100,6 +106,10 @@ class Gate:
 
     def __init__(self, app: ASGIApp, page: Page) -> None:
         self.app, self.page = app, page
+        self._calls: dict[str, dict[str, int]] = {}  # event ids of each session, and their functions
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # of sessions that nobody reads yet
+        self._read: Counter[str] = Counter()  # how often each session is being read
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,10 +123,15 @@ class Gate:
             await send(message)
 
         called = _CALL.search(scope["path"]) if scope["method"] == "POST" else None
+        read = _READ.search(scope["path"]) if scope["method"] == "GET" else None
         is_tool = scope["method"] == "POST" and _TOOLS.search(scope["path"]) is not None
         try:
             if called is not None:
                 await self._call(called["way"], called["name"], scope, receive, sent)
+            elif read is not None:
+                query = parse_qs(scope["query_string"].decode("latin-1"))
+                session = read["event"] or query.get("session_hash", [""])[0]
+                await self._read_out(session, scope, receive, sent)
             elif is_tool:
                 await self._use_tool(scope, receive, sent)
             else:
@@ -137,7 +152,68 @@ class Gate:
         await self.app(scope, _replay(body, receive), answer.keep)
         if answer.start["status"] == 500 and json.loads(answer.body).get("title") != FAILED:
             answer.start["status"] = 422  # Gradio knows no other status for a refusal
+        if answer.start["status"] == 200 and way in ("call", "call/v2", "queue"):
+            event = json.loads(answer.body)["event_id"]
+            given = json.loads(body)
+            index = next(
+                (index for index, function in self.page.fns.items() if function.api_name == name),
+                given.get("fn_index"),
+            )
+            self._expect_reader(given["session_hash"] if way == "queue" else event, event, index, scope)
         await answer.send(send)
+
+    def _expect_reader(self, session: str, event: str, index: int, scope: Scope) -> None:
+        """Give a call up if nobody comes for what becomes of it."""
+        self._calls.setdefault(session, {})[event] = index
+        if not self._read[session] and session not in self._timers:
+            loop = asyncio.get_running_loop()
+            self._timers[session] = loop.call_later(_UNREAD, self._give_up, session, scope)
+
+    async def _read_out(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell a client what becomes of its calls; if it leaves before the end, they are given up."""
+        if (timer := self._timers.pop(session, None)) is not None:
+            timer.cancel()
+        told_all = False
+
+        async def sent(message: Message) -> None:
+            nonlocal told_all
+            await send(message)
+            told_all = message["type"] == "http.response.body" and not message.get("more_body")
+
+        self._read[session] += 1
+        try:
+            await self.app(scope, receive, sent)
+        finally:
+            self._read[session] -= 1
+            if told_all:
+                self._calls.pop(session, None)
+            if not self._read[session]:
+                del self._read[session]
+                self._give_up(session, scope)
+
+    def _give_up(self, session: str, scope: Scope) -> None:
+        self._timers.pop(session, None)
+        for event, index in self._calls.pop(session, {}).items():
+            ending = asyncio.ensure_future(self._cancel(session, event, index, scope))
+            self._ending.add(ending)  # or else it might be collected before it has run
+            ending.add_done_callback(self._ending.discard)
+
+    async def _cancel(self, session: str, event: str, index: int, scope: Scope) -> None:
+        """What the page's Stop does, by Gradio's own door."""
+        body = json.dumps({"session_hash": session, "event_id": event, "fn_index": index}).encode()
+        asked = {
+            **scope,
+            "method": "POST",
+            "path": "/gradio_api/cancel",
+            "raw_path": b"/gradio_api/cancel",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+
+        async def nothing_more() -> Message:
+            return {"type": "http.disconnect"}
+
+        await self.app(asked, _replay(body, nothing_more), _Answer().keep)
 
     async def _use_tool(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A message for the MCP server; arguments that a tool does not take are answered here."""
