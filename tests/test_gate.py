@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +183,23 @@ def test_who_leaves_leaves_no_work_behind(
         assert time.monotonic() < deadline
     event, _ = call(url, endpoint, text="Naloxone.", **given)
     assert event == "complete"
+
+
+def test_a_full_line_says_when_to_come_back() -> None:
+    refused = None
+    with app_server() as (url, _):
+        body = json.dumps({"text": LONG}).encode()
+        for _ in range(40):
+            asked = urllib.request.Request(
+                f"{url}gradio_api/call/v2/ner", body, {"Content-Type": "application/json"}
+            )
+            try:
+                urllib.request.urlopen(asked).close()
+            except urllib.error.HTTPError as error:
+                refused = error
+        assert refused is not None
+        assert (refused.code, refused.headers["Retry-After"]) == (503, "15")
+        assert json.load(refused) == {"detail": "Too many texts wait here already. Try again in 15 seconds"}
 
 
 def test_tools_say_the_same(url: str) -> None:

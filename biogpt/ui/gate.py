@@ -25,6 +25,8 @@ _UNFIT = "A setting is out of its range, or is none of its choices; programs cal
 _MOST_BYTES = 32_000_000  # of a call's body: more than the longest text, each of its characters escaped
 # Where a client reads what became of its calls: of one, or of all of a session.
 _READ = re.compile(r"/gradio_api/(call/(v2/)?[^/]+/(?P<event>[^/]+)/?|queue/data)$")
+_RETRY = 15  # seconds after which a client that was refused is told to come back
+_BUSY = f"Too many texts wait here already. Try again in {_RETRY} seconds"
 _UNREAD = 10.0  # seconds after which a call that nobody reads is given up
 _TOOLS = re.compile(r"/gradio_api/mcp/?$")
 # What the page's own functions raise when they are called with what no control can hold.
@@ -152,6 +154,9 @@ class Gate:
         await self.app(scope, _replay(body, receive), answer.keep)
         if answer.start["status"] == 500 and json.loads(answer.body).get("title") != FAILED:
             answer.start["status"] = 422  # Gradio knows no other status for a refusal
+        if answer.start["status"] == 503:  # the line is full, or the service ends
+            await JSONResponse({"detail": _BUSY}, 503, {"Retry-After": str(_RETRY)})(scope, receive, send)
+            return
         if answer.start["status"] == 200 and way in ("call", "call/v2", "queue"):
             event = json.loads(answer.body)["event_id"]
             given = json.loads(body)
