@@ -1,11 +1,11 @@
 """Open the page: flags and environment, then the model, then the server."""
 
 import argparse
-import logging
 import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, NoReturn
@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+ANY = "any"  # as --models: visitors may name any model
 GRACE = 25.0  # seconds that texts being written have to end when the process is told to
 
 
@@ -58,8 +59,8 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add(
         "models",
         "",
-        "language models that visitors may choose, with commas between; empty: any for this machine, "
-        "mini for others",
+        "language models that visitors may choose beside the embedded ones, with commas between; any: "
+        "whatever they name, folders of this machine and the Hub included",
     )
     add("host", host, "address to listen on; 0.0.0.0 lets other machines in")
     add("port", port, "port to listen on", _port)
@@ -92,11 +93,6 @@ def _truth(value: str) -> bool:
     if value.lower() not in words:
         raise argparse.ArgumentTypeError(f"{value!r} is neither true nor false")
     return words[value.lower()]
-
-
-def _name(source: str) -> str:
-    """What the page calls a model: a folder by its name alone."""
-    return Path(source).name if Path(source).is_dir() else source
 
 
 def main() -> None:
@@ -142,8 +138,8 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
     """The page (``gradio.Blocks``), and its shelf of language models, whose default one begins to load."""
     lent = _lent_gpu()
 
-    from biogpt.checkpoint.hub import embedded_names
-    from biogpt.serving.shelf import LazyModel, Shelf
+    from biogpt.checkpoint.inventory import embedded_language_models
+    from biogpt.serving.shelf import LazyModel, Shelf, public_names
     from biogpt.serving.text_generator import TextGenerator
     from biogpt.serving.zero import LentGenerator
     from biogpt.tasks.classification import TextClassifier
@@ -160,21 +156,21 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
         return generator
 
     def later(kind: Any, source: str) -> LazyModel[Any]:
-        return LazyModel(_name(source), lambda: kind.from_pretrained(source, **chosen))
+        [name] = public_names([source])
+        return LazyModel(name, lambda: kind.from_pretrained(source, **chosen))
 
-    allowed = [name.strip() for name in options.models.split(",") if name.strip()] or None
-    if allowed is None and options.host not in ("127.0.0.1", "::1", "localhost"):
-        allowed = [
-            name for name in embedded_names() if name == "mini"
-        ]  # strangers read no folder of this machine
-    shelf = Shelf(options.model, load, allowed)
+    # Who listens on this machine's own address may be asked from anywhere, through a tunnel or a proxy: what
+    # visitors may load is said here, and nothing else tells who is a stranger.
+    named = [name.strip() for name in options.models.split(",") if name.strip()]
+    sources = public_names([options.model, *embedded_language_models(), *(n for n in named if n != ANY)])
+    default, *_ = sources
+    shelf = Shelf(default, load, None if ANY in named else list(sources), sources=sources)
     if lent:  # what is on the GPU when the page is served is there in each forked process
         _load(shelf)
     else:
         Thread(target=_load, args=(shelf,), daemon=True).start()
     page = build_page(
         shelf,
-        _name(options.model),
         later(EntityRecognizer, options.ner_model),
         later(TextClassifier, options.classify_model),
         later(TextClassifier, options.sentence_model),
@@ -202,11 +198,9 @@ def _lent_gpu() -> bool:
 
 
 def _load(shelf: Any) -> None:
-    """Load the default model; the page and /health tell of a failure, and so does the log."""
-    try:
+    """Load the default model; the page and /health tell of a failure, and the log says why."""
+    with suppress(ValueError):
         shelf.take()
-    except ValueError as error:
-        logging.getLogger("biogpt").error("%s", error)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """``python app.py`` as a process of its own, for tests that need the real thing."""
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 _OURS = ("BIOGPT_", "GRADIO_", "SPACE_", "SPACES_", "HF_", "XDG_")
@@ -18,6 +20,32 @@ _OURS = ("BIOGPT_", "GRADIO_", "SPACE_", "SPACES_", "HF_", "XDG_")
 def clean_environment() -> dict[str, str]:
     """Without the variables that change what the page does."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+
+
+def post(url: str, path: str, body: Any) -> tuple[int, Any]:
+    """The HTTP status and the JSON that a program gets which sends JSON, or text as it is."""
+    content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, content, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def call(url: str, endpoint: str, **arguments: Any) -> tuple[str, Any]:
+    """The last event of a call of the API and its data; the event is an HTTP status where that refuses."""
+    status, asked = post(url, f"gradio_api/call/v2/{endpoint}", arguments)
+    if status != 200:
+        return str(status), asked
+    return last_event(url, endpoint, asked["event_id"])
+
+
+def last_event(url: str, endpoint: str, event_id: str) -> tuple[str, Any]:
+    """The last event of a call that was asked for, and its data."""
+    with urllib.request.urlopen(f"{url}gradio_api/call/{endpoint}/{event_id}", timeout=120) as answer:
+        *_, event, data = answer.read().decode().strip().splitlines()
+    return event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The command ``python app.py``: flags, environment, refusals, and a start without a network."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import gradio_client
 import pytest
-from app_server import ROOT, app_server, clean_environment
+from app_server import ROOT, app_server, call, clean_environment
 
 from app import build_parser
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
@@ -174,6 +175,47 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_status_2(checkpoint, argu
     assert failed.returncode == 2
     assert message in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+def test_visitors_choose_among_what_is_offered_and_learn_of_no_folder(checkpoint: Path) -> None:
+    """Whatever their address: through a tunnel or a proxy everyone has this machine's own."""
+    arguments = {"prompt": "ab", "max_new_tokens": 2}
+    other = checkpoint.parent / "other"
+    shutil.copytree(checkpoint, other)
+    with app_server("--model", str(checkpoint)) as (url, _):
+        refused = []
+        for name in (str(other), "/no/such/folder", "../" * 9 + "etc", "microsoft/biogpt", "mini-ner", ""):
+            event, data = call(url, "generate", **arguments, model=name)
+            assert event == "error"
+            refused.append(data["error"].replace(repr(name), "it"))
+        assert set(refused) == {"model it is not offered here; choose one of tiny, mini"}
+        for name in (None, "tiny", "mini"):
+            assert call(url, "generate", **arguments, model=name)[0] == "complete"
+        for path in ("", "config", "health", "gradio_api/info"):
+            assert str(checkpoint.parent).encode() not in urllib.request.urlopen(url + path).read()
+    with app_server("--model", str(checkpoint), "--models", "any") as (url, _):
+        assert call(url, "generate", **arguments, model=str(other))[0] == "complete"
+
+
+def test_a_folder_that_cannot_be_loaded_is_named_without_its_path(checkpoint: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "secret" / "broken"
+    shutil.copytree(checkpoint, broken)
+    (broken / "model.safetensors").write_bytes(b"damaged")
+    with app_server("--model", str(broken), "--ner-model", str(tmp_path / "secret" / "x"), path="") as (
+        url,
+        _,
+    ):
+        for _ in range(600):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{url}health")
+            answer = json.load(refused.value)
+            if answer != {"status": "loading"}:
+                break
+            time.sleep(0.1)
+        assert answer == {"status": "failed: broken cannot be loaded; the log says why"}
+        for endpoint, given, name in (("generate", {"prompt": "a"}, "broken"), ("ner", {"text": "a"}, "x")):
+            event, data = call(url, endpoint, **given)
+            assert (event, data["error"]) == ("error", f"{name} cannot be loaded; the log says why")
 
 
 DEMO = """

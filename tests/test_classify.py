@@ -66,7 +66,7 @@ def test_a_batch_gives_each_text_what_it_gets_alone_in_its_place(build, tokenize
     monkeypatch.setattr("biogpt.tasks.batching._CPU_BATCH_TOKENS", 100)
     for problem in ("single_label_classification", "multi_label_classification"):
         classifier = TextClassifier(build(problem), tokenizer)
-        texts = [TEXTS[i % 4][: 90 - 7 * i] for i in range(12)] + [" ".join(TEXTS * 4), "\u200b"]
+        texts = [TEXTS[i % 4][: 90 - 7 * i] for i in range(12)] + [" ".join(TEXTS * 4), "."]
         alone = [classifier.classify(text) for text in texts]
         together = classifier.batch(texts)
         assert len({result.scores[0].score for result in alone}) > 8
@@ -262,16 +262,18 @@ def test_labels_of_your_own_for_a_trained_head_are_refused_by_name(build, tokeni
 
 def test_what_does_not_fit_a_head_is_refused(build, tokenizer):
     classifier = TextClassifier(build(), tokenizer)
-    with pytest.raises(ValueError, match="the text is empty"):
-        classifier(" \n")
+    for blank in (" \n", "\u200b", "\ufeff \u00ad", "\u0301\ufe0f"):
+        with pytest.raises(ValueError, match="the text is empty"):
+            classifier(blank)
+        with pytest.raises(ValueError, match="the text is empty"):
+            classifier.sentences(blank)
+    assert [found.start for found in classifier.sentences("One.\n\n\u200b\n\nTwo.")] == [0, 9]
     with pytest.raises(ValueError, match="text 2 of 2 is empty"):
         classifier.batch(["a", ""])
     with pytest.raises(TypeError, match="text 2 of 2 is of type int; expected a string"):
         classifier.batch(["a", 5])
     with pytest.raises(ValueError, match="takes a list"):
         classifier.batch("a")
-    with pytest.raises(ValueError, match="the text is empty"):
-        classifier.sentences(" ")
     with pytest.raises(ValueError, match="need a language model"):
         TextClassifier(build(), tokenizer, labels=["x", "y"])
     with pytest.raises(ValueError, match="predicts a number"):

@@ -262,6 +262,19 @@ def test_heads_are_scored_on_labelled_files(heads, tmp_path, capsys):
     assert main(["evaluate", "ner", f"{tagged}@1.0:Protein=Gene", "--model", tagger]) == 0
 
 
+def test_entities_of_several_parts_are_refused_where_that_is_asked_for(heads, tmp_path, capsys):
+    path = tmp_path / "a.pubtator"
+    path.write_text("1|t|Breast and ovarian cancer.\n1\t0;19\t6;25\tBreast cancer\tDisease\n")
+    model = ["--model", str(heads / "BioGptForTokenClassification")]
+    assert main(["evaluate", "ner", str(path), *model]) == 0
+    capsys.readouterr()
+    out = ["--out", str(tmp_path / "run")]
+    for command in (["evaluate", "ner", str(path)], ["train", "ner", *out, "--train", str(path)]):
+        assert main([*command, *model, "--no-discontinuous"]) == 1
+        assert "a.pubtator, line 2: 'Breast cancer' has 2 parts" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_be_done_is_said_and_leaves_no_file(heads, tmp_path, capsys):
     model = str(heads / "BioGptForTokenClassification")
     empty, out = tmp_path / "a.txt", tmp_path / "out.json"
@@ -269,6 +282,8 @@ def test_what_cannot_be_done_is_said_and_leaves_no_file(heads, tmp_path, capsys)
     wrong = {
         ("ner", "--file", str(empty), "--model", model, "--out", str(out)): "is empty",
         ("ner", " ", "--model", model): "the text is empty",
+        ("ner", "\u200b \ufeff", "--model", model): "the text is empty",
+        ("classify", "\u00ad", "--model", "mini-hoc"): "the text is empty",
         (
             "ner",
             "a",

@@ -40,6 +40,18 @@ def test_columns_of_a_table(file):
     assert texts(file("b.csv", f"text\n{long}\n")) == [long]
 
 
+def test_lines_that_show_nothing_are_no_texts(file):
+    blank = "\u200b\u00ad \u0301"
+    assert read_documents(file("a.txt", f"a\n{blank}\nb\n")) == [Document("1", "a"), Document("2", "b")]
+    assert texts(file("a.csv", f"id,text\n1,a\n2,{blank}\n{blank},{blank}\n")) == ["a"]
+    assert texts(file("a.tsv", f"id\ttext\n1\ta\n{blank}\n2\t{blank}\n")) == ["a"]
+    assert texts(file("a.jsonl", f'{{"text": "a"}}\n{{"text": "{blank}"}}\n')) == ["a"]
+    assert texts(file("a.pubtator", f"1|t|a\n1|a|b\n{blank}\n2|t|c\n")) == ["a b", "c"]
+    assert texts(file("a.ris", f"TY  - JOUR\nTI  - {blank}\nER  - \nTY  - JOUR\nTI  - a\nER  - \n")) == ["a"]
+    with pytest.raises(ValueError, match=r"a\.txt holds no text"):
+        read_documents(file("a.txt", f"{blank}\n{blank}\n"))
+
+
 def test_objects(file):
     lines = '{"id": 5, "text": "a\\u2028b"}\n\n{"text": "c"}\n'
     assert read_documents(file("a.jsonl", lines)) == [Document("5", "a\u2028b"), Document("2", "c")]

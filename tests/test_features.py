@@ -140,7 +140,7 @@ def test_a_model_comes_from_the_hub_with_its_size_progress_and_cancel(browser, t
     repositories = {"someone/tiny": [Repository(tmp_path / "tiny")]}
     hub = HubServer(repositories, stall_at={"model.safetensors": 4096})
     cache = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
-    with hub, app_server(environment=cache | {"HF_ENDPOINT": hub.url}) as (url, _):
+    with hub, app_server("--models", "any", environment=cache | {"HF_ENDPOINT": hub.url}) as (url, _):
         page = browser.new_page()
         page.goto(url)
         page.get_by_role("tab", name="Models").click()

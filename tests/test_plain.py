@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from biogpt import BioGptTokenizer, EntityRecognizer
 from biogpt.tasks.words import words_of
-from biogpt.text.plain import NORMALIZATION, PlainText, without_emphasis
+from biogpt.text.plain import NORMALIZATION, PlainText, is_blank, without_emphasis
 
 FRAGMENTS = (
     "“aspirin”", "„a‟", "ﬁ", "ﬂuoro", "ﬀ", "³", "⁺", "₀", "℃", "㎎", "Ⅳ", "ｄｏｘ．", "e\u0301", "o\u0308",
@@ -28,6 +28,21 @@ def tokenizer() -> BioGptTokenizer:
 @pytest.fixture(scope="module")
 def tagger() -> EntityRecognizer:
     return EntityRecognizer.from_pretrained("mini-ner", device="cpu", precision="float32")
+
+
+@given(
+    st.text(
+        "\u200b\u200c\u200d\ufeff\u2060\u00ad\ufe0f\U000e0100\u0301\u20dd\u180e\u3164\u2800\x00 \t\n\u3000"
+    )
+)
+def test_what_shows_nothing_is_blank(text: str) -> None:
+    assert is_blank(text)
+    for visible in ("a", ".", "\u4e2d", "\U0001f600", "\u2603\ufe0f", "e\u0301", "\ufffd"):
+        assert not is_blank(text + visible + text)
+
+
+def test_no_entity_is_found_where_nothing_is_seen(tagger: EntityRecognizer) -> None:
+    assert tagger.batch(["", "\u200b", "\u0301 \u00ad\n\ufeff", "\u2800"]) == [[], [], [], []]
 
 
 @pytest.mark.parametrize(

@@ -492,6 +492,54 @@ def test_without_a_thread_the_text_is_the_same(generator, change) -> None:
     assert not inline._worker.engine.is_busy
 
 
+def test_a_model_that_failed_is_tried_again_though_nobody_asks(generator, monkeypatch) -> None:
+    served = TextGenerator(generator.model, generator.tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(served._worker.engine.runner, "read", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(served.stream(PROMPT, DRAW))
+        wait_for(lambda: served.health().state == "failed")
+    wait_for(lambda: served.health() == Health("serving"))
+    wait_for(lambda: not served._worker.engine.is_busy)
+
+
+@pytest.mark.parametrize("place", ["step", "attach"])
+def test_what_ends_the_thread_is_told_to_readers_and_it_goes_on(generator, monkeypatch, place) -> None:
+    def end(*_: object) -> None:
+        raise SystemExit
+
+    served = TextGenerator(generator.model, generator.tokenizer)
+    expected = texts(generator.stream(PROMPT, DRAW))
+    with monkeypatch.context() as patch:
+        patch.setattr(served._worker.engine.runner, place, end)
+        steps = served.stream(PROMPT, DRAW)
+        if place == "step":
+            with pytest.raises(RuntimeError, match="the thread of the model failed"):
+                list(steps)
+        wait_for(lambda: served.health().state == "failed")
+    assert texts(served.stream(PROMPT, DRAW)) == expected
+    assert served.health() == Health("serving")
+    with pytest.raises(RuntimeError, match="ended the thread"):
+        served.run(lambda: end())
+    assert texts(served.stream(PROMPT, DRAW)) == expected
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_damaged_model_fails_its_request_and_the_service_goes_on(tmp_path, number) -> None:
+    served = scripted("The gene", "is</w> a</w>")
+    weight = served.model.output_projection.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[7] = number
+    for options in (GenerationOptions(max_new_tokens=9), GenerationOptions(max_new_tokens=9, num_beams=2)):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            served.generate("The gene", options)
+    with torch.no_grad():
+        weight.copy_(kept)
+    assert served.generate("The gene", GenerationOptions(max_new_tokens=9))[0].text == " is a"
+    assert served.health() == Health("serving")
+
+
 def test_a_failure_is_told_to_its_reader_and_to_the_health(generator, monkeypatch) -> None:
     served = TextGenerator(generator.model, generator.tokenizer)
     with monkeypatch.context() as patch:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from biogpt.serving.shelf import OnShelf, Shelf
+from biogpt.serving.shelf import OnShelf, Shelf, public_names
 from biogpt.serving.text_generator import Health
 
 
@@ -17,14 +17,14 @@ class Served:
         self.__dict__ |= attributes
 
 
-def test_a_shelf_keeps_few_models_and_says_its_health() -> None:
+def test_a_shelf_keeps_few_models_and_says_its_health(caplog) -> None:
     made: list[str] = []
     state: dict[str, Any] = {}
 
     def load(name: str) -> Any:
         made.append(name)
-        if name == "broken":
-            raise ValueError("damaged")
+        if name.endswith("broken"):
+            raise KeyError("damaged")
         return Served(health=lambda: Health(state.get(name, "serving")))
 
     shelf = Shelf("a", load)
@@ -37,14 +37,16 @@ def test_a_shelf_keeps_few_models_and_says_its_health() -> None:
     shelf.take("b")
     shelf.take("c")
     assert (shelf.has("a"), shelf.has("b"), shelf.has("c")) == (True, False, True)
-    with pytest.raises(ValueError, match="broken cannot be loaded: damaged"):
+    with pytest.raises(ValueError, match="broken cannot be loaded: 'damaged'"):
         shelf.take("broken")
-    broken = Shelf("broken", load, ["a"])
+    broken = Shelf("broken", load, ["a"], sources={"broken": "/home/x/broken"})
     with pytest.raises(ValueError, match="not offered here"):
         broken.take("z")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=r"^broken cannot be loaded; the log says why$"):
         broken.take()
-    assert broken.health() == (503, "failed: damaged")
+    assert broken.health() == (503, "failed: broken cannot be loaded; the log says why")
+    assert made[-1] == "/home/x/broken"
+    assert "broken cannot be loaded: 'damaged'" in caplog.text
 
 
 def test_a_model_that_is_being_loaded_holds_up_nobody_else() -> None:
@@ -79,6 +81,23 @@ def test_closing_ends_all_models_at_once_and_those_that_left_the_shelf() -> None
     assert not shelf.has("b")
     shelf.close(5)
     assert held
+
+
+def test_folders_are_shown_by_their_own_names(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, other, same = tmp_path / "a" / "tiny", tmp_path / "b" / "tiny", tmp_path / "mini"
+    for folder in (one, other, same):
+        folder.mkdir(parents=True)
+    given = [str(one), "mini", "b/tiny", str(same), "some/one@main", "/no/such", "."]
+    assert public_names(given) == {
+        "tiny": str(one),
+        "mini": "mini",
+        "tiny (2)": "b/tiny",
+        "mini (2)": str(same),
+        "some/one@main": "some/one@main",
+        "such": "/no/such",
+        tmp_path.name: ".",
+    }
 
 
 def test_why_a_model_cannot_be_loaded_is_said_once() -> None:

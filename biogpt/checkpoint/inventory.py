@@ -7,10 +7,14 @@ from biogpt.checkpoint.hub import EMBEDDED, download_size, embedded_names, find
 from biogpt.checkpoint.layout import CONFIG, INDEX, shard_names, weights_file
 
 
+def embedded_language_models() -> list[str]:
+    """Names of the language models that come with this project."""
+    return [name for name in embedded_names() if _is_language_model(EMBEDDED / name)]
+
+
 def language_models() -> list[str]:
     """Names of the language models that are here already: embedded, then Hub ids in the local cache."""
-    embedded = [name for name in embedded_names() if _is_language_model(EMBEDDED / name)]
-    return [*embedded, *_cached_language_models()]
+    return [*embedded_language_models(), *_cached_language_models()]
 
 
 def size_of(name: str) -> tuple[int, bool]:

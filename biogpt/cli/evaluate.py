@@ -6,7 +6,7 @@ from pathlib import Path
 
 from biogpt.checkpoint.pretrained import BioGptForSequenceClassification
 from biogpt.cli.arguments import add_model
-from biogpt.cli.labelled import TAGGED_FILES, add_labelled, labelling_task, read_scored
+from biogpt.cli.labelled import TAGGED_FILES, add_labelled, add_tagged, labelling_task, read_scored
 from biogpt.cli.results import as_table
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
@@ -15,6 +15,7 @@ from biogpt.training.objectives import EntityObjective
 
 def add_ner(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE[:old=New,…]", help=TAGGED_FILES)
+    add_tagged(parser)
     add_model(parser, "mini-ner")
     parser.set_defaults(run=_evaluate_ner)
 
@@ -27,7 +28,7 @@ def add_classify(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_ner(chosen: argparse.Namespace) -> None:
-    corpora = [read_scored(name) for name in chosen.files]
+    corpora = [read_scored(name, chosen.discontinuous) for name in chosen.files]
     recognizer = EntityRecognizer.from_pretrained(
         chosen.model, device=chosen.device, precision=chosen.precision
     )

@@ -14,6 +14,7 @@ from biogpt.tasks.classification import TEMPLATE, TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import FORMATS, Document, read_documents
 from biogpt.text.export import CLASS_FORMATS, ENTITY_FORMATS, classes_as, entities_as, sentences_as
+from biogpt.text.plain import is_blank
 
 
 def add_ner(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,7 @@ def _documents(chosen: argparse.Namespace) -> list[Document]:
     if chosen.file:
         return read_documents(chosen.file)
     text = standard_input() if chosen.text == "-" else chosen.text
-    if not text.strip():
+    if is_blank(text):
         raise ValueError("the text is empty; give a text, or a file with --file")
     return [Document("1", text)]
 

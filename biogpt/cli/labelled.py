@@ -30,19 +30,29 @@ def add_labelled(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--none-label", default="none", help="stands for no label (%(default)s)")
 
 
-def read_corpus(name: str) -> EntityCorpus:
-    """The corpus of ``FILE[@SHARE][:old=New,…]``."""
+def add_tagged(parser: argparse.ArgumentParser) -> None:
+    """Add how files of tagged texts are to be read."""
+    parser.add_argument(
+        "--no-discontinuous",
+        dest="discontinuous",
+        action="store_false",
+        help="refuse entities of several parts in PubTator, which else run from the first to the last",
+    )
+
+
+def read_corpus(name: str, discontinuous: bool = True) -> EntityCorpus:
+    """The corpus of ``FILE[@SHARE][:old=New,…]``; ``discontinuous`` as of ``read_pubtator``."""
     path, _, types = name.rpartition(":") if "=" in name.rpartition(":")[2] else (name, "", "")
     renames = dict(pair.split("=", 1) for pair in types.split(",")) if types else None
     file, at, share = path.rpartition("@")
     if at and share.replace(".", "", 1).isdecimal():
-        return EntityCorpus.read(Path(file), renames, float(share))
-    return EntityCorpus.read(Path(path), renames)
+        return EntityCorpus.read(Path(file), renames, float(share), discontinuous)
+    return EntityCorpus.read(Path(path), renames, discontinuous=discontinuous)
 
 
-def read_scored(name: str) -> EntityCorpus:
+def read_scored(name: str, discontinuous: bool = True) -> EntityCorpus:
     """The same without a share, which would be of no use for scores."""
-    corpus = read_corpus(name)
+    corpus = read_corpus(name, discontinuous)
     if corpus.share < 1:
         raise ValueError(
             f"{name} names a share, which is for training; scores are of whole files: leave it out"

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from biogpt.checkpoint.push import check_hub_id, push_to_hub
 from biogpt.cli.arguments import flag, whole
-from biogpt.cli.labelled import TAGGED_FILES, add_labelled, labelling_task, read_corpus, read_scored
+from biogpt.cli.labelled import (
+    TAGGED_FILES,
+    add_labelled,
+    add_tagged,
+    labelling_task,
+    read_corpus,
+    read_scored,
+)
 from biogpt.runners.precision import DEVICES
 from biogpt.training.finetune import Objective, finetune
 from biogpt.training.objectives import EntityObjective
@@ -48,6 +55,7 @@ def add_ner(parser: argparse.ArgumentParser) -> None:
         help=f"{TAGGED_FILES}; FILE@0.5 reads a random half of it in each epoch",
     )
     parser.add_argument("--dev", nargs="+", default=[], metavar="FILE[:old=New,…]", help="to score on")
+    add_tagged(parser)
     parser.add_argument(
         "--copies",
         type=whole(1),
@@ -125,7 +133,8 @@ def _train_lm(chosen: argparse.Namespace) -> None:
 
 def _train_ner(chosen: argparse.Namespace) -> None:
     options = _finetune_options(chosen)
-    train, dev = [read_corpus(name) for name in chosen.train], [read_scored(name) for name in chosen.dev]
+    train = [read_corpus(name, chosen.discontinuous) for name in chosen.train]
+    dev = [read_scored(name, chosen.discontinuous) for name in chosen.dev]
     settings = {
         "passage_copies": chosen.copies,
         "bidirectional_layers": chosen.bidirectional_layers,

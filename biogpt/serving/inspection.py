@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from biogpt.serving.text_generator import Step, TextGenerator
+from biogpt.text.plain import is_blank
 from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD
 
 ALTERNATIVES = 8
@@ -126,7 +127,7 @@ def attention(generator: TextGenerator, text: str, layer: int, head: int) -> Att
     Raises:
         ValueError: the text is empty, or has more than ``ATTENTION_TOKENS`` tokens.
     """
-    if not text.strip():
+    if is_blank(text):
         raise ValueError("The text is empty: type something first")
     prompt = generator.prompt(text)
     if prompt.length > ATTENTION_TOKENS:

@@ -1,17 +1,55 @@
 """Models in memory: those that their first user loads, and the shelf that visitors choose from."""
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Generic, TypeVar
 from weakref import WeakSet
 
-from biogpt.checkpoint.hub import embedded_names
+from biogpt.checkpoint.hub import HUB_ID, embedded_names
 from biogpt.checkpoint.inventory import language_models
 from biogpt.serving.text_generator import TextGenerator
 
+logger = logging.getLogger(__name__)
+
 Model = TypeVar("Model")
+_SHOWN = 100  # characters of a name that is refused
+
+
+def _cannot_load(name: str, error: Exception, tell: bool = False) -> ValueError:
+    """What visitors are told; the cause, which may name folders of this machine, goes to the log.
+
+    Args:
+        tell: whether they are told the cause, too.
+    """
+    logger.error("%s cannot be loaded: %s", name, error)
+    return ValueError(f"{name} cannot be loaded" + (f": {error}" if tell else "; the log says why"))
+
+
+def public_names(sources: Sequence[str]) -> dict[str, str]:
+    """Sources by what visitors see of them: a folder's own name without the path to it, others as they are.
+
+    A folder that has the name of another one, or of an embedded model, gets a number.
+    """
+    names: dict[str, str] = {}
+    taken = set(embedded_names())
+    for source in dict.fromkeys(sources):
+        name = source
+        if source not in taken and (
+            Path(source).expanduser().is_dir() or not HUB_ID.fullmatch(source.partition("@")[0])
+        ):
+            stem = name = Path(source).expanduser().resolve().name or "model"
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{stem} ({number})"
+        taken.add(name)
+        names[name] = source
+    return names
 
 
 class LazyModel(Generic[Model]):
@@ -43,15 +81,14 @@ class LazyModel(Generic[Model]):
         """Wait for the model, load it if nobody has, and keep it from others meanwhile.
 
         Raises:
-            ValueError: it cannot be loaded; the message says which and why.
+            ValueError: it cannot be loaded; the message says which, and the log why.
         """
         with self._lock:
             if self._model is None:
                 try:
                     self._model = self._load()
-                except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: too little memory
-                    said = f"{self.name} cannot be loaded: "  # by a shelf, too
-                    raise ValueError(said + str(error).removeprefix(said)) from error
+                except Exception as error:  # of whatever kind: too little memory, a damaged file
+                    raise _cannot_load(self.name, error) from error
             yield self._model
 
 
@@ -62,10 +99,11 @@ class Shelf:
     of it.
 
     Args:
-        default: the model of every new visitor.
+        default: name of the model of every new visitor.
         load: makes a model from an embedded name, a folder or a Hub id.
-        allowed: names that may be taken beside the default; None: any.
+        allowed: names that may be taken beside the default; None: any, folders of this machine included.
         keep: how many stay in memory beside the default.
+        sources: what to load for a name that is not its own source, so that visitors see no folder's path.
     """
 
     def __init__(
@@ -74,12 +112,14 @@ class Shelf:
         load: Callable[[str], TextGenerator],
         allowed: Sequence[str] | None = None,
         keep: int = 1,
+        sources: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.default = default
         self.allowed = None if allowed is None else tuple(dict.fromkeys([default, *allowed]))
-        self.failure = ""  # why the default could not be loaded
+        self.failure = ""  # what to say when the default could not be loaded
         self.reading = Lock()  # of runs that read texts with a model, beside the requests that write
         self._load = load
+        self._sources = sources
         self._keep = keep
         self._loaded: dict[str, TextGenerator] = {}  # the one used last comes last
         self._known: WeakSet[TextGenerator] = WeakSet()  # and those that left and still write
@@ -101,7 +141,7 @@ class Shelf:
     def health(self) -> tuple[int, str]:
         """HTTP status and one word: 503 while the default model loads, or when it or its worker failed."""
         if not self.ready:
-            return 503, f"failed: {self.failure}" if self.failure else "loading"
+            return 503, self.failure or "loading"
         state = self._loaded[self.default].health().state
         return (200 if state == "serving" else 503), state
 
@@ -115,20 +155,34 @@ class Shelf:
         """The name without white space around it.
 
         Raises:
-            ValueError: it is empty, or not one of ``allowed``.
+            TypeError: it is not a string.
+            ValueError: it is empty, or not one of ``allowed``: the same words whether it exists or not.
         """
-        name = (name or "").strip()
+        if not isinstance(name, str):
+            raise TypeError(f"model is {str(name)[:_SHOWN]}; expected a name")
+        name = name.strip()
+        if self.allowed is not None and name not in self.allowed:
+            raise ValueError(
+                f"model {name[:_SHOWN]!r} is not offered here; choose one of {', '.join(self.allowed)}"
+            )
         if not name:
             raise ValueError("No model is named: choose one, or type a Hub id or a folder")
-        if self.allowed is not None and name not in self.allowed:
-            raise ValueError(f"{name} is not offered here; choose one of {', '.join(self.allowed)}")
         return name
+
+    def cannot_load(self, name: str, error: Exception) -> ValueError:
+        """What to tell a visitor; the cause only where any model may be named, and so any folder."""
+        return _cannot_load(name, error, tell=self.allowed is None)
+
+    def source(self, name: str) -> str:
+        """What is loaded for a name: an embedded name, a folder or a Hub id."""
+        return self._sources.get(name, name)
 
     def take(self, name: str | None = None) -> TextGenerator:
         """The model of this name, loaded if it is not there; None is the default.
 
         Raises:
-            ValueError: it cannot be loaded, or is not offered; the message says why.
+            ValueError: it cannot be loaded, or is not offered. Where any model is, the message says why; else
+                the log does.
         """
         name = self.check(self.default if name is None else name)
         with self._lock:
@@ -137,11 +191,12 @@ class Shelf:
             generator = self._taken(name)
             if generator is None:
                 try:
-                    generator = self._load(name)
-                except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: too little memory
+                    generator = self._load(self.source(name))
+                except Exception as error:  # of whatever kind: too little memory, a damaged file
+                    said = self.cannot_load(name, error)
                     if name == self.default:
-                        self.failure = str(error)
-                    raise ValueError(f"{name} cannot be loaded: {error}") from error
+                        self.failure = f"failed: {said}"
+                    raise said from error
                 with self._lock:
                     self._loaded[name] = generator
                     self._known.add(generator)
@@ -172,8 +227,12 @@ class OnShelf(LazyModel[TextGenerator]):
     def __init__(self, shelf: Shelf, name: str | None = None) -> None:
         super().__init__(shelf.check(shelf.default if name is None else name), lambda: shelf.take(name))
         self._shelf = shelf
-        self._lock = shelf.reading
 
     @property
     def loaded(self) -> TextGenerator | None:
         return self._shelf.glance(self.name)
+
+    @contextmanager
+    def turn(self) -> Iterator[TextGenerator]:
+        with self._shelf.reading:
+            yield self._load()

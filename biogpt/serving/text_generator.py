@@ -238,10 +238,11 @@ class TextGenerator:
         self.model = model.eval()
         self.tokenizer = tokenizer
         engine = Engine(runner_for(self.model), cache_bytes, max_running, max_waiting)
-        self._worker = Worker(engine, threaded)
+        config, probe = model.config, GenerationOptions(max_new_tokens=1)
+        self._worker = Worker(engine, threaded, lambda: start_search(config, (config.eos_token_id,), probe))
         # Ids that would be no text: control tokens but the end, and rows of a padded vocabulary.
         controls = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
-        self._unreadable = (*controls, *range(tokenizer.vocab_size, model.config.vocab_size))
+        self._unreadable = (*controls, *range(tokenizer.vocab_size, config.vocab_size))
         weakref.finalize(self, setattr, self._worker, "is_abandoned", True)
 
     @classmethod

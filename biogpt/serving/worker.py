@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from threading import Condition, Lock, Thread, main_thread
 from typing import Any, Literal, TypeVar
 
+from biogpt.generation.search import Search
 from biogpt.runners.threads import fulfil
 from biogpt.serving.engine import Engine, Result, Slot
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 State = Literal["loading", "serving", "failed", "stopping"]
+_PROBE = 2.0  # seconds after a step that failed until the model is tried again, though nobody asks for it
 _GLANCE = 0.2  # seconds after which an idle thread looks whether it is still needed
 
 
@@ -39,10 +41,15 @@ class Worker:
         engine: nobody else may call its ``step``.
         threaded: False runs the steps in the threads of those who wait for results, as a process must that is
             forked for a single call.
+        probe: makes a short search, with which the thread tries a model that failed until it recovers.
     """
 
-    def __init__(self, engine: Engine, threaded: bool = True) -> None:
+    def __init__(
+        self, engine: Engine, threaded: bool = True, probe: Callable[[], Search] | None = None
+    ) -> None:
         self.engine = engine
+        self._probe = probe
+        self._failed_at = 0.0  # time.monotonic()
         self.health = Health("serving")
         self.is_abandoned = False
         self._threaded = threaded
@@ -72,7 +79,10 @@ class Worker:
             self._refuse_at_the_end()
             self._tasks.append((future, task))
             self._start()
-        return future.result()
+        try:
+            return future.result()
+        except SystemExit as error:  # which would end the thread that asked, in place of the model's
+            raise RuntimeError("the task ended the thread of the model") from error
 
     def _refuse_at_the_end(self) -> None:
         if self.health.state == "stopping" or (self._threaded and not main_thread().is_alive()):
@@ -141,8 +151,25 @@ class Worker:
             self._changed.notify()
 
     def _serve(self) -> None:
+        while self._is_needed():
+            try:
+                self._serve_on()
+            except BaseException as error:  # whatever ends it: readers are told, and it goes on
+                logger.exception("the thread of the model failed")
+                self.engine.fail(RuntimeError("the thread of the model failed at this request; try again"))
+                self._note(error)
+                time.sleep(_GLANCE)
+        self.engine.drop(everyone=True)
+        while self._tasks:
+            self._tasks.popleft()[0].set_exception(RuntimeError("the service has stopped"))
+
+    def _is_needed(self) -> bool:
+        return not self.is_abandoned and main_thread().is_alive()
+
+    def _serve_on(self) -> None:
         self.engine.runner.attach()
-        while not self.is_abandoned and main_thread().is_alive():
+        while self._is_needed():
+            self._try_again()
             with self._changed:
                 task = self._tasks.popleft() if self._tasks else None
                 if task is None and not self.engine.has_work:
@@ -155,16 +182,24 @@ class Worker:
                 fulfil(*task)
             if self.engine.has_work:
                 self._step()
-        self.engine.drop(everyone=True)
-        while self._tasks:
-            self._tasks.popleft()[0].set_exception(RuntimeError("the service has stopped"))
+
+    def _try_again(self) -> None:
+        """Let a model that failed make a token: whoever heeds its health sends no request that would."""
+        is_due = self.health.state == "failed" and time.monotonic() > self._failed_at + _PROBE
+        if is_due and self._probe is not None and not self.engine.is_busy:
+            self.engine.submit(Slot(self._probe()))
 
     def _step(self) -> None:
         try:
             self.engine.step()
-            health = Health("serving")
+            self._note(None)
         except Exception as error:  # its requests were told; others may fare better
             logger.exception("a step of the model failed")
-            health = Health("failed", f"{type(error).__name__}: {error}")
+            self._note(error)
+
+    def _note(self, error: BaseException | None) -> None:
+        """Keep how a step went."""
+        if error is not None:
+            self._failed_at = time.monotonic()
         if self.health.state != "stopping":
-            self.health = health
+            self.health = Health("failed", f"{type(error).__name__}: {error}") if error else Health("serving")

@@ -23,6 +23,7 @@ from biogpt.runners.packing import pack
 from biogpt.runners.threads import rest_threads
 from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, read_windows
 from biogpt.tasks.phrases import Phrases
+from biogpt.text.plain import is_blank
 from biogpt.text.results import Classification, LabelScore, OnProgress, SentenceLabel
 from biogpt.text.sentences import sentence_spans
 
@@ -138,7 +139,7 @@ class TextClassifier:
             where = f"text {number} of {len(texts)}" if len(texts) > 1 else "the text"
             if not isinstance(text, str):
                 raise TypeError(f"{where} is of type {type(text).__name__}; expected a string")
-            if not text.strip():
+            if is_blank(text):
                 raise ValueError(f"{where} is empty; there is nothing to classify")
         if self._phrases is not None:
             results = []
@@ -151,7 +152,12 @@ class TextClassifier:
         return self._read(texts, progress)
 
     @torch.inference_mode()
-    def sentences(self, text: str, spans: Sequence[tuple[int, int]] | None = None) -> list[SentenceLabel]:
+    def sentences(
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int]] | None = None,
+        progress: OnProgress | None = None,
+    ) -> list[SentenceLabel]:
         """The label of each sentence, read after the sentences before it.
 
         The model looks back only, so the score at a sentence's last piece is that of the text up to there:
@@ -161,9 +167,10 @@ class TextClassifier:
 
         Args:
             spans: (start, end) of each sentence; found by ``sentence_spans`` when None.
+            progress: called before each window with (sentences done, all); what it raises ends the work.
 
         Raises:
-            ValueError: the text is empty, a span is not within it or holds only white space, or this
+            ValueError: the text is empty, a span is not within it or shows nothing, or this
                 classifier compares labels of your own.
         """
         model = self.model
@@ -172,19 +179,21 @@ class TextClassifier:
                 "labels of your own are for whole texts; sentences need a trained head, as mini-rct"
             )
         if spans is None:
-            spans = sentence_spans(text)
+            spans = [(start, end) for start, end in sentence_spans(text) if not is_blank(text[start:end])]
         if not spans:
             raise ValueError("the text is empty; there is nothing to classify")
         for start, end in spans:
-            if not 0 <= start < end <= len(text) or not text[start:end].strip():
+            if not 0 <= start < end <= len(text) or is_blank(text[start:end]):
                 raise ValueError(
                     f"({start}, {end}) is not a sentence of this text of {len(text)} characters; expected "
                     "the first character and the one after the last"
                 )
         room = model.config.max_position_embeddings - 1
         pieces = [self.tokenizer.encode(text[a:b], special_tokens=False).ids[-room:] for a, b in spans]
-        found = []
+        found: list[tuple[int, float]] = []
         for ids, reads in sentence_rows(pieces, room, self.tokenizer.eos_token_id):
+            if progress is not None:
+                progress(len(found), len(spans))
             hidden = model.biogpt(torch.tensor([ids], device=model.device)).last_hidden_state
             probabilities = self._probabilities(model.score(hidden[0, reads]))
             found += [(int(row.argmax()), float(row.max())) for row in probabilities]

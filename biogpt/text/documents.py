@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from biogpt.text.files import LINE_END, read_json_lines, read_lines, read_text
+from biogpt.text.plain import is_blank
 from biogpt.text.records import RECORD_SUFFIXES, records
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def _kind_of_lines(text: str) -> str:
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    return (("", line) for line in LINE_END.split(text) if line.strip())
+    return (("", line) for line in LINE_END.split(text) if not is_blank(line))
 
 
 def is_pubtator(path: Path, text: str) -> bool:
@@ -168,7 +169,7 @@ class _Block(NamedTuple):
 def _pubtator(path: Path) -> Iterator[_Block]:
     block: _Block | None = None
     for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
+        if is_blank(line):
             continue
         where = f"{path.name}, line {number}"
         fields = line.split("\t")
@@ -267,7 +268,9 @@ def read_table(path: str | Path, comma: bool | None = None) -> list[tuple[str, l
     if not comma and (not rows or any("\t" in cell for _, cells in rows for cell in cells)):
         numbered = enumerate(read_lines(path), 1)
         rows = [
-            (f"{path.name}, line {number}", line.split("\t")) for number, line in numbered if line.strip()
+            (f"{path.name}, line {number}", line.split("\t"))
+            for number, line in numbered
+            if not is_blank(line)
         ]
     if not rows:
         raise ValueError(f"{path.name} holds no text: all its cells are empty")
@@ -281,7 +284,7 @@ def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
     where = f"{path.name}, line 1"
     try:
         for row in reader:
-            if any(cell.strip() for cell in row):
+            if not all(map(is_blank, row)):
                 yield where, row
             where = f"{path.name}, line {reader.line_num + 1}"
     except csv.Error as error:
@@ -306,7 +309,7 @@ def _table(path: Path, text: str, comma: bool) -> Iterator[tuple[str, str]]:
                 "needs quotes"
             )
         parts = [row[column] for column in (title, found) if column is not None]
-        if content := " ".join(part for part in parts if part.strip()):
+        if content := " ".join(part for part in parts if not is_blank(part)):
             yield "" if key is None else row[key], content
 
 
@@ -338,7 +341,7 @@ def _with_texts(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str]]
             raise ValueError(f'{where}: expected {{"text": "…"}}')
         if _SURROGATE.search(value["text"]):
             raise ValueError(f"{where}: half of a surrogate pair, which no UTF-8 file can hold")
-        if value["text"].strip():
+        if not is_blank(value["text"]):
             yield _id(value), value["text"]
 
 

@@ -44,6 +44,21 @@ _EMPHASIS = re.compile(
 Edit = tuple[int, int, str]  # a stretch of a text, start and end in characters, and what replaces it
 
 
+# Letters and a symbol by their category, which show nothing: fillers of Hangul, and Braille without a dot.
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, what has no width, and marks without a letter."""
+    return all(
+        character.isspace()
+        or character in _FILLERS
+        or unicodedata.category(character)[0] in "MZ"
+        or unicodedata.category(character) in ("Cc", "Cf")
+        for character in text
+    )
+
+
 class PlainText(NamedTuple):
     """A text as it is read, and where it lies in the text as given.
 

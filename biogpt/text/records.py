@@ -13,6 +13,7 @@ from typing import NamedTuple
 from xml.parsers import expat
 
 from biogpt.text.files import LINE_END
+from biogpt.text.plain import is_blank
 
 RECORD_SUFFIXES = (".nbib", ".medline", ".ris", ".ciw", ".enw", ".xml")
 _HEAD = 4000  # characters in which a format shows
@@ -138,7 +139,7 @@ def _tagged_records(text: str, tagged: _Tagged) -> Iterator[Record]:
 def _record(fields: dict[str, list[str]], tagged: _Tagged) -> Iterator[Record]:
     """The record of some fields; none without title and abstract."""
     title, abstract, name = (
-        next((content for field in wanted for content in fields[field] if content.strip()), "")
+        next((content for field in wanted for content in fields[field] if not is_blank(content)), "")
         for wanted in (tagged.title, tagged.abstract, tagged.id)
     )
     yield from _titled(name, title, abstract)
@@ -146,7 +147,7 @@ def _record(fields: dict[str, list[str]], tagged: _Tagged) -> Iterator[Record]:
 
 def _titled(name: str, title: str, abstract: str) -> Iterator[Record]:
     text = " ".join([*title.split(), *abstract.split()])
-    if text:
+    if not is_blank(text):
         yield name.strip(), text
 
 

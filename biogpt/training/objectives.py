@@ -66,13 +66,20 @@ class EntityCorpus:
     share: float = 1.0
 
     @classmethod
-    def read(cls, path: Path, renames: Mapping[str, str] | None = None, share: float = 1.0) -> "EntityCorpus":
+    def read(
+        cls,
+        path: Path,
+        renames: Mapping[str, str] | None = None,
+        share: float = 1.0,
+        discontinuous: bool = True,
+    ) -> "EntityCorpus":
         """Read a CoNLL, JSON Lines (``.jsonl``) or PubTator file; ``is_pubtator`` knows the last.
 
         Args:
             share: more than 0, up to 1; as the attribute.
             renames: name in the file: name in the head. Types that are not in it count as not annotated.
                 None keeps all types under their names.
+            discontinuous: as of ``read_pubtator``.
 
         Raises:
             ValueError: the file is malformed, or has no entity of a type named; the share is out of range.
@@ -85,7 +92,7 @@ class EntityCorpus:
                 TaggedText(
                     document.text, tuple(GoldSpan(start, end, kind) for start, end, _, kind in entities)
                 )
-                for document, entities in read_pubtator(path)
+                for document, entities in read_pubtator(path, discontinuous)
             ]
             texts = [_renamed(text, renames) for text in texts]
             documents = [[(part,) for part in _sentences(text)] for text in texts]

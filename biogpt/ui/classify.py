@@ -16,12 +16,13 @@ from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier
 from biogpt.text.documents import Document
 from biogpt.text.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of
+from biogpt.text.plain import is_blank
 from biogpt.text.results import Classification, SentenceLabel
 from biogpt.ui.forms import connect, document_choice, lay_out_form
-from biogpt.ui.inputs import check_score, passage
+from biogpt.ui.inputs import as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import download_buttons, results_table, rows_note, table
-from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all
+from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all, last_of
 from biogpt.ui.scripts import script
 from biogpt.ui.status import REFUSALS, api_error, counted, refusal, remarks, status
 
@@ -138,7 +139,7 @@ class Labeller:
             return f"sentences{suffix_of(kind)}", sentences_as(kind, found.documents, found.sentences)
         return f"labels{suffix_of(kind)}", classes_as(kind, found.documents, found.texts)
 
-    def classify(
+    async def classify(
         self,
         text: str,
         task: Task = "texts",
@@ -165,14 +166,15 @@ class Labeller:
         """
         try:
             documents = passage(text)
+            check_names("labels", labels)
             if task not in TASKS:
-                raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
+                raise ValueError(f"task is {as_given(task)}; expected one of {', '.join(TASKS)}")
             if labels is not None and task == "sentences":
                 raise ValueError("labels of your own are for whole texts; leave out labels, or the task")
             check_score("threshold", threshold)
             task = task if labels is None else "own"
             own = _own_labels(labels or []) if task == "own" else ()
-            *_, last = self._runs(documents, task, own, model)
+            last = await last_of(self._runs(documents, task, own, model))
         except REFUSALS as error:
             raise api_error(error) from error
         [result] = last.results
@@ -299,7 +301,7 @@ def _by_sentence(
     found: list[list[SentenceLabel]] = []
     for text in texts:
         progress(len(found), len(texts))
-        found.append(classifier.sentences(text))
+        found.append(classifier.sentences(text, progress=progress))
     return found
 
 
@@ -359,12 +361,9 @@ def _own_labels(given: Sequence[str]) -> tuple[str, ...]:
     """Labels without white space around them, empty ones and repeats.
 
     Raises:
-        TypeError: one is not a string.
         ValueError: there are fewer than two, or more than ``MOST_LABELS``.
     """
-    if not all(isinstance(label, str) for label in given):
-        raise TypeError(f"labels are {given!r}; expected strings")
-    labels = tuple(dict.fromkeys(label.strip() for label in given if label.strip()))
+    labels = tuple(dict.fromkeys(label.strip() for label in given if not is_blank(label)))
     if not 2 <= len(labels) <= MOST_LABELS:
         raise ValueError(
             f"Labels of your own given: {len(labels)}; give 2 to {MOST_LABELS} different ones, one a line"

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -15,10 +16,10 @@ from biogpt.text.documents import Document
 from biogpt.text.export import ENTITY_FORMATS, entities_as, suffix_of
 from biogpt.text.results import Entity
 from biogpt.ui.forms import connect, document_choice, lay_out_form
-from biogpt.ui.inputs import check_score, passage
+from biogpt.ui.inputs import as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import download_buttons, results_table, rows_note, table
-from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all
+from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all, last_of
 from biogpt.ui.status import REFUSALS, api_error, counted, refusal, remarks, status
 
 EXAMPLES = assets() / "examples" / "entities.jsonl"
@@ -122,7 +123,7 @@ class Tagger:
         shown = found.filtered(types, min_score)
         return f"entities{suffix_of(kind)}", entities_as(kind, shown.documents, shown.entities)
 
-    def ner(
+    async def ner(
         self, text: str, types: list[str] | None = None, min_score: float = 0.0
     ) -> list[dict[str, str | int | float]]:
         """Find the named entities of a biomedical text: diseases, chemicals, genes and so on.
@@ -139,14 +140,14 @@ class Tagger:
         try:
             [document] = passage(text)
             check_score("min_score", min_score)
-            with self.recognizer.turn() as recognizer:
-                known = recognizer.types
-                if unknown := [kind for kind in types or () if kind not in known]:
-                    raise ValueError(f"types are {unknown}; this model knows {', '.join(known)}")
-                found = Found([document], known, [recognizer(document.text)])
+            check_names("types", types)
+            found = self._found(
+                await last_of(label_all(self.recognizer, [document], partial(_entities_of, types or ())))
+            )
         except REFUSALS as error:
             raise api_error(error) from error
-        [entities] = found.filtered(known if types is None else types, min_score).entities
+        assert found is not None, "a run that has ended"
+        [entities] = found.filtered(found.types if types is None else types, min_score).entities
         return [asdict(entity) for entity in entities]
 
 
@@ -205,6 +206,15 @@ def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> gr.Textbox:
 
 
 def _entities(recognizer: EntityRecognizer, texts: list[str], progress: OnProgress) -> list[list[Entity]]:
+    return recognizer.batch(texts, progress)
+
+
+def _entities_of(
+    types: Sequence[str], recognizer: EntityRecognizer, texts: list[str], progress: OnProgress
+) -> list[list[Entity]]:
+    """All entities, when the model knows these types."""
+    if unknown := [kind for kind in types if kind not in recognizer.types]:
+        raise ValueError(f"types has {as_given(unknown)}; this model knows {', '.join(recognizer.types)}")
     return recognizer.batch(texts, progress)
 
 

@@ -1,13 +1,17 @@
 """What may be given to the tabs that label texts: a passage or a file, within limits."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from biogpt.text.documents import Document, read_documents
+from biogpt.text.plain import is_blank
 
 MOST_TEXTS = 5_000  # of a file
 MOST_CHARACTERS = 2_000_000  # of a passage, or of a file's texts in all
 
+_SHOWN = 100  # characters of a value that is refused
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -19,8 +23,8 @@ def passage(text: str) -> list[Document]:
         ValueError: it is empty, or has more than ``MOST_CHARACTERS``.
     """
     if not isinstance(text, str):
-        raise TypeError(f"the text is of type {type(text).__name__}; expected a string")
-    if not text.strip():
+        raise TypeError(f"text is {as_given(text)}; expected a string")
+    if is_blank(text):
         raise ValueError("The text is empty: paste a passage, or take an example")
     _check_length(len(text), "The text")
     return [_sendable(Document("text", text))]
@@ -30,8 +34,11 @@ def upload(path: str) -> list[Document]:
     """The documents of an uploaded file.
 
     Raises:
+        TypeError: there is none.
         ValueError: it cannot be read, or holds more than ``MOST_TEXTS`` or ``MOST_CHARACTERS``.
     """
+    if not isinstance(path, str):
+        raise TypeError("no file was given")
     documents = read_documents(path)
     name = Path(path).name
     if len(documents) > MOST_TEXTS:
@@ -56,9 +63,22 @@ def _check_length(characters: int, what: str) -> None:
         )
 
 
+def check_names(name: str, values: list[str] | None) -> None:
+    """Raises TypeError unless a client gave a list of strings, or nothing."""
+    is_list = isinstance(values, list) and all(isinstance(value, str) for value in values)
+    if values is not None and not is_list:
+        raise TypeError(f"{name} is {as_given(values)}; expected a list of strings, or null")
+
+
+def as_given(value: Any) -> str:
+    """A value as a client wrote it, in JSON, cut where it is long."""
+    written = json.dumps(value)
+    return written if len(written) <= _SHOWN else f"{written[:_SHOWN]} …"
+
+
 def check_score(name: str, value: float) -> None:
     """Raises TypeError or ValueError unless a client gave a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; expected a number from 0 to 1")
+        raise TypeError(f"{name} is {as_given(value)}; expected a number from 0 to 1")
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}; expected 0 to 1")
+        raise ValueError(f"{name} is {as_given(value)}; expected 0 to 1")

@@ -44,9 +44,12 @@ class Chooser:
         """A status line: where the model is and how large; nothing is downloaded."""
         try:
             name = self.shelf.check(name)
-            size, missing = size_of(name)
-        except (ValueError, OSError) as error:
+        except (TypeError, ValueError) as error:
             return refusal(error, "Not usable")
+        try:
+            size, missing = size_of(self.shelf.source(name))
+        except (ValueError, OSError) as error:
+            return refusal(self.shelf.cannot_load(name, error), "Not usable")
         megabytes = f"{size / 1e6:,.0f} MB"
         if missing:
             return status("On the Hub", f"{megabytes} to download before {html.escape(name)} can be used")
@@ -63,7 +66,10 @@ class Chooser:
             reports.put((file, done, size))
 
         def work(name: str) -> TextGenerator:
-            find(name, progress=report)
+            try:
+                find(self.shelf.source(name), progress=report)
+            except (ValueError, OSError) as error:
+                raise self.shelf.cannot_load(name, error) from error
             return self.shelf.take(name)
 
         try:
@@ -83,7 +89,7 @@ class Chooser:
                 finally:
                     cancelled.set()
             yield status("In use", html.escape(name)), name, self.describe(name)
-        except (ValueError, OSError) as error:
+        except (TypeError, ValueError) as error:
             yield refusal(error, "Not loaded"), gr.skip(), gr.skip()
 
 

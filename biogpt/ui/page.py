@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -17,6 +18,7 @@ from biogpt.tasks.entities import EntityRecognizer
 from biogpt.ui.classify import classify_tab
 from biogpt.ui.elsewhere import DEFAULT_ADDRESS, elsewhere
 from biogpt.ui.entities import entities_tab
+from biogpt.ui.gate import Gate, Page
 from biogpt.ui.models import models_tab, title
 from biogpt.ui.runs import QUICK
 from biogpt.ui.scripts import head, script
@@ -35,32 +37,29 @@ _FOOTER = (
 
 def build_page(
     shelf: Shelf,
-    name: str,
     recognizer: LazyModel[EntityRecognizer],
     classifier: LazyModel[TextClassifier],
     sentence_classifier: LazyModel[TextClassifier],
-) -> gr.Blocks:
+) -> Page:
     """Lay out the page; no model needs to be loaded yet.
 
     Args:
         shelf: of language models; the visitor's one also compares labels of their own.
-        name: what to call the default model: an embedded name, a folder's, or a Hub id.
         recognizer: finds entities.
         classifier, sentence_classifier: label whole texts, and the sentences of abstracts.
     """
 
     def describe_model(chosen: str) -> str:
-        shown = name if chosen == shelf.default else chosen
         try:
             generator = shelf.take(chosen)
         except ValueError as error:
-            return _header(f"{shown} · failed: {error}")
-        return _header(f"{title(shown)} · {generator.description} · ready")
+            return _header(f"{title(chosen)} · failed: {error}")
+        return _header(f"{title(chosen)} · {generator.description} · ready")
 
-    with gr.Blocks(title="BioGPT", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
+    with Page(title="BioGPT", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
         model = gr.State(shelf.default)
         with gr.Row(elem_classes="header"):
-            header = gr.HTML(_header(f"{name} · loading"))
+            header = gr.HTML(_header(f"{shelf.default} · loading"))
             link = gr.Button("Copy link", size="sm", elem_id="copy-link")
         line = gr.HTML("", elem_id="notice")
         with gr.Tabs() as tabs:
@@ -103,7 +102,7 @@ def _arrive(
 
 
 def serve(
-    page: gr.Blocks,
+    page: Page,
     host: str,
     port: int,
     share: bool = False,
@@ -129,11 +128,11 @@ def serve(
 
     page.launch(
         mcp_server=mcp,
-        app_kwargs={"routes": [Route("/health", answer)]},
+        app_kwargs={"routes": [Route("/health", answer)], "middleware": [Middleware(Gate, page=page)]},
         server_name=host,
         server_port=port,
         share=share,
-        show_error=True,
+        show_error=False,  # of Python's; ``Page`` words all that are ours
         footer_links=["api", "settings"],
         run_history=False,
         enable_monitoring=False,

@@ -1,9 +1,11 @@
 """Runs that label texts, in a thread that can be stopped at any time, and the lines they wait in."""
 
+import asyncio
 import html
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Generic, TypeVar
@@ -103,6 +105,23 @@ def label_all(
         stopped.set()
         pool.shutdown(wait=False)  # a model that loads for a run that was stopped is there for the next one
     yield Run(documents, results, time.perf_counter() - start)
+
+
+async def last_of(runs: Generator[Run[Output], None, None]) -> Run[Output]:
+    """The run once it has ended; cancelling this task ends it within one step of the model."""
+    last: Run[Output] | None = None
+    with closing(runs):
+        while True:
+            coming = asyncio.ensure_future(asyncio.to_thread(next, runs, None))
+            try:
+                run = await asyncio.shield(coming)
+            except asyncio.CancelledError:
+                await asyncio.wait([coming])  # what runs in a thread can't be closed before it looks up
+                raise
+            if run is None:
+                assert last is not None, "a run that has not begun"
+                return last
+            last = run
 
 
 def _chunks(documents: Sequence[Document]) -> Iterator[list[str]]:

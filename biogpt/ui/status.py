@@ -9,6 +9,7 @@ from biogpt.serving.engine import QueueFull
 # What is raised on bad input, when a model's numbers overflow, or when too many wait already; everything else
 # is a fault of ours.
 REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull)
+_HALF = 400  # characters of an error's beginning, and of its end: it may quote what was given
 
 
 def status(state: str, facts: str = "") -> str:
@@ -22,8 +23,11 @@ def refusal(error: Exception, what: str = "Not done") -> str:
 
 
 def api_error(error: Exception, what: str = "Not done") -> gr.Error:
-    """The same for a client of the API."""
-    return gr.Error(html.escape(str(error)), title=what, print_exception=False)
+    """The same for a client of the API, as plain text; the middle of a long one is left out."""
+    said = str(error)
+    if len(said) > 2 * _HALF:
+        said = f"{said[:_HALF]} … {said[-_HALF:]}"
+    return gr.Error(said, title=what, print_exception=False)
 
 
 def progress_bar(done: int, total: int, label: str) -> str:

@@ -17,6 +17,8 @@ from biogpt.generation.options import ON_PAGE, SETTINGS, GenerationOptions, Sett
 from biogpt.serving.inspection import ALTERNATIVES, Sample, attention, branched, scored
 from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import Prompt, Step, Stream, TextGenerator
+from biogpt.text.plain import is_blank
+from biogpt.ui.inputs import as_given
 from biogpt.ui.models import title
 from biogpt.ui.status import REFUSALS, api_error, refusal, status
 from biogpt.ui.tokens import attention_shown, choices, shown
@@ -325,7 +327,7 @@ class Writer:
     def count(self, model: str, text: str) -> str:
         """How much of the model's positions a text takes."""
         generator = self.shelf.glance(model)
-        if generator is None:  # it is loaded when it first writes
+        if generator is None or not isinstance(text, str):  # it is loaded when it first writes
             return ""
         try:
             prompt = generator.prompt(text)
@@ -409,7 +411,9 @@ class Writer:
 
 def _encoded(generator: TextGenerator, text: str) -> Prompt:
     """A prompt; refused if it is empty, too, and otherwise as by ``TextGenerator.prompt``."""
-    if isinstance(text, str) and not text.strip():
+    if not isinstance(text, str):
+        raise TypeError(f"prompt is {as_given(text)}; expected a string")
+    if is_blank(text):
         raise ValueError("The text is empty: type the start of a sentence, or take an example")
     return generator.prompt(text)
 

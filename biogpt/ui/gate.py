@@ -1,0 +1,317 @@
+"""What stands before Gradio: calls are checked before they wait in line, and every error is said in words."""
+
+import asyncio
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+import gradio as gr
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from biogpt.ui.inputs import as_given
+from biogpt.ui.status import api_error
+
+logger = logging.getLogger(__name__)
+
+FAILED = "Failed"  # title of an error that is a fault of ours, not of what was sent
+_FAULT = "The service failed at this request; its log says why. Try again, or with another text"
+_UNFIT = "A setting is out of its range, or is none of its choices; programs call {}"
+_MOST_BYTES = 32_000_000  # of a call's body: more than the longest text, each of its characters escaped
+# Where a client reads what became of its calls: of one, or of all of a session.
+_READ = re.compile(r"/gradio_api/(call/(v2/)?[^/]+/(?P<event>[^/]+)/?|queue/data)$")
+_RETRY = 15  # seconds after which a client that was refused is told to come back
+_BUSY = f"Too many texts wait here already. Try again in {_RETRY} seconds"
+_UNREAD = 10.0  # seconds after which a call that nobody reads is given up
+_TOOLS = re.compile(r"/gradio_api/mcp/?$")
+# What the page's own functions raise when they are called with what no control can hold.
+_OF_GARBAGE = (TypeError, ValueError, LookupError, AttributeError)
+_CALL = re.compile(r"/gradio_api/(?P<way>call/v2|call|run|api|queue)/(?P<name>[^/]+)/?$")
+
+
+class Page(gr.Blocks):
+    """Blocks that tell a client nothing of Python's: a fault is logged, and said in words of our own."""
+
+    def endpoints(self) -> dict[str, list[dict[str, Any]]]:
+        """The parameters of each endpoint for programs, as Gradio's ``/info`` lists them."""
+        named = self.get_api_info()["named_endpoints"]
+        return {name.removeprefix("/"): about["parameters"] for name, about in named.items()}
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        """Refuse a call with fewer values than the function takes."""
+        if len(inputs) < len(block_fn.inputs):
+            raise api_error(
+                ValueError(f"data holds {len(inputs)} values; expected {len(block_fn.inputs)}"), "Not done"
+            )
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> list[Any]:
+        """What the function is given for what was sent; refused where a component can't hold that."""
+        self.validate_inputs(block_fn, inputs)
+        try:
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except Exception as error:
+            raise self._unfit() from error
+
+    async def process_api(self, block_fn: Any, *values: Any, **named: Any) -> dict[str, Any]:
+        """Run a function for a client.
+
+        Raises:
+            gr.Error: whatever went wrong.
+        """
+        try:
+            return await super().process_api(block_fn, *values, **named)
+        except gr.Error:
+            raise
+        except Exception as error:
+            logger.exception("a request failed")
+            function = block_fn if not isinstance(block_fn, int) else self.fns[block_fn]
+            if function.api_visibility == "private" and isinstance(error, _OF_GARBAGE):
+                raise self._unfit() from error
+            raise api_error(RuntimeError(_FAULT), FAILED) from error
+
+    def _unfit(self) -> gr.Error:
+        names = ", ".join(f"/{name}" for name in self.endpoints())
+        return api_error(ValueError(_UNFIT.format(names)), "Not done")
+
+
+@dataclass
+class _Answer:
+    """A response kept back, to be changed before it is sent."""
+
+    start: Message = field(default_factory=dict)  # type: ignore[arg-type]
+    body: bytes = b""
+
+    async def keep(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.start = message
+        else:
+            self.body += message.get("body", b"")
+
+    async def send(self, send: Send) -> None:
+        await send(self.start)
+        await send({"type": "http.response.body", "body": self.body})
+
+
+class Gate:
+    """An ASGI middleware that refuses what no endpoint can take, with HTTP status and reason.
+
+    Args:
+        page: whose endpoints they are.
+    """
+
+    def __init__(self, app: ASGIApp, page: Page) -> None:
+        self.app, self.page = app, page
+        self._calls: dict[str, dict[str, int]] = {}  # event ids of each session, and their functions
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # of sessions that nobody reads yet
+        self._read: Counter[str] = Counter()  # how often each session is being read
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        called = _CALL.search(scope["path"]) if scope["method"] == "POST" else None
+        read = _READ.search(scope["path"]) if scope["method"] == "GET" else None
+        is_tool = scope["method"] == "POST" and _TOOLS.search(scope["path"]) is not None
+        try:
+            if called is not None:
+                await self._call(called["way"], called["name"], scope, receive, sent)
+            elif read is not None:
+                query = parse_qs(scope["query_string"].decode("latin-1"))
+                session = read["event"] or query.get("session_hash", [""])[0]
+                await self._read_out(session, scope, receive, sent)
+            elif is_tool:
+                await self._use_tool(scope, receive, sent)
+            else:
+                await self.app(scope, receive, sent)
+        except Exception:
+            if begun:
+                raise
+            logger.exception("a request failed")
+            await JSONResponse({"detail": _FAULT}, 500)(scope, receive, send)
+
+    async def _call(self, way: str, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _read(receive)
+        refused = self._refusal(way, name, body)
+        if refused is not None:
+            await refused(scope, receive, send)
+            return
+        answer = _Answer()
+        await self.app(scope, _replay(body, receive), answer.keep)
+        if answer.start["status"] == 500 and json.loads(answer.body).get("title") != FAILED:
+            answer.start["status"] = 422  # Gradio knows no other status for a refusal
+        if answer.start["status"] == 503:  # the line is full, or the service ends
+            await JSONResponse({"detail": _BUSY}, 503, {"Retry-After": str(_RETRY)})(scope, receive, send)
+            return
+        if answer.start["status"] == 200 and way in ("call", "call/v2", "queue"):
+            event = json.loads(answer.body)["event_id"]
+            given = json.loads(body)
+            index = next(
+                (index for index, function in self.page.fns.items() if function.api_name == name),
+                given.get("fn_index"),
+            )
+            self._expect_reader(given["session_hash"] if way == "queue" else event, event, index, scope)
+        await answer.send(send)
+
+    def _expect_reader(self, session: str, event: str, index: int, scope: Scope) -> None:
+        """Give a call up if nobody comes for what becomes of it."""
+        self._calls.setdefault(session, {})[event] = index
+        if not self._read[session] and session not in self._timers:
+            loop = asyncio.get_running_loop()
+            self._timers[session] = loop.call_later(_UNREAD, self._give_up, session, scope)
+
+    async def _read_out(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell a client what becomes of its calls; if it leaves before the end, they are given up."""
+        if (timer := self._timers.pop(session, None)) is not None:
+            timer.cancel()
+        told_all = False
+
+        async def sent(message: Message) -> None:
+            nonlocal told_all
+            await send(message)
+            told_all = message["type"] == "http.response.body" and not message.get("more_body")
+
+        self._read[session] += 1
+        try:
+            await self.app(scope, receive, sent)
+        finally:
+            self._read[session] -= 1
+            if told_all:
+                self._calls.pop(session, None)
+            if not self._read[session]:
+                del self._read[session]
+                self._give_up(session, scope)
+
+    def _give_up(self, session: str, scope: Scope) -> None:
+        self._timers.pop(session, None)
+        for event, index in self._calls.pop(session, {}).items():
+            ending = asyncio.ensure_future(self._cancel(session, event, index, scope))
+            self._ending.add(ending)  # or else it might be collected before it has run
+            ending.add_done_callback(self._ending.discard)
+
+    async def _cancel(self, session: str, event: str, index: int, scope: Scope) -> None:
+        """What the page's Stop does, by Gradio's own door."""
+        body = json.dumps({"session_hash": session, "event_id": event, "fn_index": index}).encode()
+        asked = {
+            **scope,
+            "method": "POST",
+            "path": "/gradio_api/cancel",
+            "raw_path": b"/gradio_api/cancel",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+
+        async def nothing_more() -> Message:
+            return {"type": "http.disconnect"}
+
+        await self.app(asked, _replay(body, nothing_more), _Answer().keep)
+
+    async def _use_tool(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A message for the MCP server; arguments that a tool does not take are answered here."""
+        body = await _read(receive)
+        try:
+            given = json.loads(body)
+            name, arguments = given["params"]["name"], given["params"].get("arguments") or {}
+            parameters = self.page.endpoints()[name]
+            wrong = _wrong_arguments(parameters, arguments)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            wrong = ""  # no call of a tool; the server says what is wrong with it
+        if not wrong:
+            await self.app(scope, _replay(body, receive), send)
+            return
+        said = {"type": "text", "text": f"{wrong}; {name} takes {_listed(parameters)}"}
+        result = {"content": [said], "isError": True}
+        await JSONResponse({"jsonrpc": "2.0", "id": given.get("id"), "result": result})(scope, receive, send)
+
+    def _refusal(self, way: str, name: str, body: bytes) -> JSONResponse | None:
+        """Why a call can't be made, if so."""
+        if len(body) > _MOST_BYTES:
+            return _refused(413, f"the body has more than {_MOST_BYTES:,} bytes")
+        try:
+            given = json.loads(body)
+        except (ValueError, RecursionError):
+            return _refused(422, "the body is no JSON; send an object")
+        if not isinstance(given, dict):
+            return _refused(422, "the body is JSON, but no object")
+        index = given.get("fn_index")
+        if way == "queue" or (way in ("run", "api") and index is not None):
+            if isinstance(index, int) and index in self.page.fns:
+                return None
+            return _refused(422, f"fn_index is {as_given(index)}; the page has no such function")
+        endpoints = self.page.endpoints()
+        if name not in endpoints:
+            offered = ", ".join(f"/{endpoint}" for endpoint in endpoints)
+            return _refused(404, f"there is no endpoint {as_given(name)}; there are {offered}")
+        check = _wrong_arguments if way == "call/v2" else _wrong_count
+        wrong = check(endpoints[name], given)
+        return _refused(422, f"{wrong}; /{name} takes {_listed(endpoints[name])}") if wrong else None
+
+
+def _wrong_arguments(parameters: list[dict[str, Any]], given: Mapping[str, Any]) -> str:
+    known = [parameter["parameter_name"] for parameter in parameters]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        return f"unknown {_counted('argument', unknown)}"
+    missing = [
+        parameter["parameter_name"]
+        for parameter in parameters
+        if not parameter["parameter_has_default"] and parameter["parameter_name"] not in given
+    ]
+    return f"missing {_counted('argument', missing)}" if missing else ""
+
+
+def _wrong_count(parameters: list[dict[str, Any]], given: Mapping[str, Any]) -> str:
+    data = given.get("data")
+    if not isinstance(data, list):
+        return f"data is {as_given(data)}; expected a list of {len(parameters)} values"
+    if len(data) != len(parameters):
+        return f"data holds {len(data)} values; expected {len(parameters)}, in their order"
+    return ""
+
+
+def _counted(what: str, names: Iterable[str]) -> str:
+    shown = [as_given(name) for name in names]
+    return f"{what}{'s' if len(shown) > 1 else ''} {', '.join(shown[:5])}"
+
+
+def _listed(parameters: list[dict[str, Any]]) -> str:
+    return ", ".join(parameter["parameter_name"] for parameter in parameters)
+
+
+def _refused(status: int, reason: str) -> JSONResponse:
+    return JSONResponse({"detail": reason}, status)
+
+
+async def _read(receive: Receive) -> bytes:
+    """The body of a request; what goes beyond the limit is read no further."""
+    body = bytearray()
+    while len(body) <= _MOST_BYTES:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Gives a body that was read already, and then what else comes."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replayed
