@@ -341,8 +341,25 @@ def test_wrong_shapes_are_named_with_both_sizes(saved: Make) -> None:
 
 def test_vocabulary_must_fit(saved: Make) -> None:
     _, folder = saved()
+    (folder / "vocab.json").write_text(json.dumps({str(i): i for i in range(41)}))
+    with pytest.raises(ValueError, match=r"has 41 tokens, but vocab_size .* is 40"):
+        load(folder)
     (folder / "vocab.json").write_text(json.dumps({str(i): i for i in range(39)}))
-    with pytest.raises(ValueError, match=r"has 39 tokens, but vocab_size .* is 40"):
+    load(folder)  # the last row is padding
+    (folder / "added_tokens.json").write_text(json.dumps({"[GENE]": 40}))
+    with pytest.raises(
+        ValueError, match=r"adds the token '\[GENE\]' with the id 40, but vocab_size .* is 40"
+    ):
+        load(folder)
+
+
+def test_a_vocabulary_of_another_model_is_not_taken_for_one_with_padding(saved: Make) -> None:
+    _, folder = saved(vocab_size=2000)
+    for size in (1500, 2000 - 1024):
+        (folder / "vocab.json").write_text(json.dumps({str(i): i for i in range(size)}))
+        load(folder)
+    (folder / "vocab.json").write_text(json.dumps({str(i): i for i in range(2000 - 1025)}))
+    with pytest.raises(ValueError, match="has 975 tokens, but vocab_size .* belong to different models"):
         load(folder)
 
 

@@ -50,7 +50,7 @@ def test_ngrams_longer_than_the_text_ban_nothing(length: int) -> None:
 def test_banned_token() -> None:
     logits, ids = random_logits(0)
     rule = reference.MinNewTokensLengthLogitsProcessor(30, 5, eos_token_id=2)
-    assert_same_and_effective(sampling.ban_token(logits, 2), rule(ids, logits), logits)
+    assert_same_and_effective(sampling.ban_tokens(logits, [2]), rule(ids, logits), logits)
 
 
 @pytest.mark.parametrize("seed", range(5))

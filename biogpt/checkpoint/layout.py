@@ -5,8 +5,10 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from biogpt.text.added import ADDED_FILES
+
 CONFIG = "config.json"
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+TOKENIZER_FILES = ("vocab.json", "merges.txt", *ADDED_FILES)
 WEIGHTS = (  # the first that exists is read; an index names its shards
     "model.safetensors",
     "model.safetensors.index.json",

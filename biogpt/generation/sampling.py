@@ -6,6 +6,8 @@ temperature, top-k, top-p, min-p, draw. A token that may not come gets the logit
 Letters: V vocabulary, S tokens so far (prompt included); ``...`` any leading dimensions.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -44,9 +46,11 @@ def ban_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
     return logits.masked_fill(banned[..., :vocabulary], -torch.inf)
 
 
-def ban_token(logits: Tensor, token_id: int) -> Tensor:
-    """Ban one token, such as the end before the least number of tokens is reached. ``logits``: [..., V]."""
-    return logits.index_fill(-1, torch.tensor([token_id], device=logits.device), -torch.inf)
+def ban_tokens(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """Ban some tokens, such as the end before the least number of tokens is reached. ``logits``: [..., V]."""
+    if not token_ids:
+        return logits
+    return logits.index_fill(-1, torch.tensor(token_ids, device=logits.device), -torch.inf)
 
 
 def scale_by_temperature(logits: Tensor, temperature: float) -> Tensor:

@@ -206,6 +206,9 @@ class TextGenerator:
         tokenizer: the one it was trained with.
         cache_bytes, max_running, max_waiting: limits, as in ``biogpt.serving.engine.Engine``.
         threaded: as in ``Worker``.
+
+    Attributes:
+        padding: ids that are no token's, which are never chosen.
     """
 
     def __init__(
@@ -219,6 +222,7 @@ class TextGenerator:
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.padding = tokenizer.padding_rows(self.config.vocab_size)
         engine = Engine(runner_for(self.model), cache_bytes, max_running, max_waiting)
         self._worker = Worker(engine, threaded)
         weakref.finalize(self, setattr, self._worker, "is_abandoned", True)
@@ -378,7 +382,7 @@ class TextGenerator:
     def _submit(self, prompt: Prompt, options: GenerationOptions, session: Hashable) -> Slot:
         # A reader that looks for a stop string must see each token before the next one is made.
         lead = 1 if options.stop and options.num_beams == 1 else None
-        slot = Slot(start_search(self.model.config, prompt.ids, options), session, lead)
+        slot = Slot(start_search(self.model.config, prompt.ids, options, self.padding), session, lead)
         self._worker.submit(slot)
         return slot
 
