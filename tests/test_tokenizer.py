@@ -538,7 +538,7 @@ def test_added_tokens_are_found_as_by_the_reference(added: tuple[Any, Any, Path]
 def test_added_tokens_are_kept_and_the_one_that_pads_is_no_text(
     added: tuple[Any, Any, Path], tmp_path: Path
 ) -> None:
-    ours, theirs, folder = added
+    ours, theirs, _ = added
     assert ours.pad_token_id == theirs.pad_token_id == 180
     assert ours.vocab_size == len(theirs) == 180 + 7
     assert ours.padding_rows(192) == list(range(187, 192))

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from biogpt.checkpoint.adapter import base_of, merge_adapter, tokenizer_folder
 from biogpt.checkpoint.files import written_whole
 from biogpt.checkpoint.filling import fill
 from biogpt.checkpoint.hub import find
@@ -82,15 +83,23 @@ class PretrainedModel(Head):
         target = choose_device(device)
         check_precision(precision)
         folder = find(source, revision)
-        config = BioGptConfig.from_json(require(folder, CONFIG))
-        _check_vocabulary(folder, config)
+        base = base_of(folder)
+        config = BioGptConfig.from_json(require(base or folder, CONFIG))
+        weights = read_weights(base or folder)
+        if config.num_hidden_layers > len(weights):
+            raise ValueError(
+                f"{(base or folder) / CONFIG}: num_hidden_layers is {config.num_hidden_layers}, but the "
+                f"weights are {len(weights)} tensors, which is less than one a layer"
+            )
+        if base is not None:
+            config = merge_adapter(folder, weights, config)
+        _check_vocabulary(tokenizer_folder(folder), config)
         if labels is not None:
             config = replace(
                 config, id2label=_label_names(labels), word_encoder_size=0, word_encoder_groups=()
             )
         with torch.device("meta"):
             model = cls(config)
-        weights = read_weights(folder)
         count = sum(parameter.numel() for parameter in model.parameters())
         to_train = labels is not None or (trainable and precision == "auto")
         chosen = choose_precision(precision, target, count, to_train)
@@ -175,7 +184,7 @@ class BioGptTokenizer(Tokenizer):
         Raises:
             FileNotFoundError, ValueError: as ``from_files``, or the checkpoint is not found.
         """
-        folder = find(source, revision)
+        folder = tokenizer_folder(find(source, revision))
         return cls.from_files(folder / VOCAB_FILE, folder / MERGES_FILE, normalize)
 
     def save_pretrained(self, folder: str | Path) -> None:
