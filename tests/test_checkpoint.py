@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -341,8 +343,25 @@ def test_wrong_shapes_are_named_with_both_sizes(saved: Make) -> None:
 
 def test_vocabulary_must_fit(saved: Make) -> None:
     _, folder = saved()
+    (folder / "vocab.json").write_text(json.dumps({str(i): i for i in range(41)}))
+    with pytest.raises(ValueError, match=r"has 41 tokens, but vocab_size .* is 40"):
+        load(folder)
     (folder / "vocab.json").write_text(json.dumps({str(i): i for i in range(39)}))
-    with pytest.raises(ValueError, match=r"has 39 tokens, but vocab_size .* is 40"):
+    load(folder)  # the last row is padding
+    (folder / "added_tokens.json").write_text(json.dumps({"[GENE]": 40}))
+    with pytest.raises(
+        ValueError, match=r"adds the token '\[GENE\]' with the id 40, but vocab_size .* is 40"
+    ):
+        load(folder)
+
+
+def test_a_vocabulary_of_another_model_is_not_taken_for_one_with_padding(saved: Make) -> None:
+    _, folder = saved(vocab_size=2000)
+    for size in (1500, 2000 - 1024):
+        (folder / "vocab.json").write_text(json.dumps({str(i): i for i in range(size)}))
+        load(folder)
+    (folder / "vocab.json").write_text(json.dumps({str(i): i for i in range(2000 - 1025)}))
+    with pytest.raises(ValueError, match=r"has 975 tokens, but vocab_size .* belong to different models"):
         load(folder)
 
 
@@ -427,6 +446,9 @@ def test_bin_that_would_run_code_is_refused_and_does_not(saved: Make, tmp_path: 
     ("content", "message"),
     [
         ([torch.zeros(1)], "holds a list; expected tensors by name"),
+        ({3: torch.zeros(1)}, "keys that are no text"),
+        ({"a": torch.zeros(1).expand(2**40)}, "'a' has the shape .* but not so many numbers"),
+        ({"a": torch.eye(2).to_sparse()}, "'a' has the shape|cannot be read"),
         ({"state_dict": {"a": torch.zeros(1)}}, "'state_dict' is dict; expected a floating-point tensor"),
         ({"a": torch.zeros(1, dtype=torch.int8)}, r"'a' is torch\.int8"),
     ],
@@ -458,3 +480,267 @@ def test_loading_imports_no_compiler() -> None:
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+# ---- what training and other software leave
+
+
+WRAPPED = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "base_model.model."]
+
+
+@pytest.mark.parametrize("prefix", WRAPPED)
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "shards"])
+def test_what_training_wraps_a_model_in_is_read_through(saved: Make, prefix: str, kind: str) -> None:
+    model, folder = saved()
+    tensors = {prefix + key: tensor for key, tensor in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    if kind == "bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+    elif kind == "safetensors":
+        save_file(tensors, folder / "model.safetensors")
+    else:
+        names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+        where = {key: names[i % 2] for i, key in enumerate(tensors)}
+        for name in names:
+            save_file({key: tensors[key] for key in tensors if where[key] == name}, folder / name)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert torch.equal(logits(load(folder)), logits(model))
+
+
+def test_compiled_layers_are_read_through_and_doubles_refused(saved: Make) -> None:
+    model, folder = saved()
+
+    def compiled(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if ".layers.0." in key]:
+            tensors[key.replace(".layers.0.", ".layers.0._orig_mod.")] = tensors.pop(key)
+
+    edit(folder, compiled)
+    assert torch.equal(logits(load(folder)), logits(model))
+    edit(folder, lambda tensors: tensors.update({f"module.{EMBEDDING}": tensors[EMBEDDING].clone()}))
+    with pytest.raises(ValueError, match=f"'{EMBEDDING}' twice"):
+        load(folder)
+
+
+def test_lora_layers_that_are_not_merged_are_named(saved: Make) -> None:
+    _, folder = saved()
+    edit(folder, lambda tensors: tensors.update({"biogpt.layers.0.fc1.lora_A.weight": torch.zeros(2, 15)}))
+    with pytest.raises(ValueError, match=r"LoRA layers beside the weights .*merge_and_unload"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("vocab.json", b"version https://git-lfs.github.com/spec/v1\noid", "only a Git LFS pointer"),
+        ("config.json", b"version https://git-lfs.github.com/spec/v1\noid", "only a Git LFS pointer"),
+        ("model.safetensors", b"\n<!DOCTYPE html><html>", "is a web page"),
+        ("config.json", b"[" * 200_000, "nested too deep"),
+        ("vocab.json", b"[" * 200_000, "nested too deep"),
+        ("vocab.json", b'{\n"a\0": 1}', r"byte 4 \(line 2\) is 0x00"),
+        ("vocab.json", '{"a": 1}'.encode("utf-16"), "not UTF-8 but UTF-16"),
+        ("vocab.json", b" " * (2**25 + 1), "more than 32 MiB"),
+        ("config.json", b" " * (2**25 + 1), "more than 32 MiB"),
+        ("config.json", b'{"num_labels": 100000000}', "100000000 labels; expected at most"),
+        ("config.json", b'{"hidden_size": 2147483648}', "hidden_size is 2147483648; expected at most"),
+        ("config.json", b'{"vocab_size": 1e30}', "vocab_size is 1e"),
+        (
+            "config.json",
+            b'{"num_hidden_layers": 1000000, "hidden_size": 1, "num_attention_heads": 1}',
+            "num_hidden_layers is 1000000, but the weights are",
+        ),
+    ],
+)
+def test_a_file_that_is_something_else_is_named(saved: Make, name: str, content: bytes, message: str) -> None:
+    _, folder = saved()
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(name)}.*{message}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "config.json", "model.safetensors"])
+def test_links_out_of_the_folder_and_devices_are_not_read(saved: Make, name: str) -> None:
+    _, folder = saved()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="is a link to /dev/zero, outside its folder"):
+        load(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match="is no file, but a folder, a device or a pipe"):
+        load(folder)
+
+
+def test_links_of_the_cache_of_the_hub_are_read(saved: Make, tmp_path: Path) -> None:
+    model, folder = saved()
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).rename(blobs / name[:3])
+        (snapshot / name).symlink_to(f"../../blobs/{name[:3]}")
+    assert torch.equal(logits(load(snapshot)), logits(model))
+
+
+def test_a_folder_of_a_training_names_the_checkpoints_in_it(tmp_path: Path) -> None:
+    for step in (500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    with pytest.raises(FileNotFoundError, match=re.escape(f"give {tmp_path / 'checkpoint-1000'}")):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tf_model.h5", "it has tf_model.h5, which is not read"),
+        ("model.fp16.safetensors", "if that is the model, call it model.safetensors"),
+        ("model-00001-of-00002.safetensors", "not the index that names all shards"),
+    ],
+)
+def test_other_weights_are_named(saved: Make, name: str, message: str) -> None:
+    _, folder = saved()
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        load(folder)
+
+
+def test_old_and_packed_bins_are_refused(saved: Make) -> None:
+    _, folder = saved()
+    to_bin(folder)
+    path = folder / "pytorch_model.bin"
+    tensors = torch.load(path)
+    with zipfile.ZipFile(path) as whole:
+        records = {record: whole.read(record) for record in whole.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for record, content in records.items():
+            packed.writestr(record, content)
+    with pytest.raises(ValueError, match="is packed, which"):
+        load(folder)
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"format of torch\.save before 1\.6"):
+        load(folder)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="a pickle without the zip file"):
+        load(folder)
+
+
+# ---- LoRA adapters
+
+
+def adapter_of(base: Path, folder: Path, tensors: dict[str, torch.Tensor], **settings: Any) -> Path:
+    """An adapter's folder as PEFT saves it."""
+    folder.mkdir()
+    values = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "base_model_name_or_path": str(base)} | settings
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    named = {f"base_model.model.{key}": tensor for key, tensor in tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors")
+    return folder
+
+
+def pair_of(rows: int, columns: int, rank: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(rank, columns), torch.randn(rows, rank)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({}, 3.0),
+        ({"use_rslora": True}, 6 / 2**0.5),
+        ({"alpha_pattern": {"q_proj": 1}}, 0.5),
+        ({"fan_in_fan_out": True}, 3.0),  # for another kind of layer than BioGPT has
+    ],
+)
+def test_an_adapter_is_merged_into_its_base(
+    saved: Make, tmp_path: Path, settings: dict[str, Any], scale: float
+) -> None:
+    model, base = saved()
+    key = "biogpt.layers.0.self_attn.q_proj"
+    a, b = pair_of(15, 15)
+    lora = {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+    folder = adapter_of(base, tmp_path / "adapter", lora, **settings)
+    merged = load(folder)
+    before = logits(model)
+    with torch.no_grad():
+        model.get_parameter(f"{key}.weight").add_(scale * b @ a)
+    torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
+    assert (before - logits(model)).abs().max() > 0.1
+
+
+def test_an_adapter_of_the_embedding_leaves_the_projection(saved: Make, tmp_path: Path) -> None:
+    model, base = saved()
+    a, b = torch.randn(2, 40), torch.randn(15, 2)
+    lora = {"biogpt.embed_tokens.lora_embedding_A": a, "biogpt.embed_tokens.lora_embedding_B": b}
+    merged = load(adapter_of(base, tmp_path / "adapter", lora))
+    table = model.biogpt.embed_tokens.weight
+    torch.testing.assert_close(merged.biogpt.embed_tokens.weight, table + 3 * (b @ a).T)
+    assert torch.equal(merged.output_projection.weight, table)
+
+
+def test_a_head_of_an_adapter_takes_the_place_of_the_base_s(saved: Make, tmp_path: Path) -> None:
+    model, base = saved()
+    a, b = pair_of(22, 15)
+    score = torch.randn(3, 15)
+    lora = {
+        "biogpt.layers.1.fc1.lora_A.weight": a,
+        "biogpt.layers.1.fc1.lora_B.weight": b,
+        "score.weight": score,
+    }
+    merged = load(adapter_of(base, tmp_path / "adapter", lora), BioGptForSequenceClassification)
+    assert merged.config.num_labels == 3
+    assert torch.equal(merged.score.weight, score)
+    torch.testing.assert_close(
+        merged.biogpt.layers[1].fc1.weight, model.biogpt.layers[1].fc1.weight + 3 * b @ a
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_dora": True}, "use_dora is true, and only plain LoRA is merged"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"r": 4}, "r is 4, but .* has the rank 2"),
+        ({"r": 0}, "expected numbers"),
+        ({"lora_alpha": "x"}, "lora_alpha is 'x'"),
+        ({"alpha_pattern": {"(a+)+": 1}}, "alpha_pattern is"),
+        ({"base_model_name_or_path": None}, "names no base"),
+        ({"base_model_name_or_path": "."}, "is no model's folder"),
+    ],
+)
+def test_other_adapters_are_refused_by_name(
+    saved: Make, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    _, base = saved()
+    a, b = pair_of(15, 15)
+    key = "biogpt.layers.0.self_attn.q_proj.lora_"
+    lora = {f"{key}A.weight": a, f"{key}B.weight": b}
+    with pytest.raises(ValueError, match=message):
+        load(adapter_of(base, tmp_path / "adapter", lora, **settings))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"biogpt.layers.0.fc1.lora_A.weight": torch.zeros(2, 15)}, "no pair of lora_A and lora_B"),
+        (
+            {
+                "biogpt.layers.0.fc1.lora_A.weight": torch.zeros(2, 14),
+                "biogpt.layers.0.fc1.lora_B.weight": torch.zeros(22, 2),
+            },
+            "22 × 14, and its base 22 × 15",
+        ),
+        ({"biogpt.layers.9.fc1.lora_A.weight": torch.zeros(2, 15)}, "which its base does not have"),
+        ({"biogpt.layers.0.fc1.lora_magnitude_vector": torch.zeros(2)}, "that no LoRA adapter of BioGPT has"),
+    ],
+)
+def test_an_adapter_of_another_model(
+    saved: Make, tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    _, base = saved()
+    with pytest.raises(ValueError, match=message):
+        load(adapter_of(base, tmp_path / "adapter", tensors))
+
+
+def test_an_adapter_without_its_base(tmp_path: Path) -> None:
+    folder = adapter_of(tmp_path / "gone", tmp_path / "adapter", {"a": torch.zeros(1)})
+    with pytest.raises(FileNotFoundError, match=r"is a LoRA adapter, and its base .*gone' is not here"):
+        load(folder)

@@ -263,3 +263,27 @@ def test_missing_and_damaged_files(archive: Make, tmp_path: Path) -> None:
     (tmp_path / "bad.tgz").write_bytes(b"not an archive")
     with pytest.raises(ValueError, match=r"refused or damaged; expected a \.tar\.gz"):
         convert(tmp_path / "bad.tgz", out)
+
+
+def test_damaged_packed_archives_are_named(archive: Make, tmp_path: Path) -> None:
+    """However few of its bytes are left, and wherever one is flipped."""
+    _, folder = archive()
+    path = tmp_path / "packed.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(folder, "BioGPT")
+    whole = path.read_bytes()
+    flipped = [whole[:i] + bytes([whole[i] ^ 0x40]) + whole[i + 1 :] for i in range(40, len(whole), 997)]
+    for content in (b"", b"x" * 600, whole[:5], whole[: len(whole) // 2], whole[:-5], *flipped):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"packed\.tgz is refused or damaged"):
+            convert(path, tmp_path / "out")
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="only a Git LFS pointer"):
+        convert(path, tmp_path / "out")
+
+
+def test_tensors_of_the_wrong_kind_are_named(archive: Make, tmp_path: Path) -> None:
+    for wrong, message in ((torch.tensor(1.0), r"has the shape \(\)"), (3, "is int; expected a tensor")):
+        _, folder = archive(tensors={"decoder.embed_tokens.weight": wrong})
+        with pytest.raises(ValueError, match=rf"decoder\.embed_tokens\.weight'? {message}"):
+            convert(folder, tmp_path / "out")

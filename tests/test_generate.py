@@ -437,3 +437,41 @@ def test_options_are_values() -> None:
     assert len({GenerationOptions(stop=["a"]), GenerationOptions(stop=("a",))}) == 1
     with pytest.raises(FrozenInstanceError):
         GenerationOptions().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {},
+        {"temperature": 1.0, "seed": 3, "num_return_sequences": 3},
+        {"num_beams": 3, "num_return_sequences": 2},
+    ],
+)
+def test_rows_that_stand_for_no_token_are_as_if_they_were_not_there(rules: dict) -> None:
+    """The last rows lead by far, so whatever looks at them chooses them."""
+    small, _ = make_pair(0)
+    torch.manual_seed(0)
+    wide = BioGptForCausalLM(replace(small.config, vocab_size=48)).eval()
+    state = small.state_dict()
+    padding = torch.randn(8, small.config.hidden_size) * 50
+    for name in ("biogpt.embed_tokens.weight", "output_projection.weight"):
+        state[name] = torch.cat([state[name], padding])
+    wide.load_state_dict(state)
+    options = GenerationOptions(max_new_tokens=8, top_logprobs=5, **rules)
+    expected = list(engine_of(small).run(start_search(small.config, [2, 5], options)))
+    free = list(engine_of(wide).run(start_search(wide.config, [2, 5], options)))
+    banned = list(engine_of(wide).run(start_search(wide.config, [2, 5], options, range(40, 48))))
+    if "seed" not in rules:  # of more rows, other numbers are drawn
+        assert _ids(banned) == _ids(expected)
+    assert max(_ids(banned)) < 40
+    assert any(index >= 40 for index in _ids(free)), "the rows would not have been chosen anyway"
+
+
+def _ids(results: list[Any]) -> list[int]:
+    """Every id that some results tell of."""
+    found = []
+    for result in results:
+        for hypothesis in result if isinstance(result, list) else [result]:
+            for token in getattr(hypothesis, "tokens", (hypothesis,)):
+                found += [token.id, *(index for index, _ in token.alternatives)]
+    return found

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -495,3 +496,97 @@ def test_missing_and_binary_files_are_named(tmp_path: Path, missing: str) -> Non
     (tmp_path / missing).unlink()
     with pytest.raises(FileNotFoundError, match=f"{missing} is missing"):
         BioGptTokenizer.from_files(*files)
+
+
+ADDED = ["learned1", "learned12", "[GENE]", "+", "«x»"]
+
+
+@pytest.fixture(scope="module")
+def added(tiny: Both, tmp_path_factory: pytest.TempPathFactory) -> tuple[BioGptTokenizer, Any, Path]:
+    """Ours and the reference with added tokens, saved by the reference; ``[PAD]`` and ``[GENE]`` special."""
+    folder = tmp_path_factory.mktemp("added")
+    tiny[0].save_pretrained(folder)
+    theirs = transformers.BioGptTokenizer.from_pretrained(folder)
+    theirs.add_special_tokens({"pad_token": "[PAD]", "extra_special_tokens": ["[GENE]"]})
+    theirs.add_tokens([*ADDED, transformers.AddedToken("serum", single_word=True)])
+    theirs.save_pretrained(folder)
+    return BioGptTokenizer.from_pretrained(folder, normalize=False), theirs, folder
+
+
+PARTS = [*ADDED, "serum", "a", "TP53 ", " ", " is\n", "learn", "ed1", "-"]
+# Where a token for whole words touches two things, or another such token, the reference cuts it in two.
+TOUCHED = re.compile(
+    r"[^ ]serum[^ ]|serumserum|" + "|".join(f"{a}serum|serum{a}" for a in map(re.escape, ADDED))
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(st.sampled_from(PARTS)).map("".join))
+def test_added_tokens_are_found_as_by_the_reference(added: tuple[Any, Any, Path], text: str) -> None:
+    ours, theirs, _ = added
+    if TOUCHED.search(text):
+        return
+    encoding = ours.encode(text)
+    assert encoding.ids == theirs(text).input_ids
+    known = [index for index in encoding.ids if index > 3]
+    assert ours.decode(encoding.ids) == theirs.decode(known)
+    for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        if index >= 180:
+            assert text[start:end] == ours.token(index)
+
+
+def test_added_tokens_are_kept_and_the_one_that_pads_is_no_text(
+    added: tuple[Any, Any, Path], tmp_path: Path
+) -> None:
+    ours, theirs, _ = added
+    assert ours.pad_token_id == theirs.pad_token_id == 180
+    assert ours.vocab_size == len(theirs) == 180 + 7
+    assert ours.padding_rows(192) == list(range(187, 192))
+    assert 180 not in ours.encode("a [PAD] b").ids
+    assert ours.decode([180, 182]) == "learned1"
+    ours.save_pretrained(tmp_path)
+    again = BioGptTokenizer.from_pretrained(tmp_path)
+    assert again.added == ours.added
+    assert pickle.loads(pickle.dumps(again)).encode("learned1").ids == [2, 182]
+    reopened = transformers.BioGptTokenizer.from_pretrained(tmp_path)
+    assert reopened.get_vocab() == theirs.get_vocab()
+    for index in range(180, 187):
+        assert reopened.added_tokens_decoder[index] == theirs.added_tokens_decoder[index]
+    assert reopened.all_special_tokens == theirs.all_special_tokens
+
+
+def test_added_tokens_of_older_software(tiny: Both, tmp_path: Path) -> None:
+    tiny[0].save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "added_tokens.json").write_text('{"learned1": 180, "[GENE]": 182}')
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "[PAD]"}}')
+    ours = BioGptTokenizer.from_pretrained(tmp_path, normalize=False)
+    theirs = transformers.BioGptTokenizer.from_pretrained(tmp_path)
+    text = "a learned1 of [GENE]"
+    assert ours.encode(text).ids == theirs(text).input_ids
+    assert ours.pad_token_id == theirs.pad_token_id
+    assert ours.padding_rows(185) == sorted({181, 183, 184} - {ours.pad_token_id})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("added_tokens.json", "[1]", "holds a list"),
+        ("added_tokens.json", '{"x": "ten"}', "the id of 'x' is 'ten'"),
+        ("added_tokens.json", '{"x": 1e30}', "the id of 'x' is 1e"),
+        ("added_tokens.json", '{"x": 7}', "gives 'x' the id 7, and vocab.json says otherwise"),
+        ("added_tokens.json", '{"</s>": 190}', "gives '</s>' the id 190"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"190": {}}}', "has no content"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "no object of id: token"),
+        ("tokenizer_config.json", '{"pad_token": 3}', "the token 3 is no string"),
+        ("tokenizer_config.json", "[" * 200_000, "nested too deep"),
+    ],
+)
+def test_wrong_added_tokens_are_refused_by_file(
+    tiny: Both, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    tiny[0].save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(name) + ".*" + re.escape(message)):
+        BioGptTokenizer.from_pretrained(tmp_path)

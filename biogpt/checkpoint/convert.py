@@ -4,10 +4,13 @@ The archives of https://github.com/microsoft/BioGPT, the fine-tuned ones include
 """
 
 import argparse
+import gzip
 import json
 import logging
+import lzma
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from biogpt.checkpoint.filling import fill
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.checkpoint.weights import read_pickle
 from biogpt.model.config import BioGptConfig
+from biogpt.text.files import check_file, read_small
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +69,16 @@ def convert(archive: str | Path, folder: str | Path) -> None:
         return _convert_folder(archive, folder)
     if not archive.is_file():
         raise FileNotFoundError(f"{archive} does not exist; expected a folder or a .tar.gz")
+    check_file(archive)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as unpacked:  # as large as the result: on the same disk
         try:
             with tarfile.open(archive) as tar:
                 # The filter refuses links and paths that lead out of the folder.
                 tar.extractall(unpacked, filter="data")
-        except (tarfile.TarError, EOFError) as error:
+                while tar.fileobj is not None and tar.fileobj.read(2**20):
+                    pass  # to the checksum at the end
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
             raise ValueError(f"{archive} is refused or damaged; expected a .tar.gz: {error}") from error
         checkpoints = sorted(Path(unpacked).rglob("*.pt"))
         _convert_folder(checkpoints[0].parent if checkpoints else Path(unpacked), folder)
@@ -121,6 +128,12 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or "decoder.embed_tokens.weight" not in tensors:
         raise ValueError(f"{path} is no fairseq language model: expected model → decoder.embed_tokens.weight")
+    for key, tensor in tensors.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{path}: {key!r:.80} is {type(tensor).__name__}; expected a tensor by name")
+    if tensors["decoder.embed_tokens.weight"].ndim != 2:
+        shape = tuple(tensors["decoder.embed_tokens.weight"].shape)
+        raise ValueError(f"{path}: decoder.embed_tokens.weight has the shape {shape}; expected (rows, width)")
     settings: dict[str, Any] = {}
     groups = content.get("cfg") or {}  # fairseq from 0.11 on; args before
     for group in (groups.get("task"), groups.get("model"), content.get("args")):
@@ -132,7 +145,7 @@ def _symbols(path: Path) -> list[str]:
     """Symbols of a fairseq dictionary, one ``symbol count`` a line, in order."""
     symbols = []
     # Not splitlines(): some symbols are Unicode line separators.
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"), 1):
+    for number, line in enumerate(read_small(path).removesuffix("\n").split("\n"), 1):
         symbol, _, count = line.rpartition(" ")
         if not symbol or not count.isdigit():
             raise ValueError(f"{path}, line {number}: {line!r}; expected a symbol and its count")
@@ -164,7 +177,7 @@ def _vocabulary(symbols: list[str], rows: int, settings: dict[str, Any], path: P
 
 def _merges(path: Path) -> str:
     """The content of ``bpecodes``, which is that of ``merges.txt``: two symbols and a count a line."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_small(path)
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         if len(line.split(" ")) != 3:
             raise ValueError(f"{path}, line {number}: {line!r}; expected two symbols and a count")

@@ -64,15 +64,15 @@ def download(repository: str, revision: str, progress: DownloadProgress | None) 
                 f"the Hub refuses access to {repository} ({response.status_code}): check that your token is "
                 "valid and may read it (`hf auth whoami`)"
             ) from error
-        cached = _cached(repository, revision)
-        if cached is None:
+        folder = cached(repository, revision)
+        if folder is None:
             raise ConnectionError(
                 f"{repository} at {revision!r} is not in the cache and the Hub cannot be reached "
                 f"({type(error).__name__}: {error}). Connect and try again (and unset HF_HUB_OFFLINE), or "
                 f"run `hf download {repository} --local-dir FOLDER` elsewhere and give FOLDER"
             ) from error
-        logger.warning("the Hub cannot be reached (%s); using the cached %s", error, cached)
-        return cached
+        logger.warning("the Hub cannot be reached (%s); using the cached %s", error, folder)
+        return folder
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -108,7 +108,7 @@ def weights_size(repository: str, revision: str) -> int:
     return sum(size for name, size in sizes.items() if SHARD.fullmatch(name) and name.endswith(kind))
 
 
-def _cached(repository: str, revision: str) -> Path | None:
+def cached(repository: str, revision: str) -> Path | None:
     """The snapshot in the cache, when it holds a config and all weights."""
     from huggingface_hub import errors, snapshot_download
 

@@ -31,8 +31,8 @@ _USES = {  # of a head: what is called to use it
     "classifier": "EntityRecognizer (python -m biogpt ner)",
     "score": "TextClassifier (python -m biogpt classify)",
 }
-_EMBEDDING = f"{BODY}.embed_tokens.weight"
-_PROJECTION = (
+EMBEDDING = f"{BODY}.embed_tokens.weight"
+PROJECTION = (
     "output_projection.weight"  # shares its tensor with the embedding, unless the config says otherwise
 )
 
@@ -73,7 +73,7 @@ def fill(
         ValueError: a key is missing or left over, or a shape differs.
         WrongHead: there is nothing of the head.
     """
-    _prefix_body(weights)
+    prefix_body(weights)
     if new_head:
         _drop_heads(model, weights)
     _fill_ties(model, weights, origin)
@@ -112,7 +112,7 @@ def _head_name(model: Head) -> str:
     return next(name for name, _ in model.named_children() if name in HEADS)
 
 
-def _prefix_body(weights: dict[str, Tensor]) -> None:
+def prefix_body(weights: dict[str, Tensor]) -> None:
     """Name a bare decoder's keys (``layers.0…``) as those of a model with a head (``biogpt.layers.0…``)."""
     if not any(key.startswith(f"{BODY}.") for key in weights):
         for key in [key for key in weights if key.partition(".")[0] not in HEADS]:
@@ -125,8 +125,8 @@ def _drop_heads(model: Head, weights: dict[str, Tensor]) -> None:
         raise ValueError("labels are for classification heads; a language model predicts its vocabulary")
     for name in [name for name in weights if not name.startswith(f"{BODY}.")]:
         tensor = weights.pop(name)
-        if name == _PROJECTION and model.config.tie_word_embeddings:
-            weights.setdefault(_EMBEDDING, tensor)
+        if name == PROJECTION and model.config.tie_word_embeddings:
+            weights.setdefault(EMBEDDING, tensor)
 
 
 def _fill_ties(model: Head, weights: dict[str, Tensor], origin: Path) -> None:

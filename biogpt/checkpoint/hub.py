@@ -20,6 +20,31 @@ def embedded_names() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{CONFIG}"))
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of an embedded name or a path; None where there is none.
+
+    Raises:
+        ValueError: the path begins with the home of a user whom this machine does not know, or is a file's.
+    """
+    if name in embedded_names():  # and not a path below it
+        return EMBEDDED / name
+    try:
+        path = Path(name).expanduser()
+        if name and path.is_dir():
+            return path
+        is_file = bool(name) and path.is_file()
+    except RuntimeError as error:
+        user = name.partition("/")[0]
+        raise ValueError(
+            f"no model {name!r}: this machine has no user {user[1:]!r}; give ./{name}"
+        ) from error
+    except (ValueError, OSError):  # a zero, or too long: a name of nothing
+        return None
+    if is_file:
+        raise ValueError(f"{name!r} is a file; expected the folder of a model, such as {str(path.parent)!r}")
+    return None
+
+
 def find(source: str | Path, revision: str | None = None, progress: DownloadProgress | None = None) -> Path:
     """The local folder that holds a model's files; those of a Hub id are downloaded when not yet cached.
 
@@ -37,14 +62,10 @@ def find(source: str | Path, revision: str | None = None, progress: DownloadProg
             and nothing is cached, or the disk is full. The message says which and what to do.
     """
     name = str(source)
-    embedded = [EMBEDDED / name] if name in embedded_names() else []  # and not a path below it
-    for folder in (*embedded, Path(name).expanduser()):
-        if name and folder.is_dir():
-            if revision is not None:
-                raise ValueError(
-                    f"revision {revision!r} was given with {name!r}; only Hub ids have revisions"
-                )
-            return folder
+    if (folder := local_folder(name)) is not None:
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} was given with {name!r}; only Hub ids have revisions")
+        return folder
     repository, _, tag = name.partition("@")
     if not HUB_ID.fullmatch(repository):
         known = ", ".join(embedded_names()) or "none in this installation"

@@ -1,10 +1,10 @@
 """The language models that are on this machine, and how large one is before it is loaded."""
 
-import json
 from pathlib import Path
 
-from biogpt.checkpoint.hub import EMBEDDED, download_size, embedded_names, find
+from biogpt.checkpoint.hub import EMBEDDED, download_size, embedded_names, local_folder
 from biogpt.checkpoint.layout import CONFIG, INDEX, shard_names, weights_file
+from biogpt.text.files import read_json
 
 
 def embedded_language_models() -> list[str]:
@@ -23,8 +23,7 @@ def size_of(name: str) -> tuple[int, bool]:
     Raises:
         ValueError, OSError: as ``find``.
     """
-    if (EMBEDDED / name).is_dir() or Path(name).expanduser().is_dir():
-        folder = find(name)
+    if (folder := local_folder(name)) is not None:
         if not _is_language_model(folder):
             raise ValueError(f"{name} is no BioGPT language model: its {CONFIG} is missing or says otherwise")
         weights = weights_file({path.name for path in folder.iterdir()})
@@ -38,8 +37,10 @@ def size_of(name: str) -> tuple[int, bool]:
 def _is_language_model(folder: Path) -> bool:
     """Whether a folder's config is that of a BioGPT language model, as far as it says."""
     try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = read_json(folder / CONFIG)
     except (OSError, ValueError):
+        return False
+    if not isinstance(values, dict):
         return False
     heads = values.get("architectures") or ["BioGptForCausalLM"]
     return values.get("model_type") == "biogpt" and "BioGptForCausalLM" in heads

@@ -6,6 +6,7 @@ checkpoint is used and every parameter filled, or an error names those that are 
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from biogpt.checkpoint.adapter import base_of, merge_adapter, tokenizer_folder
 from biogpt.checkpoint.files import written_whole
 from biogpt.checkpoint.filling import fill
 from biogpt.checkpoint.hub import find
@@ -25,11 +27,14 @@ from biogpt.checkpoint.weights import read_weights
 from biogpt.model.config import BioGptConfig
 from biogpt.model.heads import Head, LanguageModel, SequenceClassifier, TokenClassifier
 from biogpt.runners.precision import Precision, check_precision, choose_device, choose_precision
+from biogpt.text.added import read_added
+from biogpt.text.files import read_json
 from biogpt.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 
 logger = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = 5_000_000_000  # bytes
+MOST_PADDING = 1024  # rows of an embedding without a token; of a large one, a quarter
 _SAVED = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -78,15 +83,23 @@ class PretrainedModel(Head):
         target = choose_device(device)
         check_precision(precision)
         folder = find(source, revision)
-        config = BioGptConfig.from_json(require(folder, CONFIG))
-        _check_vocabulary(folder, config)
+        base = base_of(folder)
+        config = BioGptConfig.from_json(require(base or folder, CONFIG))
+        weights = read_weights(base or folder)
+        if config.num_hidden_layers > len(weights):
+            raise ValueError(
+                f"{(base or folder) / CONFIG}: num_hidden_layers is {config.num_hidden_layers}, but the "
+                f"weights are {len(weights)} tensors, which is less than one a layer"
+            )
+        if base is not None:
+            config = merge_adapter(folder, weights, config)
+        _check_vocabulary(tokenizer_folder(folder), config)
         if labels is not None:
             config = replace(
                 config, id2label=_label_names(labels), word_encoder_size=0, word_encoder_groups=()
             )
         with torch.device("meta"):
             model = cls(config)
-        weights = read_weights(folder)
         count = sum(parameter.numel() for parameter in model.parameters())
         to_train = labels is not None or (trainable and precision == "auto")
         chosen = choose_precision(precision, target, count, to_train)
@@ -171,7 +184,7 @@ class BioGptTokenizer(Tokenizer):
         Raises:
             FileNotFoundError, ValueError: as ``from_files``, or the checkpoint is not found.
         """
-        folder = find(source, revision)
+        folder = tokenizer_folder(find(source, revision))
         return cls.from_files(folder / VOCAB_FILE, folder / MERGES_FILE, normalize)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -195,18 +208,30 @@ def _label_names(labels: Sequence[str]) -> dict[int, str]:
 
 
 def _check_vocabulary(folder: Path, config: BioGptConfig) -> None:
-    """Refuse a folder whose tokenizer gives other ids than the model was made for; it may have none."""
-    path = folder / "vocab.json"
-    if not path.is_file():
+    """Refuse a folder whose tokenizer gives other ids than the model was made for; it may have none.
+
+    Rows that stand for no token fill an embedding up to a round size, and are few.
+    """
+    path = folder / VOCAB_FILE
+    if not os.path.lexists(path):
         return
-    try:
-        size = len(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a vocabulary: expected a JSON object of token: id") from error
-    if size != config.vocab_size:
+    vocab = read_json(path)
+    if not isinstance(vocab, dict):
+        raise ValueError(f"{path} is not a vocabulary: expected a JSON object of token: id")
+    added = read_added(folder, vocab)
+    size, rows = len(vocab), config.vocab_size
+    known = size + sum(index >= size for index in added.by_id)
+    more = f" ({known - size} more are added)" if known > size else ""
+    if size > rows or rows - known > max(MOST_PADDING, rows // 4):
         raise ValueError(
-            f"{path} has {size} tokens, but vocab_size in {folder / CONFIG} is {config.vocab_size}: "
-            "the files belong to different models"
+            f"{path} has {size} tokens{more}, but vocab_size in {folder / CONFIG} is "
+            f"{rows}: the files belong to different models"
+        )
+    beyond = [index for index in added.by_id if index >= rows and index not in added.control_ids]
+    if beyond:
+        raise ValueError(
+            f"{folder} adds the token {added.by_id[beyond[0]].content!r:.80} with the id {beyond[0]}, but "
+            f"vocab_size in its {CONFIG} is {rows}: save it after resize_token_embeddings"
         )
 
 

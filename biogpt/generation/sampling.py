@@ -46,9 +46,11 @@ def ban_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
     return logits.masked_fill(banned[..., :vocabulary], -torch.inf)
 
 
-def ban_tokens(logits: Tensor, ids: Sequence[int]) -> Tensor:
-    """Ban tokens, such as the end before the least number of them is reached. ``logits``: [..., V]."""
-    return logits.index_fill(-1, torch.tensor(ids, device=logits.device), -torch.inf)
+def ban_tokens(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """Ban some tokens, such as the end before the least number of tokens is reached. ``logits``: [..., V]."""
+    if not token_ids:
+        return logits
+    return logits.index_fill(-1, torch.tensor(token_ids, device=logits.device), -torch.inf)
 
 
 def scale_by_temperature(logits: Tensor, temperature: float) -> Tensor:

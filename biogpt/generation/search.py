@@ -77,7 +77,12 @@ class Samples:
     rows = 1  # of the cache
 
     def __init__(
-        self, prompt_ids: Sequence[int], options: GenerationOptions, eos: int, banned: Sequence[int] = ()
+        self,
+        prompt_ids: Sequence[int],
+        options: GenerationOptions,
+        eos: int,
+        banned: Sequence[int] = (),
+        padding: Sequence[int] = (),
     ) -> None:
         self.prompt_ids = list(prompt_ids)
         self.options = options.with_seed()
@@ -85,7 +90,7 @@ class Samples:
         self.feed: list[list[int]] = []
         self.kept: Tensor | None = None
         self.done = False
-        self._eos = eos
+        self._eos, self._padding = eos, padding
         self._sequence = -1
         self._prompt_logits: Tensor | None = None
         self._made: list[int] = []
@@ -95,6 +100,7 @@ class Samples:
         """Choose the next token by the logits [1, V] of the position before it."""
         if not self.feed:
             self._begin(logits, cache)
+        logits = sampling.ban_tokens(logits, self._padding)
         scores = _apply_rules(
             logits, [self.prompt_ids + self._made], len(self._made), self.options, self._eos, self._banned
         )
@@ -139,7 +145,12 @@ class Beams:
     kept = None
 
     def __init__(
-        self, prompt_ids: Sequence[int], options: GenerationOptions, eos: int, banned: Sequence[int] = ()
+        self,
+        prompt_ids: Sequence[int],
+        options: GenerationOptions,
+        eos: int,
+        banned: Sequence[int] = (),
+        padding: Sequence[int] = (),
     ) -> None:
         self.prompt_ids = list(prompt_ids)
         self.options = options
@@ -147,7 +158,7 @@ class Beams:
         self.rows = options.num_beams
         self.feed: list[list[int]] = []
         self.done = False
-        self._eos = eos
+        self._eos, self._padding = eos, padding
         self._length = 0
         self._running: list[tuple[Token, ...]] = [()] * self.rows
         # Only the first beam exists at the start: the others would repeat it.
@@ -162,6 +173,7 @@ class Beams:
             ``num_return_sequences`` best finished ones, best first.
         """
         options, beams = self.options, self.rows
+        logits = sampling.ban_tokens(logits, self._padding)
         if not self._length:
             logits = logits.expand(beams, -1)
             cache.reorder(torch.zeros(beams, dtype=torch.int64, device=cache.device))
@@ -201,12 +213,19 @@ Search = Samples | Beams
 
 
 def start_search(
-    config: BioGptConfig, prompt_ids: Sequence[int], options: GenerationOptions, banned: Sequence[int] = ()
+    config: BioGptConfig,
+    prompt_ids: Sequence[int],
+    options: GenerationOptions,
+    banned: Sequence[int] = (),
+    padding: Sequence[int] = (),
 ) -> Search:
     """The search that the options ask for, checked before any compute.
 
     Args:
+        prompt_ids: S ids.
         banned: ids that never come; none, as in the reference, unless the caller names some.
+        padding: ids that are no token's: of the rows that fill an embedding up to a round size. The search is
+            as if the model had none of them.
 
     Raises:
         ValueError: no or unknown prompt ids; prompt and ``max_new_tokens`` beyond the model's positions.
@@ -216,7 +235,7 @@ def start_search(
     if unknown:
         raise ValueError(f"prompt_ids holds {unknown[0]}; the vocabulary ends at {config.vocab_size - 1}")
     kind = Beams if options.num_beams > 1 else Samples
-    return kind(prompt_ids, options, config.eos_token_id, banned)
+    return kind(prompt_ids, options, config.eos_token_id, banned, padding)
 
 
 def _extend(
@@ -261,8 +280,7 @@ def _apply_rules(
         logits = sampling.penalize_repetition(logits, torch.tensor(ids), options.repetition_penalty)
     if options.no_repeat_ngram_size > 0:
         logits = sampling.ban_repeated_ngrams(logits, torch.tensor(ids), options.no_repeat_ngram_size)
-    banned = [*banned, eos] if made < options.min_new_tokens else banned
-    return sampling.ban_tokens(logits, banned) if banned else logits
+    return sampling.ban_tokens(logits, [*banned, eos] if made < options.min_new_tokens else banned)
 
 
 def _sample(logits: Tensor, options: GenerationOptions, random: torch.Generator) -> Tensor:

@@ -33,6 +33,8 @@ _AT_LEAST_ONE = (
     "word_form_rows",
     "word_form_size",
 )
+_MOST = 2**24  # of any of these sizes, and of none is nearly as much known: their products stay numbers
+_MOST_LABELS = 100_000
 _PROBABILITIES = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -100,6 +102,10 @@ class BioGptConfig:
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"config: {name} is {getattr(self, name)}; expected at least 1")
+        for name in (*_AT_LEAST_ONE, "word_encoder_size"):
+            if getattr(self, name) > _MOST:
+                raise ValueError(f"config: {name} is {getattr(self, name)}; expected at most {_MOST}")
+        _check_label_count(len(self.id2label or ()))
         for name in _PROBABILITIES:
             probability = getattr(self, name)
             if probability is not None and not 0 <= probability <= 1:
@@ -202,6 +208,7 @@ class BioGptConfig:
             chosen["id2label"] = _labels_by_id(chosen["id2label"])
         elif "num_labels" in values:
             _check_type("num_labels", int, values["num_labels"])
+            _check_label_count(values["num_labels"])
             chosen["id2label"] = {i: f"LABEL_{i}" for i in range(values["num_labels"])}
         if isinstance(groups := chosen.get("word_encoder_groups"), list):
             chosen["word_encoder_groups"] = tuple(
@@ -221,6 +228,10 @@ class BioGptConfig:
             values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a JSON file: {error}") from error
+        except RecursionError as error:
+            raise ValueError(
+                f"{path}: brackets nested too deep to be read; expected a plain object"
+            ) from error
         try:
             return cls.from_dict(values)
         except ValueError as error:
@@ -238,6 +249,11 @@ class BioGptConfig:
             values["id2label"] = {str(index): label for index, label in self.id2label.items()}
             values["label2id"] = {label: index for index, label in self.id2label.items()}
         return values
+
+
+def _check_label_count(count: int) -> None:
+    if count > _MOST_LABELS:
+        raise ValueError(f"config: {count} labels; expected at most {_MOST_LABELS}")
 
 
 def _labels_by_id(labels: Any) -> dict[int, str]:

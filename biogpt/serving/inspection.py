@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from biogpt.generation.sampling import ban_tokens
 from biogpt.serving.text_generator import Step, TextGenerator
 from biogpt.text.plain import is_blank
 from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD
@@ -85,7 +86,9 @@ def scored(generator: TextGenerator, prompt: str, text: str) -> Sample:
     row = torch.tensor([encoding.ids], device=generator.model.device)
     # [N + 1, V] for N new tokens: of the prompt, only the last position says what comes next.
     logits = generator.model(row, logits_to_keep=len(encoding.ids) - first + 1).logits[0].float().cpu()
-    best = logits.log_softmax(dim=-1).topk(min(ALTERNATIVES, logits.shape[-1]), dim=-1)
+    logits = ban_tokens(logits, generator.padding)
+    most = min(ALTERNATIVES, logits.shape[-1] - len(generator.padding))
+    best = logits.log_softmax(dim=-1).topk(most, dim=-1)
     sample = Sample(encoding.ids[:first], text, is_made=False)
     for i, token in enumerate(encoding.ids[first:]):
         sample.ids.append(token)
@@ -102,14 +105,15 @@ def branched(generator: TextGenerator, sample: Sample, token: int, other: int) -
     tokenizer = generator.tokenizer
     before = [*sample.context, *sample.ids[:token]]
     ids = [*before, other]
-    if not tokenizer.token(other).endswith(END_OF_WORD):
+    if not tokenizer.ends_word(other):
         for _ in range(_WORD_PIECES):
             row = torch.tensor([ids], device=generator.model.device)
-            ids.append(int(generator.model(row, logits_to_keep=1).logits[0, -1].argmax()))
-            if ids[-1] < len(CONTROL_TOKENS):
+            logits = generator.model(row, logits_to_keep=1).logits[0, -1]
+            ids.append(int(ban_tokens(logits, generator.padding).argmax()))
+            if tokenizer.is_control(ids[-1]):
                 ids.pop()
                 break
-            if tokenizer.token(ids[-1]).endswith(END_OF_WORD):
+            if tokenizer.ends_word(ids[-1]):
                 break
     old, new = tokenizer.decode(before), tokenizer.decode(ids)
     common = _common(old, new)

@@ -224,6 +224,9 @@ class TextGenerator:
         tokenizer: the one it was trained with.
         cache_bytes, max_running, max_waiting: limits, as in ``biogpt.serving.engine.Engine``.
         threaded: as in ``Worker``.
+
+    Attributes:
+        padding: ids that are no token's, which are never chosen.
     """
 
     def __init__(
@@ -237,12 +240,12 @@ class TextGenerator:
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.padding = tokenizer.padding_rows(self.config.vocab_size)
         engine = Engine(runner_for(self.model), cache_bytes, max_running, max_waiting)
         config, probe = model.config, GenerationOptions(max_new_tokens=1)
         self._worker = Worker(engine, threaded, lambda: start_search(config, (config.eos_token_id,), probe))
-        # Ids that would be no text: control tokens but the end, and rows of a padded vocabulary.
-        controls = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
-        self._unreadable = (*controls, *range(tokenizer.vocab_size, config.vocab_size))
+        # Control tokens that would be no text; the end is needed.
+        self._unreadable = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
         weakref.finalize(self, setattr, self._worker, "is_abandoned", True)
 
     @classmethod
@@ -435,7 +438,7 @@ class TextGenerator:
     def _submit(self, prompt: Prompt, options: GenerationOptions, session: Hashable) -> Slot:
         # A reader that looks for a stop string must see each token before the next one is made.
         lead = 1 if options.stop and options.num_beams == 1 else None
-        search = start_search(self.model.config, prompt.ids, options, self._unreadable)
+        search = start_search(self.model.config, prompt.ids, options, self._unreadable, self.padding)
         slot = Slot(search, session, lead)
         self._worker.submit(slot)
         return slot

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from biogpt.model.config import BioGptConfig
 from biogpt.text.plain import without_emphasis
-from biogpt.text.tokenizer import END_OF_WORD, Tokenizer
+from biogpt.text.tokenizer import Tokenizer
 
 
 class Words(NamedTuple):
@@ -49,8 +49,7 @@ def words_of(tokenizer: Tokenizer, text: str) -> Words:
         else:
             spans.append((start, end))
             pieces.append([index])
-        piece = tokenizer.token(index)
-        within = not piece.endswith(END_OF_WORD) and index != tokenizer.unk_token_id
+        within = not tokenizer.ends_word(index)
     given = [unmarked.given(*plain.given(start, end)) for start, end in spans]
     return Words(given, pieces, [plain.text[start:end] for start, end in spans])
 

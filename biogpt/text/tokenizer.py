@@ -3,13 +3,14 @@
 Words come from Moses (``sacremoses``: English, dashes split, XML escaped), pieces from byte-pair encoding
 (Sennrich et al. 2016, arXiv 1508.07909). With ``normalize=False`` the ids are those of the reference
 (``transformers`` ``models/biogpt``) called with ``split_special_tokens=True``: a typed ``</s>`` is text like
-any other and never becomes a control token.
+any other and never becomes a control token. Tokens that a checkpoint has beside its vocabulary are found in a
+text as the reference finds them, see ``added``.
 """
 
 import heapq
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -18,6 +19,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from sacremoses import MosesDetokenizer, MosesTokenizer
 
+from biogpt.text.added import ROLES, TOKENIZER_CONFIG, AddedTokens, read_added
+from biogpt.text.files import read_json, read_small
 from biogpt.text.plain import PlainForms, PlainText
 
 CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -26,7 +29,6 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands in a text for ``<unk>``
 
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
-CONFIG_FILE = "tokenizer_config.json"
 
 # Bounds of the memory of split words, some 30 MB when full: how many, and the longest one kept.
 _CACHED_WORDS = 65_536
@@ -36,14 +38,7 @@ _WRITTEN_AS_ESCAPES = frozenset("&|<>'\"[]")  # by Moses: the vocabulary has the
 _CONTROL_IDS = range(len(CONTROL_TOKENS))
 _EMPTY_SPAN = (0, 0)
 
-_TOKENIZER_CONFIG = {
-    "tokenizer_class": "BioGptTokenizer",
-    "bos_token": "<s>",
-    "pad_token": "<pad>",
-    "eos_token": "</s>",
-    "sep_token": "</s>",
-    "unk_token": "<unk>",
-}
+_ROLES = {name: content for name, content in ROLES.items() if content}
 
 Offsets = tuple[int, int]  # first character, and the one after the last
 Pair = tuple[str, str]
@@ -98,6 +93,10 @@ class Tokenizer:
         merges: pairs of pieces to join, the most urgent first.
         normalize: read what the vocabulary lacks in its plain form, see ``plain``; False gives the
             reference's ids for every text.
+        added: tokens beside the vocabulary; none when None.
+
+    Attributes:
+        pad_token_id: of ``<pad>``, or of the added token that pads in its place.
 
     Raises:
         ValueError: the vocabulary holds a wrong id, has a gap, or lacks a control token.
@@ -105,37 +104,51 @@ class Tokenizer:
 
     bos_token_id, pad_token_id, eos_token_id, unk_token_id = _CONTROL_IDS
 
-    def __init__(self, vocab: Mapping[str, int], merges: Sequence[Pair], normalize: bool = True) -> None:
-        self._tokens = _tokens_by_id(vocab)
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        merges: Sequence[Pair],
+        normalize: bool = True,
+        added: AddedTokens | None = None,
+    ) -> None:
+        self._tokens = dict(enumerate(_tokens_by_id(vocab)))
         self.vocab = dict(vocab)
         self.merges = list(merges)
         self.normalize = normalize
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        known = frozenset("".join(self._tokens[len(CONTROL_TOKENS) :])) | _WRITTEN_AS_ESCAPES
+        self.added = AddedTokens() if added is None else added
+        self._tokens |= {index: token.content for index, token in self.added.by_id.items()}
+        self._added_ids, self._added_pattern = self.added.ids, self.added.pattern()
+        self._control_ids = {*_CONTROL_IDS, *self.added.control_ids}
+        pad = self.added.roles.get("pad_token", "")
+        self.pad_token_id = self._added_ids.get(pad, self.vocab.get(pad, self.pad_token_id))
+        pieces = (token for index, token in self._tokens.items() if index not in _CONTROL_IDS)
+        known = frozenset("".join(pieces)) | _WRITTEN_AS_ESCAPES
         self._plain_forms = PlainForms(known, lambda word: word + END_OF_WORD in self.vocab)
         self._split_cached = lru_cache(_CACHED_WORDS)(self._split)
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         # The cache can be neither pickled nor copied; a copy starts with an empty one.
-        return type(self), (self.vocab, self.merges, self.normalize)
+        return type(self), (self.vocab, self.merges, self.normalize, self.added)
 
     @classmethod
     def from_files(cls, vocab_path: str | Path, merges_path: str | Path, normalize: bool = True) -> Self:
         """Read a ``vocab.json`` (piece: id) and a ``merges.txt`` (two pieces and, if any, a count a line).
 
+        Files beside ``vocab.json`` tell of added tokens, if they are there: ``biogpt.text.added``.
+
         Raises:
             FileNotFoundError: one of the files is missing.
             ValueError: one of them is malformed; the message names file and line.
         """
-        merges = _parse_merges(_read(merges_path), merges_path)
-        vocab = _read(vocab_path)
+        merges = _parse_merges(_read(read_small, merges_path), merges_path)
+        vocab = _read(read_json, vocab_path)
         try:
-            tokenizer = cls(json.loads(vocab), merges, normalize)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{vocab_path} is not a JSON file: {error}") from error
+            _tokens_by_id(vocab)
         except ValueError as error:
             raise ValueError(f"{vocab_path}: {error}") from error
-        pieces = tokenizer._tokens[len(CONTROL_TOKENS) :]
+        tokenizer = cls(vocab, merges, normalize, read_added(Path(vocab_path).parent, vocab))
+        pieces = (piece for piece in vocab if piece not in CONTROL_TOKENS)
         joined = next((piece for piece in pieces if len(piece.removesuffix(END_OF_WORD)) > 1), None)
         if joined is not None and not merges:
             raise ValueError(
@@ -146,27 +159,41 @@ class Tokenizer:
 
     def files(self) -> dict[str, str]:
         """The content of the files of a checkpoint by their names, as ``transformers`` reads them."""
+        config = {"tokenizer_class": "BioGptTokenizer", **_ROLES, **self.added.settings()}
         files = {  # the vocabulary last: where it is, all are
             MERGES_FILE: "\n".join(" ".join(pair) for pair in self.merges),
-            CONFIG_FILE: json.dumps(_TOKENIZER_CONFIG, indent=2),
+            TOKENIZER_CONFIG: json.dumps(config, indent=2, ensure_ascii=False),
             VOCAB_FILE: json.dumps(self.vocab, ensure_ascii=False, indent=0),
         }
         return {name: content + "\n" for name, content in files.items()}
 
     @property
     def vocab_size(self) -> int:
-        """V, the number of ids, control tokens included."""
-        return len(self._tokens)
+        """V: ids are below it; control and added tokens included."""
+        return max(self._tokens) + 1
 
     def token(self, index: int) -> str:
-        """The piece or control token of an id.
+        """The piece, control or added token of an id.
 
         Raises:
-            ValueError: the id is not in the vocabulary.
+            ValueError: no token has this id.
         """
-        if not 0 <= index < self.vocab_size:
+        if index not in self._tokens:
             raise ValueError(f"token id {index} is unknown; the vocabulary has 0 to {self.vocab_size - 1}")
         return self._tokens[index]
+
+    def is_control(self, index: int) -> bool:
+        """Whether an id is that of a control token, which is left out of a decoded text."""
+        return index in self._control_ids
+
+    def ends_word(self, index: int) -> bool:
+        """Whether the next token begins another word; after an added token it does."""
+        token = self.token(index)
+        return token.endswith(END_OF_WORD) or token in self._added_ids or index == self.unk_token_id
+
+    def padding_rows(self, rows: int) -> list[int]:
+        """Which of a model's ``rows`` embeddings stand for no token: they fill it up to a round size."""
+        return [index for index in range(rows) if index not in self._tokens]
 
     def plain(self, text: str) -> PlainText:
         """What is read of a text: where ``normalize`` is set, plain forms of what the vocabulary lacks."""
@@ -176,7 +203,8 @@ class Tokenizer:
         """Tokenise a text, ``</s> text``, or two of them, ``</s> text </s> pair``.
 
         Args:
-            text, pair: any characters; none of them yields a control token other than ``<unk>``.
+            text, pair: any characters; none of them yields a control token other than ``<unk>``. An added
+                token is one token, wherever it stands.
             special_tokens: False leaves the separators ``</s>`` out.
         """
         ids: list[int] = []
@@ -240,7 +268,7 @@ class Tokenizer:
         Raises:
             ValueError: an id is not in the vocabulary.
         """
-        pieces = (self.token(index) for index in ids if index not in _CONTROL_IDS)
+        pieces = (self.token(index) for index in ids if not self.is_control(index))
         words = "".join(piece.replace(END_OF_WORD, " ") for piece in pieces).split()
         return _DETOKENIZER.detokenize(words)
 
@@ -282,7 +310,18 @@ class Tokenizer:
 
     def _encode_part(self, text: str, ids: list[int], offsets: list[Offsets]) -> None:
         plain = self.plain(text)
-        text = plain.text
+        done = 0
+        for match in self._added_pattern.finditer(plain.text) if self._added_pattern else ():
+            self._encode_words(plain, done, match.start(), ids, offsets)
+            ids.append(self._added_ids[match[0]])
+            offsets.append(plain.given(*match.span()))
+            done = match.end()
+        self._encode_words(plain, done, len(plain.text), ids, offsets)
+
+    def _encode_words(
+        self, plain: PlainText, first: int, end: int, ids: list[int], offsets: list[Offsets]
+    ) -> None:
+        text = plain.text[first:end]
         spans = _character_spans(text)
         words = [
             self._split_cached(word) if len(word) <= _CACHED_WORD_LENGTH else self._split(word)
@@ -298,7 +337,8 @@ class Tokenizer:
         for pieces, length in zip(words, lengths, strict=True):
             for piece in pieces:
                 ids.append(piece.id)
-                offsets.append(plain.given(spans[start + piece.first][0], spans[start + piece.last][1]))
+                span = spans[start + piece.first][0], spans[start + piece.last][1]
+                offsets.append(plain.given(first + span[0], first + span[1]))
             start += length
 
     def _split(self, word: str) -> list[_Piece]:
@@ -467,15 +507,13 @@ def _tokens_by_id(vocab: Any) -> list[str]:
     return [token for token in tokens if token is not None]
 
 
-def _read(path: str | Path) -> str:
+def _read(read: Callable[[str | Path], Any], path: str | Path) -> Any:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return read(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path} is missing; a BioGPT checkpoint keeps its tokenizer in {VOCAB_FILE} and {MERGES_FILE}"
         ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def _parse_merges(content: str, path: str | Path) -> list[Pair]:

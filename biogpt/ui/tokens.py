@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from biogpt.serving.inspection import Attention, Sample
-from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD, Tokenizer
+from biogpt.text.tokenizer import Tokenizer
 
 
 def _sample_shown(sample: Sample) -> dict[str, Any]:
@@ -31,9 +31,9 @@ def shown(given: str, samples: Sequence[Sample], hint: str = "") -> dict[str, An
 
 def piece(tokenizer: Tokenizer, token: int) -> str:
     """A token for people: a piece that does not end its word is followed by a dash."""
-    if token < len(CONTROL_TOKENS):
-        return {"</s>": "end of text"}.get(CONTROL_TOKENS[token], CONTROL_TOKENS[token])
-    return tokenizer.decode([token]) + ("" if tokenizer.token(token).endswith(END_OF_WORD) else "‑")
+    if tokenizer.is_control(token):
+        return {"</s>": "end of text"}.get(tokenizer.token(token), tokenizer.token(token))
+    return tokenizer.decode([token]) + ("" if tokenizer.ends_word(token) else "‑")
 
 
 def choices(tokenizer: Tokenizer, samples: Sequence[Sample], sample: int, token: int) -> str:
@@ -49,7 +49,7 @@ def choices(tokenizer: Tokenizer, samples: Sequence[Sample], sample: int, token:
             "<em>chosen</em>"
             if other == chosen.ids[token]
             else ""
-            if other < len(CONTROL_TOKENS)
+            if tokenizer.is_control(other)
             else f'<button data-s="{sample}" data-i="{token}" data-rank="{rank}" '
             f'aria-label="Continue from here with {name}">Continue with this</button>'
         )
