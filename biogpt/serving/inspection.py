@@ -11,7 +11,6 @@ import torch
 from biogpt.generation.sampling import ban_tokens
 from biogpt.serving.text_generator import Step, TextGenerator
 from biogpt.text.plain import is_blank
-from biogpt.text.tokenizer import CONTROL_TOKENS, END_OF_WORD
 
 ALTERNATIVES = 8
 ATTENTION_TOKENS = 96  # most whose attention is given: a square of them

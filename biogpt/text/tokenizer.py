@@ -187,9 +187,9 @@ class Tokenizer:
         return index in self._control_ids
 
     def ends_word(self, index: int) -> bool:
-        """Whether the next token begins another word; after an added token it does."""
+        """Whether the next token begins another word; after a control token or an added one it does."""
         token = self.token(index)
-        return token.endswith(END_OF_WORD) or token in self._added_ids or index == self.unk_token_id
+        return token.endswith(END_OF_WORD) or token in self._added_ids or self.is_control(index)
 
     def padding_rows(self, rows: int) -> list[int]:
         """Which of a model's ``rows`` embeddings stand for no token: they fill it up to a round size."""
@@ -277,13 +277,9 @@ class Tokenizer:
         pieces = (
             UNKNOWN if index == self.unk_token_id else self.token(index)
             for index in ids
-            if index == self.unk_token_id or index not in _CONTROL_IDS
+            if index == self.unk_token_id or not self.is_control(index)
         )
         return "".join(piece.replace(END_OF_WORD, " ") for piece in pieces).split()
-
-    def ends_word(self, index: int) -> bool:
-        """Whether no piece can go on with the word of this one: it ends one, or is a control token."""
-        return index in _CONTROL_IDS or self.token(index).endswith(END_OF_WORD)
 
     def begun(self, text: str, ids: Sequence[int]) -> tuple[list[int], list[int]] | None:
         """How the last word of a text is read, and how it would be if it were to go on.
