@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from biogpt.checkpoint.inventory import size_of
 from biogpt.checkpoint.pretrained import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
@@ -663,6 +664,7 @@ def test_an_adapter_is_merged_into_its_base(
         model.get_parameter(f"{key}.weight").add_(scale * b @ a)
     torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
     assert (before - logits(model)).abs().max() > 0.1
+    assert size_of(str(folder)) == ((base / "model.safetensors").stat().st_size, False)
 
 
 def test_an_adapter_of_the_embedding_leaves_the_projection(saved: Make, tmp_path: Path) -> None:

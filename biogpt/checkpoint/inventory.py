@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from biogpt.checkpoint.adapter import base_of
 from biogpt.checkpoint.hub import EMBEDDED, download_size, embedded_names, local_folder
 from biogpt.checkpoint.layout import CONFIG, INDEX, shard_names, weights_file
 from biogpt.text.files import read_json
@@ -24,6 +25,7 @@ def size_of(name: str) -> tuple[int, bool]:
         ValueError, OSError: as ``find``.
     """
     if (folder := local_folder(name)) is not None:
+        folder = base_of(folder) or folder  # with an adapter, which is small
         if not _is_language_model(folder):
             raise ValueError(f"{name} is no BioGPT language model: its {CONFIG} is missing or says otherwise")
         weights = weights_file({path.name for path in folder.iterdir()})
