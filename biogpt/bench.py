@@ -33,7 +33,6 @@ from biogpt.generation.search import GenerationOptions, start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.paths import assets
 from biogpt.runners import runner_for
-from biogpt.runners.packing import pack
 from biogpt.runners.precision import choose_device
 from biogpt.runners.threads import interrupts_ignored
 from biogpt.serving.engine import Engine, Slot
@@ -318,7 +317,6 @@ class _Measured(ABC):
 class _Ours(_Measured):
     def load(self, task: str, folder: Path, precision: str) -> None:
         self.model = HEADS[task].from_pretrained(folder, precision=precision, trainable=False)
-        pack(self.model)
         self.info = self.model.precision.reason
         self.weight_bytes = 1 if self.model.precision.int8 else self.model.dtype.itemsize
         if task == "generate":

@@ -100,7 +100,10 @@ def test_a_tagger_learns_both_types_from_corpora_that_mark_one_each(base, corpor
     assert all(scores["micro"]["f1"] == 1.0 for scores in metrics["dev"].values())
     assert metrics["options"]["lr"] == 5e-3
     assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((folder / "config.json").read_text())["passage_copies"] == 2
+    config = json.loads((folder / "config.json").read_text())
+    assert config["passage_copies"] == 2
+    assert "base_model_name_or_path" not in config  # its decoder was trained, and is here
+    assert (folder / "vocab.json").exists()
 
 
 def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_path):
@@ -127,7 +130,10 @@ def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_pat
     before = BioGptForCausalLM.from_pretrained(base, precision="float32").biogpt.state_dict()
     after = tagger.model.biogpt.state_dict()
     for name, weight in before.items():
-        assert torch.equal(after[name], weight.half().float()), name
+        assert torch.equal(after[name], weight), name
+    assert not [key for key in load_file(folder / "model.safetensors") if key.startswith("biogpt.")]
+    assert json.loads((folder / "config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert not (folder / "vocab.json").exists()
 
 
 def test_types_that_some_corpus_annotates_together_share_a_reader(corpora):

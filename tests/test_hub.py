@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import HubServer, Repository
+from safetensors.torch import load_file
 
 from biogpt.checkpoint import hub, layout
 from biogpt.checkpoint.pretrained import (
@@ -331,3 +332,74 @@ def test_an_upload_that_is_refused_says_how_to_go_on(tmp_path: Path) -> None:
     assert "'new' is not a Hub id; expected OWNER/NAME" in wrong.stderr
     assert "'lab/new--model' is not a Hub id: Cannot have -- or .." in odd.stderr
     assert "config.json" in empty.stderr
+
+
+LOAD = """
+import sys
+from biogpt.checkpoint.pretrained import BioGptForTokenClassification, BioGptTokenizer
+try:
+    model = BioGptForTokenClassification.from_pretrained(sys.argv[1], device="cpu", precision="float32")
+    print(model.base.name, BioGptTokenizer.from_pretrained(model.folder).vocab_size)
+    print(sum(float(weight.double().sum()) for weight in model.parameters()))
+except (OSError, ValueError) as error:
+    print(type(error).__name__, error)
+"""
+
+
+def add_words(folder: Path) -> None:
+    """A vocabulary for a folder that ``tiny`` made."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", *(f"x{number}</w>" for number in range(36))]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("x 0</w> 1\n", encoding="utf-8")
+
+
+def test_a_head_of_the_hub_is_composed_with_its_base_of_the_hub(tmp_path: Path) -> None:
+    """At the revision that it names; a folder, which would be one of its author's, is not read."""
+    for seed, name in enumerate(("base", "other")):
+        tiny(tmp_path / name, seed)
+        add_words(tmp_path / name)
+    model = BioGptForTokenClassification.from_pretrained(tmp_path / "base", labels=["O", "B-X"])
+    model.base = replace(model.base, name="lab/base@v1")
+    model.save_pretrained(tmp_path / "head")
+    for name, base in {"lost": "lab/none", "local": str(tmp_path / "base"), "moved": "lab/base"}.items():
+        model.base = replace(model.base, name=base)
+        model.save_pretrained(tmp_path / name)
+    bases = [Repository(tmp_path / "other"), Repository(tmp_path / "base", ("v1",))]
+    heads = {f"lab/{name}": [Repository(tmp_path / name)] for name in ("head", "lost", "local", "moved")}
+
+    def loaded(source: str) -> str:
+        run = [sys.executable, "-c", LOAD, source]
+        env = environment(server.url, tmp_path / "home")
+        return subprocess.run(run, env=env, capture_output=True, text=True, timeout=120).stdout
+
+    with HubServer({"lab/base": bases} | heads) as server:
+        named, total = loaded("lab/head").splitlines()
+        assert named == "lab/base@v1 40"
+        assert float(total) == sum(float(weight.detach().double().sum()) for weight in model.parameters())
+        assert "its base is missing: the Hub has no repository lab/none" in loaded("lab/lost")
+        assert "names the folder" in loaded("lab/local")
+        assert "weights of the base lab/base" in loaded("lab/moved")
+    assert loaded("lab/head").splitlines() == [named, total]  # offline
+
+
+def test_a_head_above_a_folder_is_uploaded_whole(tmp_path: Path) -> None:
+    """The base lies on this machine alone; one that everybody can get is left to be got."""
+    tiny(tmp_path / "base")
+    add_words(tmp_path / "base")
+    model = BioGptForTokenClassification.from_pretrained(tmp_path / "base", labels=["O", "B-X"])
+    model.save_pretrained(tmp_path / "near")
+    (tmp_path / "near" / "metrics.json").write_text("{}", encoding="utf-8")
+    model.base = replace(model.base, name="lab/base")
+    model.save_pretrained(tmp_path / "far")
+    for name, decoder in {"near": True, "far": False}.items():
+        uploads = tmp_path / f"{name}-uploads"
+        uploads.mkdir()
+        with HubServer({}, uploads=uploads) as server:
+            done = push(server.url, tmp_path / "home", tmp_path / name, "lab/new")
+        assert done.returncode == 0, done.stderr
+        keys = load_file(uploads / "model.safetensors").keys()
+        assert any(key.startswith("biogpt.") for key in keys) == decoder
+        assert (uploads / "vocab.json").exists() == decoder
+        assert ("base_fingerprint" in (uploads / "config.json").read_text(encoding="utf-8")) != decoder
+        assert (uploads / "metrics.json").exists() == decoder  # the near one has them

@@ -1,5 +1,7 @@
 """Convert a fairseq archive of the BioGPT paper (checkpoint, ``dict.txt``, ``bpecodes``) to a model folder.
 
+And a model folder to another precision, or a head to a folder that stands alone.
+
 The archives of https://github.com/microsoft/BioGPT, the fine-tuned ones included, are in this format.
 """
 
@@ -19,8 +21,16 @@ from torch import Tensor
 
 from biogpt.checkpoint.files import written_whole
 from biogpt.checkpoint.filling import fill
-from biogpt.checkpoint.pretrained import BioGptForCausalLM
-from biogpt.checkpoint.weights import read_pickle
+from biogpt.checkpoint.hub import find
+from biogpt.checkpoint.pretrained import (
+    MAX_SHARD_SIZE,
+    BioGptForCausalLM,
+    BioGptForSequenceClassification,
+    BioGptForTokenClassification,
+    BioGptTokenizer,
+    PretrainedModel,
+)
+from biogpt.checkpoint.weights import read_pickle, read_weights
 from biogpt.model.config import BioGptConfig
 from biogpt.text.files import check_file, read_small
 
@@ -82,6 +92,35 @@ def convert(archive: str | Path, folder: str | Path) -> None:
             raise ValueError(f"{archive} is refused or damaged; expected a .tar.gz: {error}") from error
         checkpoints = sorted(Path(unpacked).rglob("*.pt"))
         _convert_folder(checkpoints[0].parent if checkpoints else Path(unpacked), folder)
+
+
+def rewrite(
+    source: str | Path, folder: str | Path, precision: str = "", shard_bytes: int = MAX_SHARD_SIZE
+) -> None:
+    """Write a model anew, with its vocabulary, as a folder that stands alone: a head with its decoder.
+
+    Args:
+        source: embedded name, folder or Hub id.
+        precision: ``float32``, ``bfloat16``, ``float16`` or ``int8``; that of the source when empty.
+        shard_bytes: of the largest file.
+
+    Raises:
+        ValueError, OSError: as ``from_pretrained`` and ``save_pretrained``.
+    """
+    found = find(source)
+    stored = read_weights(found)
+    heads: dict[str, type[PretrainedModel]] = {
+        "classifier.weight": BioGptForTokenClassification,
+        "score.weight": BioGptForSequenceClassification,
+    }
+    kind = next((kind for key, kind in heads.items() if key in stored), BioGptForCausalLM)
+    types = {str(tensor.dtype).removeprefix("torch.") for tensor in stored.values()}
+    first = str(next(iter(stored.values())).dtype).removeprefix("torch.")
+    precision = precision or ("int8" if "int8" in types else first)
+    del stored
+    model = kind.from_pretrained(found, device="cpu", precision=precision)
+    model.save_pretrained(folder, shard_bytes, merge=True)
+    BioGptTokenizer.from_pretrained(found).save_pretrained(folder)
 
 
 def _convert_folder(archive: Path, folder: Path) -> None:

@@ -79,6 +79,13 @@ def download(repository: str, revision: str, progress: DownloadProgress | None) 
         raise _disk_full(repository, f"{error.strerror}") from error
 
 
+def is_downloaded(folder: Path) -> bool:
+    """Whether a folder lies in the Hub's cache, so that somebody else wrote what is in it."""
+    from huggingface_hub import constants
+
+    return folder.absolute().is_relative_to(Path(constants.HF_HUB_CACHE).absolute())
+
+
 def weights_size(repository: str, revision: str) -> int:
     """Bytes of the weights that ``download`` would fetch into an empty cache.
 

@@ -8,16 +8,17 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from biogpt.checkpoint.layout import CONFIG
 from biogpt.checkpoint.weights import forget, listed, mappings
-from biogpt.model.decoder import initialize
+from biogpt.model.decoder import BioGptModel, initialize
 from biogpt.model.heads import Head
 from biogpt.runners.layers import SCALE_BYTES, dequantize
-from biogpt.runners.packing import load_int8
+from biogpt.runners.packing import int8_projection, load_int8, pack_projection
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ _USES = {  # of a head: what is called to use it
     "classifier": "EntityRecognizer (python -m biogpt ner)",
     "score": "TextClassifier (python -m biogpt classify)",
 }
+_DECODER = ("embed_tokens", "embed_positions", "layers", "layer_norm")  # a bare decoder's keys begin so
 EMBEDDING = f"{BODY}.embed_tokens.weight"
 PROJECTION = (
     "output_projection.weight"  # shares its tensor with the embedding, unless the config says otherwise
@@ -73,20 +75,7 @@ def fill(
         ValueError: a key is missing or left over, or a shape differs.
         WrongHead: there is nothing of the head.
     """
-    prefix_body(weights)
-    if new_head:
-        _drop_heads(model, weights)
-    _fill_ties(model, weights, origin)
-    expected = dict(model.named_parameters(remove_duplicate=False))
-    drawn = {name for name in expected if new_head and not name.startswith(f"{BODY}.")}
-    _check_keys(model, expected.keys() - drawn, weights.keys(), origin)
-    faults = [
-        f"{name} {tuple(_float_shape(weights[name]))}, expected {tuple(parameter.shape)}"
-        for name, parameter in expected.items()
-        if name in weights and _float_shape(weights[name]) != parameter.shape
-    ]
-    if faults:
-        raise ValueError(f"{origin}: shapes do not fit {CONFIG}: {listed(faults, '; ')}")
+    drawn = _check(model, weights, origin, new_head)
     ties = model.ties
     if int8:
         load_int8(model, weights, BODY, partial(forget, mappings(weights.values())))
@@ -108,6 +97,57 @@ def fill(
         initialize(head, model.config)
 
 
+def fill_head(
+    model: Head,
+    weights: dict[str, Tensor],
+    origin: Path,
+    decoder: BioGptModel,
+    layout: Literal["plain", "packed", "int8"],
+) -> None:
+    """As ``fill``, above a decoder that is filled and laid out already; its own tensors are left alone.
+
+    Raises:
+        ValueError: as ``fill``.
+    """
+    _check(model, weights, origin)
+    model.biogpt, model.layout = decoder, layout
+    decoder.config = model.config
+    projection = weights.get(PROJECTION) if model.tied_weights else None
+    if layout == "int8" and projection is not None:
+        int8_projection(model, weights.pop(PROJECTION))
+    state = {
+        name: (dequantize(tensor) if tensor.dtype == torch.int8 else tensor).to(model.device, model.dtype)
+        for name, tensor in weights.items()
+        if not name.startswith(f"{BODY}.")
+    }
+    model.load_state_dict(state, strict=False, assign=True)
+    if layout == "packed" and projection is not None:
+        pack_projection(model)
+    elif layout == "plain":
+        model.tie_weights()
+
+
+def _check(model: Head, weights: dict[str, Tensor], origin: Path, new_head: bool = False) -> set[str]:
+    """Refuse tensors that are not those of the model, one for one; the names of those to be drawn."""
+    prefix_body(weights)
+    if new_head:
+        if model.tied_weights:
+            raise ValueError("labels are for classification heads; a language model predicts its vocabulary")
+        drop_heads(weights, model.config.tie_word_embeddings)
+    _fill_ties(model, weights, origin)
+    expected = dict(model.named_parameters(remove_duplicate=False))
+    drawn = {name for name in expected if new_head and not name.startswith(f"{BODY}.")}
+    _check_keys(model, expected.keys() - drawn, weights.keys(), origin)
+    faults = [
+        f"{name} {tuple(_float_shape(weights[name]))}, expected {tuple(parameter.shape)}"
+        for name, parameter in expected.items()
+        if name in weights and _float_shape(weights[name]) != parameter.shape
+    ]
+    if faults:
+        raise ValueError(f"{origin}: shapes do not fit {CONFIG}: {listed(faults, '; ')}")
+    return drawn
+
+
 def _head_name(model: Head) -> str:
     return next(name for name, _ in model.named_children() if name in HEADS)
 
@@ -115,17 +155,16 @@ def _head_name(model: Head) -> str:
 def prefix_body(weights: dict[str, Tensor]) -> None:
     """Name a bare decoder's keys (``layers.0…``) as those of a model with a head (``biogpt.layers.0…``)."""
     if not any(key.startswith(f"{BODY}.") for key in weights):
-        for key in [key for key in weights if key.partition(".")[0] not in HEADS]:
+        for key in [key for key in weights if key.partition(".")[0] in _DECODER]:
             weights[f"{BODY}.{key}"] = weights.pop(key)
 
 
-def _drop_heads(model: Head, weights: dict[str, Tensor]) -> None:
-    """Take the checkpoint's head out, to make room for a new one."""
-    if model.tied_weights:
-        raise ValueError("labels are for classification heads; a language model predicts its vocabulary")
+def drop_heads(weights: dict[str, Tensor], tied: bool) -> None:
+    """Take all heads out; the projection becomes the embedding where both are one and only it is there."""
+    prefix_body(weights)
     for name in [name for name in weights if not name.startswith(f"{BODY}.")]:
         tensor = weights.pop(name)
-        if name == PROJECTION and model.config.tie_word_embeddings:
+        if name == PROJECTION and tied:
             weights.setdefault(EMBEDDING, tensor)
 
 

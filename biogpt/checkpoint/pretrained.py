@@ -19,13 +19,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from biogpt.checkpoint.adapter import base_of, merge_adapter, tokenizer_folder
+from biogpt.checkpoint.base import (
+    BASE,
+    FINGERPRINT,
+    Base,
+    SharedDecoder,
+    has_decoder,
+    shared_decoder,
+    stamp,
+)
 from biogpt.checkpoint.files import written_whole
-from biogpt.checkpoint.filling import fill
+from biogpt.checkpoint.filling import BODY, fill, fill_head
 from biogpt.checkpoint.hub import find
 from biogpt.checkpoint.layout import CONFIG, INDEX, require
 from biogpt.checkpoint.weights import read_weights
 from biogpt.model.config import BioGptConfig
 from biogpt.model.heads import Head, LanguageModel, SequenceClassifier, TokenClassifier
+from biogpt.runners.packing import pack, twin
 from biogpt.runners.precision import Precision, check_precision, choose_device, choose_precision
 from biogpt.text.added import read_added
 from biogpt.text.files import read_json
@@ -44,10 +54,13 @@ class PretrainedModel(Head):
     Attributes:
         precision: as chosen by ``from_pretrained``; None before.
         folder: that ``from_pretrained`` found; read there what else belongs to the model.
+        base: of a head, the model whose decoder it has; None where that is its own.
     """
 
     precision: Precision | None = None
     folder: Path
+    base: Base | None = None
+    _shared: SharedDecoder | None = None  # kept alive by those that use it
 
     @classmethod
     def from_pretrained(
@@ -62,7 +75,8 @@ class PretrainedModel(Head):
         """Load a model, in evaluation mode.
 
         In the precision of the file, on a CPU, the weights stay mapped from it; otherwise they are
-        converted one by one. Nothing in a checkpoint runs code.
+        converted one by one. Nothing in a checkpoint runs code. A head's folder may name the base whose
+        decoder it reads; models that cannot be trained share the tensors of one decoder in memory.
 
         Args:
             source: an embedded name, a folder, or a Hub id ``owner/name`` with an optional ``@revision``.
@@ -73,25 +87,33 @@ class PretrainedModel(Head):
                 more than the result is ever held; they cannot be trained.
             labels: names of the labels of a new head, drawn at random to be fine-tuned; whatever head the
                 checkpoint has is left out. None takes the checkpoint's own head.
-            trainable: False lets ``auto`` take int8 where that is fastest, as those do who only serve it.
+            trainable: False, as those choose who only serve it, lets ``auto`` take int8 where that is
+                fastest, lays the weights out for the CPU (``biogpt.runners.packing.pack``), and shares the
+                decoder with whatever else of the same folder or base is served in this process.
 
         Raises:
             OSError: a file is missing, or cannot be downloaded (see ``biogpt.checkpoint.hub.find``).
-            ValueError: the checkpoint holds another architecture or head, does not fit its config or its
-                vocabulary, or is damaged; or an argument is wrong.
+            ValueError: the checkpoint holds another architecture or head, does not fit its config, its
+                vocabulary or its base, or is damaged; or an argument is wrong.
         """
         target = choose_device(device)
         check_precision(precision)
         folder = find(source, revision)
-        base = base_of(folder)
-        config = BioGptConfig.from_json(require(base or folder, CONFIG))
-        weights = read_weights(base or folder)
+        adapted = base_of(folder)
+        home = adapted or folder
+        config = BioGptConfig.from_json(require(home, CONFIG))
+        weights = read_weights(home)
+        base = None if has_decoder(weights) else Base.named_by(home)
+        if base is not None:
+            base.check(home, config)
+            _check_vocabulary(base.folder, config)
+            weights = base.tensors() | weights
         if config.num_hidden_layers > len(weights):
             raise ValueError(
-                f"{(base or folder) / CONFIG}: num_hidden_layers is {config.num_hidden_layers}, but the "
+                f"{home / CONFIG}: num_hidden_layers is {config.num_hidden_layers}, but the "
                 f"weights are {len(weights)} tensors, which is less than one a layer"
             )
-        if base is not None:
+        if adapted is not None:
             config = merge_adapter(folder, weights, config)
         _check_vocabulary(tokenizer_folder(folder), config)
         if labels is not None:
@@ -100,16 +122,27 @@ class PretrainedModel(Head):
             )
         with torch.device("meta"):
             model = cls(config)
-        count = sum(parameter.numel() for parameter in model.parameters())
+        count = sum(parameter.numel() for parameter in model.biogpt.parameters())  # the same for all heads
         to_train = labels is not None or (trainable and precision == "auto")
         chosen = choose_precision(precision, target, count, to_train)
         logger.info("%s: %s", source, chosen.reason)
-        fill(model, weights, folder, target, chosen.dtype, labels is not None, chosen.int8)
-        model.precision, model.folder = chosen, folder
+        model.precision, model.folder, model.base = chosen, folder, base
+        if labels is not None and base is None:
+            model.base = Base.of(source, revision, folder)
+        if labels is None and (chosen.int8 or not trainable):
+            _fill_shared(model, weights, target, chosen, adapted is not None)
+        else:
+            fill(model, weights, folder, target, chosen.dtype, labels is not None, chosen.int8)
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_SIZE) -> None:
+    def save_pretrained(
+        self, folder: str | Path, max_shard_size: int = MAX_SHARD_SIZE, merge: bool = False
+    ) -> None:
         """Write ``config.json`` and ``model.safetensors``, or shards and their index.
+
+        A head whose decoder is still that of its base writes its own tensors only, and the config names the
+        base; the vocabulary is the base's, too. Whether it is, is told by comparing the weights: a decoder
+        that was trained is written.
 
         An int8 model keeps its int8 weights, each row with its scale at its end, and ``quantization_config``
         in the config says so. Only this package opens such a folder; ``transformers`` refuses it by its
@@ -121,6 +154,7 @@ class PretrainedModel(Head):
         Args:
             folder: made when missing.
             max_shard_size: bytes; more are split. A single tensor is never split.
+            merge: write the decoder in any case: a folder that stands alone, as ``transformers`` wants it.
 
         Raises:
             OSError: the folder cannot be written to, or the disk is full; what was there is kept.
@@ -130,12 +164,17 @@ class PretrainedModel(Head):
         state = self.state_dict()
         for name in self.ties:
             state.pop(name)
+        base = None if merge or not self._has_decoder_of_base(folder) else self.base
+        if base is not None:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{BODY}.")}
         shards = list(_split(state, max_shard_size))
         names = ["model.safetensors"]
         if len(shards) > 1:
             names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
         dtype = str(next(self.parameters()).dtype).removeprefix("torch.")
         values = self.config.to_dict() | {"architectures": [type(self).__name__], "dtype": dtype}
+        if base is not None:
+            values |= {BASE: base.seen_from(folder), FINGERPRINT: base.fingerprint()}
         if any(tensor.dtype == torch.int8 for tensor in state.values()):
             values["quantization_config"] = {"quant_method": "biogpt-int8"}
         texts = {CONFIG: values}
@@ -157,6 +196,53 @@ class PretrainedModel(Head):
             if _SAVED.fullmatch(path.name) and path.name not in (*names, *texts):
                 path.unlink()
 
+    def keep_shared(self, shared: SharedDecoder) -> None:
+        """Hold on to the decoder whose tensors this model uses."""
+        self._shared = shared
+
+    def _has_decoder_of_base(self, folder: Path) -> bool:
+        """Whether the decoder's weights are those of the base, which does not lie in ``folder`` itself."""
+        if self.base is None or self.tied_weights or folder.resolve() == self.base.folder.resolve():
+            return False
+        own = self.state_dict()
+        head = {name: tensor.cpu() for name, tensor in own.items() if not name.startswith(f"{BODY}.")}
+        with torch.device("meta"):
+            fresh = type(self)(self.config)
+        try:
+            fill(fresh, self.base.tensors() | head, folder, None, self.dtype, int8=self.layout == "int8")
+        except (OSError, ValueError) as error:  # it is gone, or of another shape by now
+            logger.warning("%s is written with its decoder: %s", folder, error)
+            return False
+        wanted = fresh.biogpt.state_dict()
+        found = self.biogpt.state_dict()
+        return all(torch.equal(found[name].cpu(), tensor) for name, tensor in wanted.items())
+
+
+def _fill_shared(
+    model: PretrainedModel,
+    weights: dict[str, Tensor],
+    device: torch.device,
+    chosen: Precision,
+    is_adapted: bool,
+) -> None:
+    """Fill a model that is only served; the decoder's tensors are those that are in memory already."""
+    if is_adapted:  # another decoder than the one in the files
+        fill(model, weights, model.folder, device, chosen.dtype, int8=chosen.int8)
+        pack(model)
+        model.requires_grad_(False)
+        return
+    home = (model.base.folder if model.base is not None else model.folder).resolve()
+    with shared_decoder(home, stamp(home), device, chosen.dtype, chosen.int8) as (shared, keep):
+        if shared is not None:
+            fill_head(model, weights, model.folder, twin(shared.decoder), shared.layout)
+        else:
+            fill(model, weights, model.folder, device, chosen.dtype, int8=chosen.int8)
+            pack(model)
+            shared = SharedDecoder(twin(model.biogpt), model.layout)
+            keep(shared)
+    model.keep_shared(shared)
+    model.requires_grad_(False)
+
 
 class BioGptForCausalLM(PretrainedModel, LanguageModel):
     """``biogpt.model.heads.LanguageModel`` that can be loaded and saved."""
@@ -175,7 +261,7 @@ class BioGptTokenizer(Tokenizer):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None, normalize: bool = True) -> Self:
-        """Load the tokenizer of a checkpoint.
+        """Load the tokenizer of a checkpoint; that of its base where a head has none.
 
         Args:
             source: embedded name, folder or Hub id; ``biogpt.checkpoint.hub.find`` tells them apart.
@@ -185,6 +271,8 @@ class BioGptTokenizer(Tokenizer):
             FileNotFoundError, ValueError: as ``from_files``, or the checkpoint is not found.
         """
         folder = tokenizer_folder(find(source, revision))
+        if not (folder / VOCAB_FILE).is_file() and (base := Base.named_by(folder)) is not None:
+            folder = base.folder
         return cls.from_files(folder / VOCAB_FILE, folder / MERGES_FILE, normalize)
 
     def save_pretrained(self, folder: str | Path) -> None:

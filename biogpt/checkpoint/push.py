@@ -1,8 +1,12 @@
 """Upload a checkpoint folder to the Hugging Face Hub."""
 
 import os
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from biogpt.checkpoint.base import base_name, is_path
+from biogpt.checkpoint.convert import rewrite
 from biogpt.checkpoint.hub import HUB_ID
 from biogpt.checkpoint.layout import CONFIG, require
 
@@ -23,6 +27,8 @@ def check_hub_id(repository: str) -> None:
 def push_to_hub(folder: Path, repository: str) -> str:
     """Upload a checkpoint folder; a repository that does not exist yet is made, private.
 
+    A head whose base is a folder of this machine is uploaded with its decoder: nobody else has that folder.
+
     Returns:
         The address of the commit.
 
@@ -32,6 +38,20 @@ def push_to_hub(folder: Path, repository: str) -> str:
     """
     check_hub_id(repository)
     require(folder, CONFIG)
+    name = base_name(folder)
+    if name is None or not is_path(name):
+        return _upload(folder, repository, folder)
+    with TemporaryDirectory() as temporary:
+        whole = Path(temporary)
+        for path in folder.iterdir():
+            if path.is_file() and path.suffix not in (".safetensors", ".bin"):
+                shutil.copy(path, whole)
+        rewrite(folder, whole)
+        return _upload(whole, repository, folder)
+
+
+def _upload(folder: Path, repository: str, original: Path) -> str:
+    """Upload what lies in ``folder``; errors name the ``original``."""
     from huggingface_hub import HfApi, errors
 
     api = HfApi()
@@ -40,6 +60,6 @@ def push_to_hub(folder: Path, repository: str) -> str:
         return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload BioGPT"))
     except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalTokenNotFoundError) as error:
         raise ConnectionError(
-            f"{folder} was not uploaded to {repository} ({type(error).__name__}: {error}); log in with "
-            f"`hf auth login`, then `hf upload {repository} {folder}`"
+            f"{original} was not uploaded to {repository} ({type(error).__name__}: {error}); log in with "
+            f"`hf auth login`, then `hf upload {repository} {original}`"
         ) from error

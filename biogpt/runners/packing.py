@@ -1,14 +1,16 @@
 """Weights laid out for serving on a CPU, or made int8 while a model is loaded."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from biogpt.model.decoder import Attention, DecoderLayer
+from biogpt.model.decoder import Attention, BioGptModel, DecoderLayer
 from biogpt.model.heads import Head
 from biogpt.runners.kernels import Int8Kernel, fbgemm_engine, has_fbgemm
 from biogpt.runners.layers import BLOCK, Int8Embedding, Int8Linear, PackedLinear, can_pack, quantize, split
@@ -34,7 +36,33 @@ def pack(model: Head) -> None:
             setattr(layer, name, _packed(layer, name))
         layer.self_attn.out_proj = _packed(layer.self_attn, "out_proj")
     if hasattr(model, "output_projection"):  # other heads are small
-        model.output_projection = _packed(model, "output_projection")
+        pack_projection(model)
+
+
+def pack_projection(model: Head) -> None:
+    """Lay out a language model's output projection as the decoder's layers are."""
+    model.output_projection = _packed(model, "output_projection")
+
+
+def int8_projection(model: Head, weight: Tensor) -> None:
+    """Build a language model's output projection as ``load_int8`` does; weights [V, D], floats or int8."""
+    layer = Int8Linear(*_int8(weight), None, ("output_projection",), int8_kernel())
+    model.set_submodule("output_projection", layer)
+
+
+def twin(decoder: BioGptModel) -> BioGptModel:
+    """Another decoder with the same tensors in memory, which cannot be trained.
+
+    Its modules and parameters are its own, so moving it, or what is hung on it, leaves the first alone.
+    """
+    same: dict[int, Any] = {}
+    for module in decoder.modules():
+        for part in module.parameters(recurse=False):
+            same[id(part)] = nn.Parameter(part.detach(), requires_grad=False)
+        for value in (*vars(module).values(), *module.buffers(recurse=False)):
+            if isinstance(value, Tensor | torch.ScriptObject):
+                same[id(value)] = value
+    return copy.deepcopy(decoder, same)
 
 
 def _packed(parent: nn.Module, name: str) -> PackedLinear:

@@ -31,7 +31,6 @@ from biogpt.generation.options import GenerationOptions
 from biogpt.generation.search import Hypothesis, Token, start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.runners import runner_for
-from biogpt.runners.packing import pack
 from biogpt.serving.engine import Engine, Result, Slot
 from biogpt.serving.worker import Health, Worker
 from biogpt.text.tokenizer import moses_text, settled_part
@@ -262,7 +261,6 @@ class TextGenerator:
         The weights of a large model are laid out for serving (``biogpt.runners.packing.pack``).
         """
         model = BioGptForCausalLM.from_pretrained(source, revision, device, precision, trainable=False)
-        pack(model)
         generator = cls(model, BioGptTokenizer.from_pretrained(model.folder), threaded=threaded)
         generator._worker.engine.runner.prepare_ahead()
         return generator

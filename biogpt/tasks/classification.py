@@ -19,7 +19,6 @@ from biogpt.checkpoint.pretrained import (
     BioGptForSequenceClassification,
     BioGptTokenizer,
 )
-from biogpt.runners.packing import pack
 from biogpt.runners.threads import rest_threads
 from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, read_windows
 from biogpt.tasks.phrases import Phrases
@@ -100,7 +99,6 @@ class TextClassifier:
                     "mini"
                 ) from error
             raise
-        pack(model)
         rest_threads()  # so that this process may be forked
         return cls(model, BioGptTokenizer.from_pretrained(model.folder), labels, template)
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from biogpt.checkpoint.pretrained import BioGptForTokenClassification, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
-from biogpt.runners.packing import pack
 from biogpt.runners.threads import rest_threads
 from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, read_windows
 from biogpt.tasks.brackets import balanced
@@ -52,7 +51,6 @@ class EntityRecognizer:
         model = BioGptForTokenClassification.from_pretrained(
             source, revision, device, precision, trainable=False
         )
-        pack(model)
         rest_threads()  # so that this process may be forked
         return cls(model, BioGptTokenizer.from_pretrained(model.folder))
 

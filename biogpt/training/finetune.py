@@ -328,6 +328,7 @@ def _model(objective: Objective, options: FinetuneOptions) -> Head:
     )
     model = objective.head(config)
     model.biogpt.load_state_dict(base.biogpt.state_dict())
+    model.base = base.base
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Dropout):
             model.set_submodule(name, _Dropout(module.p))

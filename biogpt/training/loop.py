@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from biogpt.checkpoint.base import base_name
 from biogpt.checkpoint.files import written_whole
 from biogpt.checkpoint.pretrained import BioGptTokenizer, PretrainedModel
 
@@ -172,14 +173,18 @@ class TrainingRun(Generic[Model]):
     def keep_best(self, name: str, report: dict[str, Any], shard_bytes: int) -> None:
         """Put the weights into ``best``, in half precision, with the tokenizer and a JSON file about them.
 
+        Of a head whose decoder is still its base's, only what is its own.
+
         Raises:
             OSError: something could not be written, as on a full disk.
         """
         best = self.folder / "best"
         half = type(self.model)(self.model.config)
         half.load_state_dict(self.model.state_dict())
+        half.base = self.model.base
         half.half().save_pretrained(best, shard_bytes)
-        self.tokenizer.save_pretrained(best)
+        if base_name(best) is None:
+            self.tokenizer.save_pretrained(best)
         text = json.dumps(report, indent=2, ensure_ascii=False)
         with written_whole(best, name) as (unfinished,):
             unfinished.write_text(text + "\n", encoding="utf-8")
