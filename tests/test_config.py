@@ -62,12 +62,14 @@ def test_every_value_of_the_file_is_taken():
         "pad_token_id": 6,
         "eos_token_id": 7,
         "passage_copies": 2,
-        "bidirectional_layers": 3,
+        "bidirectional_layers": 0,
         "label_piece": "last",
         "word_encoder_size": 12,
         "word_encoder_groups": [["Gene"], ["Species", "Disease"]],
         "word_form_rows": 100,
         "word_form_size": 4,
+        "label_chain": True,
+        "read_layers": 2,
         "problem_type": "regression",
         "id2label": {"0": "O", "1": "B-Gene", "2": "B-Disease", "3": "B-Species"},
     }
@@ -176,6 +178,7 @@ def test_transformers_reads_to_dict():
     # The first is None, and absent from the reference's class; the others are ours, and unset.
     unset = {"classifier_dropout", "passage_copies", "bidirectional_layers", "label_piece"}
     unset |= {"word_encoder_size", "word_encoder_groups", "word_form_rows", "word_form_size"}
+    unset |= {"label_chain", "read_layers"}
     assert not unset & config.to_dict().keys()
     for field in fields(config):
         if field.name not in unset:

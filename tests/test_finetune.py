@@ -106,7 +106,8 @@ def test_a_tagger_learns_both_types_from_corpora_that_mark_one_each(base, corpor
     assert (folder / "vocab.json").exists()
 
 
-def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_path):
+@pytest.mark.parametrize("editions", [0, 2])
+def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_path, editions):
     """Only the word after "of" tells what the one before it is; the decoder alone cannot know."""
     lines = []
     for count in range(80):
@@ -120,10 +121,9 @@ def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_pat
     path = tmp_path / "samples.tsv"
     path.write_text("\n".join(lines))
     corpus = EntityCorpus.read(path)
-    task = EntityObjective([corpus], [corpus], {"word_encoder_size": 32})
-    folder = finetune(
-        task, options(tmp_path / "run", base, epochs=40, frozen_epochs=40, lr=4e-3, batch_tokens=64)
-    )
+    task = EntityObjective([corpus], [corpus], {"word_encoder_size": 32, "read_layers": 1})
+    chosen = options(tmp_path / "run", base, epochs=40, frozen_epochs=40, lr=4e-3, batch_tokens=64)
+    folder = finetune(task, replace(chosen, editions=editions))
     tagger = EntityRecognizer.from_pretrained(folder, precision="float32")
     assert [entity.text for entity in tagger("sample4 of tablets")] == ["sample4"]
     assert tagger("sample4 of tissue") == []
@@ -260,19 +260,25 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def command(base, corpora, out):
+FROZEN = ("--frozen-epochs", "3", "--editions", "2", "--word-encoder", "8", "--read-layers", "1")
+
+
+def command(base, corpora, out, more):
     files = [str(corpora / "drugs.tsv"), str(corpora / "genes.tsv")]
     arguments = ["train", "ner", "--model", str(base), "--out", str(out), "--train", *files, "--dev", *files]
     numbers = ["--epochs", "3", "--batch-tokens", "64", "--arithmetic", "float32", "--minutes-between", "0"]
-    return [sys.executable, "-c", RUN, *arguments, *numbers, "--device", "cpu"]
+    return [sys.executable, "-c", RUN, *arguments, *numbers, "--device", "cpu", *more]
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(base, corpora, tmp_path):
+@pytest.mark.parametrize("more", [(), FROZEN], ids=["trained", "frozen"])
+def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(base, corpora, tmp_path, more):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(base, corpora, whole), env=environment, check=True, capture_output=True)
-    process = subprocess.Popen(command(base, corpora, killed), env=environment, stderr=subprocess.DEVNULL)
+    subprocess.run(command(base, corpora, whole, more), env=environment, check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(base, corpora, killed, more), env=environment, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:  # until some batches of the second epoch are done
         if (killed / "state.pt").exists():
@@ -284,7 +290,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(base,
     process.wait()
     log = (killed / "log.jsonl").read_text().splitlines()
     assert len(log) < 3
-    subprocess.run(command(base, corpora, killed), env=environment, check=True, capture_output=True)
+    subprocess.run(command(base, corpora, killed, more), env=environment, check=True, capture_output=True)
     ours, theirs = (load_file(folder / "best" / "model.safetensors") for folder in (killed, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -6,6 +6,8 @@ Reference: ``transformers`` ``models/biogpt``, float32, with the same weights.
 import itertools
 import math
 import random
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from biogpt.checkpoint.pretrained import (
     BioGptForTokenClassification,
 )
 from biogpt.model.cache import KVCache
-from biogpt.model.config import ACTIVATIONS
+from biogpt.model.chain import LabelChain
+from biogpt.model.config import ACTIVATIONS, BioGptConfig
+from biogpt.model.decoder import BioGptModel
 
 HEADS = (BioGptForCausalLM, BioGptForTokenClassification, BioGptForSequenceClassification)
 PAD, EOS = 1, 2
@@ -27,6 +31,53 @@ TOLERANCE = 1e-5
 
 def assert_close(got, wanted, where=""):
     torch.testing.assert_close(got, wanted, rtol=0, atol=TOLERANCE, msg=lambda text: f"{where}: {text}")
+
+
+@pytest.mark.parametrize("asked", [(0, 1, 2), (0, 2)])
+@torch.no_grad()
+def test_a_chain_of_labels_sums_over_every_sequence(asked):
+    """Beside all sequences written out: the loss, and the share of each label of each word."""
+    torch.manual_seed(0)
+    chain = LabelChain(3)
+    torch.nn.init.normal_(chain.transitions, std=2.0)
+    counts = [4, 1, 3]
+    left_out = [label for label in range(3) if label not in asked]
+    scores = 3 * torch.randn(8, 3)
+    scores[:, left_out] = -math.inf
+    right = torch.tensor([[1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 1, 1]] * 2).float()
+    every, loss, shares = chain.transitions, 0.0, []
+    for first, count in ((0, 4), (4, 1), (5, 3)):
+        weights = {}
+        for labels in itertools.product(asked, repeat=count):
+            steps = [3, *labels, 3]
+            total = sum(every[one, other] for one, other in pairwise(steps))
+            weights[labels] = (total + sum(scores[first + i, label] for i, label in enumerate(labels))).exp()
+        both = sum(weights.values())
+        allowed = [w for ls, w in weights.items() if all(right[first + i, x] for i, x in enumerate(ls))]
+        loss += (both / sum(allowed)).log()
+        for i in range(count):
+            shares.append([sum(w for ls, w in weights.items() if ls[i] == x) / both for x in range(3)])
+    assert_close(chain.loss(scores, right, counts), loss / 8)
+    assert_close(chain.log_marginals(scores, counts).exp(), torch.tensor(shares))
+
+
+def test_a_head_may_read_some_of_the_layers_alone():
+    torch.manual_seed(0)
+    config = BioGptConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    )
+    decoder = BioGptModel(config).eval()
+    ids = random_rows(1, [7])[0][None]
+    states = decoder(ids, output_hidden_states=True).hidden_states
+    decoder.config = replace(config, read_layers=2)
+    torch.nn.init.constant_(decoder.layers[2].fc1.weight, math.nan)  # never read
+    out = decoder(ids, output_hidden_states=True)
+    assert_close(out.last_hidden_state, states[2])
+    assert len(out.hidden_states) == 3
+    with pytest.raises(ValueError, match=r"read_layers is 2; a language model reads all layers"):
+        BioGptForCausalLM(decoder.config)
+    with pytest.raises(ValueError, match=r"read_layers is 4; expected 0 to num_hidden_layers, 3"):
+        replace(config, read_layers=4)
 
 
 def random_rows(seed, lengths, vocab_size=40):

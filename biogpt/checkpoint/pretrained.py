@@ -118,7 +118,12 @@ class PretrainedModel(Head):
         _check_vocabulary(tokenizer_folder(folder), config)
         if labels is not None:
             config = replace(
-                config, id2label=_label_names(labels), word_encoder_size=0, word_encoder_groups=()
+                config,
+                id2label=_label_names(labels),
+                word_encoder_size=0,
+                word_encoder_groups=(),
+                label_chain=False,
+                read_layers=0,
             )
         with torch.device("meta"):
             model = cls(config)

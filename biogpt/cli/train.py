@@ -75,6 +75,12 @@ def add_ner(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="read the words both ways above the decoder, this wide; 0: do not (%(default)s)",
     )
+    parser.add_argument(
+        "--read-layers",
+        type=whole(0),
+        default=0,
+        help="read what so many of the decoder's layers say; 0: all of them (%(default)s)",
+    )
     _add_finetuning(parser)
     parser.set_defaults(run=_train_ner)
 
@@ -98,6 +104,7 @@ def _add_finetuning(parser: argparse.ArgumentParser) -> None:
         "model": "embedded name, folder or Hub id to start from",
         "epochs": "passes over the data",
         "frozen_epochs": "so many first ones train what is above the decoder only",
+        "editions": "of a frozen decoder: draw rows so often only, keep in memory what it says; 0: anew",
         "muon_lr": "highest learning rate of Muon, for the layers' matrices; 0: AdamW for all",
         "lr": "highest learning rate of AdamW",
         "layer_decay": "each layer learns at this share of the rate of the one above",
@@ -139,6 +146,7 @@ def _train_ner(chosen: argparse.Namespace) -> None:
         "passage_copies": chosen.copies,
         "bidirectional_layers": chosen.bidirectional_layers,
         "word_encoder_size": chosen.word_encoder,
+        "read_layers": chosen.read_layers,
     }
     data = {"train": chosen.train, "dev": chosen.dev} | settings
     _finetune(chosen, options, EntityObjective(train, dev, settings), data)

@@ -19,6 +19,8 @@ _OWN = (  # unknown to other software
     "label_piece",
     "word_encoder_size",
     "word_encoder_groups",
+    "label_chain",
+    "read_layers",
     "word_form_rows",
     "word_form_size",
 )
@@ -58,6 +60,9 @@ class BioGptConfig:
       ways, above the decoder. For token classification; 0 has none.
     - ``word_encoder_groups``: the types of entities, by the layer that finds them; one for all when empty.
     - ``word_form_rows``, ``word_form_size``: of the table of spellings that these layers read, too.
+    - ``label_chain``: the labels of words are scored as a chain, above a word encoder.
+    - ``read_layers``: a head reads what so many of the decoder's layers say, and the others are left out; 0:
+      what all of them say, normalised. Not for a language model.
 
     ``layer_norm_eps`` is kept because checkpoints carry it, but every LayerNorm runs at 1e-5, as in
     the reference (``transformers`` ``models/biogpt/modeling_biogpt.py`` never reads it).
@@ -93,6 +98,8 @@ class BioGptConfig:
     word_encoder_groups: tuple[tuple[str, ...], ...] = ()
     word_form_rows: int = 8192
     word_form_size: int = 32
+    label_chain: bool = False
+    read_layers: int = 0
     problem_type: str | None = None
     id2label: dict[int, str] | None = None
 
@@ -124,8 +131,20 @@ class BioGptConfig:
                 f"config: bidirectional_layers is {self.bidirectional_layers}; "
                 f"expected 0 to num_hidden_layers, {self.num_hidden_layers}"
             )
+        if not 0 <= self.read_layers <= self.num_hidden_layers:
+            raise ValueError(
+                f"config: read_layers is {self.read_layers}; expected 0 to num_hidden_layers, "
+                f"{self.num_hidden_layers}"
+            )
+        if self.read_layers and self.bidirectional_layers:
+            raise ValueError(
+                f"config: read_layers is {self.read_layers} and bidirectional_layers "
+                f"{self.bidirectional_layers}; expected 0 for one of them"
+            )
         if self.word_encoder_size < 0:
             raise ValueError(f"config: word_encoder_size is {self.word_encoder_size}; expected 0 or more")
+        if self.label_chain and not self.word_encoder_size:
+            raise ValueError("config: label_chain is true and word_encoder_size 0; expected 1 or more")
         if self.label_piece not in LABEL_PIECES:
             raise ValueError(
                 f"config: label_piece is {self.label_piece!r}; expected one of {', '.join(LABEL_PIECES)}"

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -249,7 +250,8 @@ class BioGptModel(nn.Module):
 
         hidden_states = [hidden]
         attentions = []
-        for layer, mask, layer_head_mask in zip(self.layers, masks, head_masks, strict=True):
+        read = self.config.read_layers or len(self.layers)
+        for layer, mask, layer_head_mask in islice(zip(self.layers, masks, head_masks, strict=True), read):
             if self.training and self.config.layerdrop > 0 and torch.rand(()) < self.config.layerdrop:
                 continue
             arguments = (hidden, mask, layer_head_mask, cache, output_attentions)
@@ -261,8 +263,9 @@ class BioGptModel(nn.Module):
             attentions.append(weights)
         if cache is not None:
             cache.advance(length)
-        hidden = self.layer_norm(hidden)
-        hidden_states[-1] = hidden
+        if not self.config.read_layers:
+            hidden = self.layer_norm(hidden)
+            hidden_states[-1] = hidden
         return ModelOutput(
             last_hidden_state=hidden,
             past_key_values=cache,

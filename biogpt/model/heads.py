@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biogpt.model.cache import KVCache
+from biogpt.model.chain import LabelChain
 from biogpt.model.config import BioGptConfig
 from biogpt.model.decoder import BioGptModel, initialize
 
@@ -89,6 +90,10 @@ class LanguageModel(Head):
                 f"config: bidirectional_layers is {config.bidirectional_layers}; a "
                 "language model must not see the "
                 "tokens it predicts: expected 0"
+            )
+        if config.read_layers:
+            raise ValueError(
+                f"config: read_layers is {config.read_layers}; a language model reads all layers: expected 0"
             )
         super().__init__(config)
         self.biogpt = BioGptModel(config)
@@ -261,6 +266,7 @@ class TokenClassifier(Head):
         self.biogpt = BioGptModel(config)
         self.dropout = nn.Dropout(_dropout(config))
         self.words = WordEncoder(config) if config.word_encoder_size else None
+        self.chain = LabelChain(config.num_labels) if config.label_chain else None
         self.classifier = nn.Linear(2 * config.word_encoder_size or config.hidden_size, config.num_labels)
         initialize(self.classifier, config)
 
@@ -290,6 +296,12 @@ class TokenClassifier(Head):
                 raise ValueError("a word encoder reads the forms of the words; give those of words.forms_of")
             return self.words(hidden, forms, counts, self.classifier, types)
         return self.classifier(self.dropout(hidden))
+
+    def log_probabilities(self, scores: Tensor, counts: list[int]) -> Tensor:
+        """Log-probabilities of the labels of each word, [W, N] float32, from what ``read`` gave."""
+        if self.chain is not None:
+            return self.chain.log_marginals(scores, counts)
+        return scores.float().log_softmax(dim=-1)
 
     def forward(
         self,

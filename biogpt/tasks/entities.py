@@ -107,7 +107,7 @@ class EntityRecognizer:
             words = [word for text, window in batch for word in texts[text].texts[window.stretch]]
             counts = [len(window.reads) for _, window in batch]
             logits = self.model.read(hidden, forms_of(words, config, hidden.device), counts)
-            scores = logits.float().log_softmax(dim=-1).cpu().numpy()
+            scores = self.model.log_probabilities(logits, counts).cpu().numpy()
             if np.isnan(scores).any():
                 raise FloatingPointError(NOT_FINITE)
             return np.split(scores, np.cumsum(counts)[:-1])

@@ -42,7 +42,7 @@ _POOL = 50  # so many batches of examples at random are sorted by length before 
 _BETAS = (0.9, 0.98)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Example:
     """A row to learn from.
 
@@ -53,6 +53,7 @@ class Example:
             multi-label: all of them do.
         words: [R] the words that are read, for a word encoder.
         types: of entities that are annotated here, the only ones that a word encoder scores.
+        states: [R, D] bfloat16, what a frozen decoder says at the reads, once that was kept.
     """
 
     ids: list[int]
@@ -60,6 +61,7 @@ class Example:
     targets: np.ndarray
     words: Sequence[str] = ()
     types: Collection[str] = ()
+    states: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,17 @@ class FinetuneLoop:
             self.progress,
             scaled=options.arithmetic == "float16",
         )
+        self._editions: dict[int, list[Example]] = {}
         self._hidden_of = torch.compile(self._hidden, dynamic=False) if options.compiled else self._hidden
 
     def epoch(self) -> None:
         """Train one epoch, or the rest of it, and score."""
         options, progress, run = self.options, self.progress, self.run
-        examples = self.objective.examples(run.tokenizer, self.model.config, self._random())
+        self.model.train()
+        self.model.biogpt.train(not self.frozen)
+        examples = self._examples()
         weights = self.label_weights(examples)
-        batches = list(_batches(examples, options, self._random()))
+        batches = list(_batches(examples, options, self._random(progress.epoch)))
         bar = tqdm(
             batches[progress.batch :],
             f"epoch {progress.epoch + 1} of {options.epochs}",
@@ -187,8 +192,6 @@ class FinetuneLoop:
             initial=progress.batch,
             unit="batch",
         )
-        self.model.train()
-        self.model.biogpt.train(not self.frozen)
         run.start_clock()
         for batch in bar:
             loss = self.loss(batch, weights)
@@ -205,6 +208,35 @@ class FinetuneLoop:
         progress.epoch, progress.batch = progress.epoch + 1, 0
         self.score()
         run.save_state()
+
+    def _examples(self) -> list[Example]:
+        """Those of the epoch; of a frozen decoder in ``editions``, what it says of each is kept."""
+        epoch, editions = self.progress.epoch, self.options.editions if self.frozen else 0
+        edition = epoch % editions if editions else epoch
+        if edition in self._editions:
+            return self._editions[edition]
+        drawn = self.objective.examples(self.run.tokenizer, self.model.config, self._random(edition))
+        if not editions:
+            self._editions.clear()
+            return drawn
+        # The same batches whenever this is done: so a run that goes on keeps the same numbers to the bit.
+        batches = list(_batches(drawn, self.options, self._random(edition)))
+        for batch in tqdm(batches, f"edition {edition + 1} of {editions}", unit="batch"):
+            counts = [len(example.reads) for example in batch]
+            for example, states in zip(batch, self._read(batch).bfloat16().cpu().split(counts), strict=True):
+                example.states = states.clone()
+        self._editions[edition] = drawn
+        return drawn
+
+    def _read(self, batch: Sequence[Example]) -> Tensor:
+        """[R, D] of the decoder at all reads of a batch."""
+        if batch[0].states is not None:
+            states = [example.states for example in batch if example.states is not None]
+            return torch.cat(states).to(self.device, torch.float32)
+        ids, mask = self._padded(batch)
+        places = [(row, read) for row, example in enumerate(batch) for read in example.reads]
+        rows, reads = torch.tensor(places, device=self.device).T
+        return self._hidden_of(ids, mask)[rows, reads].float()
 
     @property
     def frozen(self) -> bool:
@@ -223,6 +255,8 @@ class FinetuneLoop:
         """
         if not self.options.balanced:
             return None
+        if self.model.config.label_chain:
+            raise ValueError("balanced weighs label by label, and a word encoder learns chains of labels")
         targets = np.concatenate([example.targets for example in examples])
         present = np.maximum(targets.sum(axis=0), 1)
         if self.objective.multi_label:
@@ -233,14 +267,11 @@ class FinetuneLoop:
 
     def loss(self, batch: Sequence[Example], weights: Tensor | None = None) -> Tensor:
         """Mean loss of a batch, nats a read; see ``label_loss``."""
-        ids, mask = self._padded(batch)
-        places = [(row, read) for row, example in enumerate(batch) for read in example.reads]
-        rows, reads = torch.tensor(places, device=self.device).T
-        hidden = self._hidden_of(ids, mask)[rows, reads].float()
+        logits = head_logits(self.model, self._read(batch), batch)
         targets = torch.from_numpy(np.concatenate([example.targets for example in batch])).to(self.device)
-        return label_loss(
-            head_logits(self.model, hidden, batch), targets, weights, self.objective.multi_label
-        )
+        if isinstance(self.model, BioGptForTokenClassification) and self.model.chain is not None:
+            return self.model.chain.loss(logits.float(), targets, [len(example.reads) for example in batch])
+        return label_loss(logits, targets, weights, self.objective.multi_label)
 
     def score(self) -> None:
         """Score on the dev split, keep the checkpoint if it is the best."""
@@ -269,9 +300,9 @@ class FinetuneLoop:
             with written_whole(options.out / "best", "confusion.png") as (picture,):
                 confusion_plot(*evaluation.confusion, picture)
 
-    def _random(self) -> np.random.Generator:
+    def _random(self, epoch: int) -> np.random.Generator:
         """The same draws for an epoch, whether it is begun or taken up again."""
-        return np.random.default_rng((self.options.seed, self.progress.epoch))
+        return np.random.default_rng((self.options.seed, epoch))
 
     def _padded(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor | None]:
         """Ids and attention mask of a batch, [B, T]; no mask where all layers only look back.

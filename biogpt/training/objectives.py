@@ -43,6 +43,7 @@ from biogpt.training.metrics import (
 # are sentences, about half of the sentences stand alone then.
 _ALONE, _ALONE_OF_SENTENCES = 0.3, 0.85
 _WORD_ENCODER_DROPOUT = 0.4
+_WORD_FORM_ROWS = 16384
 _ALL_TYPES = 0.15  # share of the passages on which every reader learns, so that two do not claim one word
 
 Renderings = tuple[TaggedText, ...]  # one sentence, written in one or two ways
@@ -119,7 +120,8 @@ class EntityObjective:
     Args:
         train: corpora to learn from; an ``O`` in one means "none of the types that this corpus annotates".
         dev: corpora to score on, each by the types that it annotates; its score is the mean F1.
-        settings: of the config: ``passage_copies``, ``bidirectional_layers``, ``word_encoder_size``.
+        settings: of the config: ``passage_copies``, ``bidirectional_layers``, ``word_encoder_size``,
+            ``read_layers``.
     """
 
     head = BioGptForTokenClassification
@@ -135,6 +137,7 @@ class EntityObjective:
         self.settings = {"label_piece": "last", **settings}
         if settings.get("word_encoder_size"):
             self.settings["classifier_dropout"] = _WORD_ENCODER_DROPOUT
+            self.settings |= {"label_chain": True, "word_form_rows": _WORD_FORM_ROWS}
             self.settings["word_encoder_groups"] = _groups([corpus.types for corpus in train])
         self._encoded: list[list[list[list[tuple[Words, np.ndarray]]]]] = []
 

@@ -123,6 +123,9 @@ class FinetuneOptions:
         model: what to start from: embedded name, folder or Hub id.
         epochs: passes over the training data.
         frozen_epochs: so many first ones train what is above the decoder only: several times faster.
+        editions: of a frozen decoder: rows are drawn so many times only, and what it says of them is kept in
+            memory (2 bytes a label read and unit of its width, for each) for the epochs that take turns with
+            them; 0 draws and reads anew in each epoch.
         muon_lr: highest learning rate of the matrices of the top layer, by Muon; 0 gives all to AdamW, the
             safe choice for large checkpoints.
         lr: highest learning rate of AdamW, for the head and what else is not Muon's.
@@ -145,6 +148,7 @@ class FinetuneOptions:
     model: str = "mini"
     epochs: int = 5
     frozen_epochs: int = 0
+    editions: int = 0
     muon_lr: float = 0.01
     lr: float = 1e-3
     layer_decay: float = 1.0
@@ -167,7 +171,7 @@ class FinetuneOptions:
         for name in ("epochs", "lr", "layer_decay", "batch_tokens", "accumulation", "shard_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-        for name in ("frozen_epochs", "muon_lr", "weight_decay", "patience", "minutes_between"):
+        for name in ("frozen_epochs", "editions", "muon_lr", "weight_decay", "patience", "minutes_between"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 <= self.seed < 2**63:
