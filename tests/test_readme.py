@@ -90,9 +90,10 @@ def test_the_commands_run(tmp_path: Path) -> None:
 
 
 def test_the_conversion_is_called_as_the_readme_says() -> None:
-    (line,) = re.findall(r"^python -m biogpt (convert .*?)  #", README, re.M)
-    words = shlex.split(line)
-    assert build_parser(words).parse_args(words).archive == Path("ARCHIVE")
+    lines = re.findall(r"^python -m biogpt (convert .*?)  #", README, re.M)
+    parsed = [build_parser(words).parse_args(words) for words in map(shlex.split, lines)]
+    assert [chosen.source for chosen in parsed] == ["ARCHIVE", "MODEL"]
+    assert [chosen.precision for chosen in parsed] == ["", "int8"]
 
 
 def test_every_flag_of_the_table_is_one_of_the_page() -> None:

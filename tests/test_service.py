@@ -185,15 +185,16 @@ def test_a_stream_never_takes_back_what_it_gave(generator, stop) -> None:
 def test_what_may_begin_a_stop_string_is_held_back_and_given_when_it_does_not() -> None:
     generator = scripted("gene", "a</w> and</w> is</w> b</w> and</w>")
     steps = list(generator.stream("gene", GenerationOptions(stop=["and is c", "b and a"], max_new_tokens=20)))
-    assert texts(steps) == [" a", " a ", " a ", " a and is ", " a and is ", " a and is b and"]
-    assert [step.held for step in steps] == ["", "and", "and is", "b", "b and", ""]
+    assert texts(steps) == [" ", " a ", " a ", " a and is ", " a and is ", " a and is b and"]
+    assert [step.held for step in steps] == ["a", "and", "and is", "b", "b and", ""]
 
 
 def test_no_token_is_invisible(generator) -> None:
     """The control tokens that a model may write, and rows of its vocabulary that stand for nothing."""
     options = GenerationOptions(max_new_tokens=8)
     [completion] = scripted("gene", "<unk> <pad> <s> is</w>").generate("gene", options)
-    assert (completion.text, completion.ids) == ("", [2])
+    assert set(completion.ids).isdisjoint(UNREADABLE)
+    assert completion.text.endswith("is")
     options = replace(DRAW, temperature=50.0)
     made = {
         token
@@ -513,10 +514,8 @@ def test_what_ends_the_thread_is_told_to_readers_and_it_goes_on(generator, monke
     expected = texts(generator.stream(PROMPT, DRAW))
     with monkeypatch.context() as patch:
         patch.setattr(served._worker.engine.runner, place, end)
-        steps = served.stream(PROMPT, DRAW)
-        if place == "step":
-            with pytest.raises(RuntimeError, match="the thread of the model failed"):
-                list(steps)
+        with pytest.raises(RuntimeError, match="the thread of the model failed"):
+            list(served.stream(PROMPT, DRAW))
         wait_for(lambda: served.health().state == "failed")
     assert texts(served.stream(PROMPT, DRAW)) == expected
     assert served.health() == Health("serving")

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 State = Literal["loading", "serving", "failed", "stopping"]
 _PROBE = 2.0  # seconds after a step that failed until the model is tried again, though nobody asks for it
+_FAILED = "the thread of the model failed at this request; try again"
 _GLANCE = 0.2  # seconds after which an idle thread looks whether it is still needed
 
 
@@ -156,12 +157,16 @@ class Worker:
                 self._serve_on()
             except BaseException as error:  # whatever ends it: readers are told, and it goes on
                 logger.exception("the thread of the model failed")
-                self.engine.fail(RuntimeError("the thread of the model failed at this request; try again"))
+                self.engine.fail(RuntimeError(_FAILED))
+                self._drop_tasks(_FAILED)
                 self._note(error)
                 time.sleep(_GLANCE)
         self.engine.drop(everyone=True)
+        self._drop_tasks("the service has stopped")
+
+    def _drop_tasks(self, reason: str) -> None:
         while self._tasks:
-            self._tasks.popleft()[0].set_exception(RuntimeError("the service has stopped"))
+            self._tasks.popleft()[0].set_exception(RuntimeError(reason))
 
     def _is_needed(self) -> bool:
         return not self.is_abandoned and main_thread().is_alive()
