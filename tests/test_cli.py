@@ -186,7 +186,7 @@ def heads(tmp_path_factory):
             for name, parameter in model.named_parameters():
                 if not name.startswith("biogpt."):
                     parameter.mul_(10)
-        model.save_pretrained(folder / head.__name__)
+        model.save_pretrained(folder / head.__name__, merge=True)
         tokenizer.save_pretrained(folder / head.__name__)
     return folder
 

@@ -145,7 +145,7 @@ def test_json_with_the_marks_of_pubtator_in_its_text_stays_json(file, name):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"ok\n\xff\xfe", "byte 3 is 0xff"),
+        ("a.txt", b"ok\n\xff\xfe", "byte 3 .line 2. is 0xff"),
         ("a.txt", "", "is empty"),
         ("a.txt", " \r\n", "is empty"),
         ("a.csv", "name,age\nx,3\n", "has the columns name, age"),
@@ -201,8 +201,8 @@ def test_a_row_of_a_csv_is_never_cut_or_dropped(file, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xef\xbb\xbfab\xff", "byte 5 is 0xff"),  # counted from the start of the file, mark included
-        ("text".encode("utf-16-le"), "byte 1 is 0x00"),  # valid UTF-8, full of zeros
+        (b"\xef\xbb\xbfab\xff", "byte 5 .line 1. is 0xff"),  # counted from the start of the file, mark included
+        ("text".encode("utf-16-le"), "byte 1 .line 1. is 0x00"),  # valid UTF-8, full of zeros
         (
             b'{"text": "a\\ud83db"}',
             "half of a surrogate pair",
