@@ -460,7 +460,8 @@ def test_rows_that_stand_for_no_token_are_as_if_they_were_not_there(rules: dict)
     options = GenerationOptions(max_new_tokens=8, top_logprobs=5, **rules)
     expected = list(engine_of(small).run(start_search(small.config, [2, 5], options)))
     free = list(engine_of(wide).run(start_search(wide.config, [2, 5], options)))
-    banned = list(engine_of(wide).run(start_search(wide.config, [2, 5], options, range(40, 48))))
+    search = start_search(wide.config, [2, 5], options, padding=range(40, 48))
+    banned = list(engine_of(wide).run(search))
     if "seed" not in rules:  # of more rows, other numbers are drawn
         assert _ids(banned) == _ids(expected)
     assert max(_ids(banned)) < 40
