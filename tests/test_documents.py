@@ -201,7 +201,10 @@ def test_a_row_of_a_csv_is_never_cut_or_dropped(file, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xef\xbb\xbfab\xff", "byte 5 .line 1. is 0xff"),  # counted from the start of the file, mark included
+        (
+            b"\xef\xbb\xbfab\xff",
+            "byte 5 .line 1. is 0xff",
+        ),  # counted from the start of the file, mark included
         ("text".encode("utf-16-le"), "byte 1 .line 1. is 0x00"),  # valid UTF-8, full of zeros
         (
             b'{"text": "a\\ud83db"}',
