@@ -8,6 +8,7 @@ Letters: B rows (beams), S tokens so far (prompt included), V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +60,14 @@ class Hypothesis:
         return [token.id for token in self.tokens]
 
 
+class _Apart(NamedTuple):
+    """Ids that a search treats apart: the end, and those of ``start_search``."""
+
+    eos: int
+    banned: Sequence[int]
+    padding: Sequence[int]
+
+
 class Samples:
     """Greedy or sampled continuations of a prompt, ``num_return_sequences`` of them, one after another.
 
@@ -76,21 +85,13 @@ class Samples:
 
     rows = 1  # of the cache
 
-    def __init__(
-        self,
-        prompt_ids: Sequence[int],
-        options: GenerationOptions,
-        eos: int,
-        banned: Sequence[int] = (),
-        padding: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, prompt_ids: Sequence[int], options: GenerationOptions, apart: _Apart) -> None:
         self.prompt_ids = list(prompt_ids)
         self.options = options.with_seed()
-        self._banned = banned
         self.feed: list[list[int]] = []
         self.kept: Tensor | None = None
         self.done = False
-        self._eos, self._padding = eos, padding
+        self._apart = apart
         self._sequence = -1
         self._prompt_logits: Tensor | None = None
         self._made: list[int] = []
@@ -100,9 +101,9 @@ class Samples:
         """Choose the next token by the logits [1, V] of the position before it."""
         if not self.feed:
             self._begin(logits, cache)
-        logits = sampling.ban_tokens(logits, self._padding)
+        logits = sampling.ban_tokens(logits, self._apart.padding)
         scores = _apply_rules(
-            logits, [self.prompt_ids + self._made], len(self._made), self.options, self._eos, self._banned
+            logits, [self.prompt_ids + self._made], len(self._made), self.options, self._apart
         )
         if self.options.temperature == 0:
             chosen = int(
@@ -113,7 +114,7 @@ class Samples:
         [[logprob]], [alternatives] = _report(logits, [[chosen]], self.options.top_logprobs)
         self._made.append(chosen)
         self.feed = [[chosen]]
-        ended = chosen == self._eos or len(self._made) == self.options.max_new_tokens
+        ended = chosen == self._apart.eos or len(self._made) == self.options.max_new_tokens
         token = Token(chosen, logprob, alternatives, self._sequence, ended)
         if ended:
             self.end_sequence()
@@ -144,21 +145,13 @@ class Beams:
 
     kept = None
 
-    def __init__(
-        self,
-        prompt_ids: Sequence[int],
-        options: GenerationOptions,
-        eos: int,
-        banned: Sequence[int] = (),
-        padding: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, prompt_ids: Sequence[int], options: GenerationOptions, apart: _Apart) -> None:
         self.prompt_ids = list(prompt_ids)
         self.options = options
-        self._banned = banned
         self.rows = options.num_beams
         self.feed: list[list[int]] = []
         self.done = False
-        self._eos, self._padding = eos, padding
+        self._apart = apart
         self._length = 0
         self._running: list[tuple[Token, ...]] = [()] * self.rows
         # Only the first beam exists at the start: the others would repeat it.
@@ -173,19 +166,19 @@ class Beams:
             ``num_return_sequences`` best finished ones, best first.
         """
         options, beams = self.options, self.rows
-        logits = sampling.ban_tokens(logits, self._padding)
+        logits = sampling.ban_tokens(logits, self._apart.padding)
         if not self._length:
             logits = logits.expand(beams, -1)
             cache.reorder(torch.zeros(beams, dtype=torch.int64, device=cache.device))
         self._length += 1
         ids = [self.prompt_ids + [token.id for token in tokens] for tokens in self._running]
         logprobs = logits.log_softmax(dim=-1)
-        scores = _apply_rules(logprobs, ids, self._length - 1, options, self._eos, self._banned)
+        scores = _apply_rules(logprobs, ids, self._length - 1, options, self._apart)
         scores = scores + self._totals[:, None]
         best = scores.flatten().topk(2 * beams)  # at most half of them end: each beam has one end token
         rows = best.indices // scores.shape[1]
         chosen = best.indices % scores.shape[1]
-        ends = (chosen == self._eos) | (self._length == options.max_new_tokens)
+        ends = (chosen == self._apart.eos) | (self._length == options.max_new_tokens)
 
         extended = _extend(self._running, logits, rows, chosen, options.top_logprobs)
         ranked = (best.values / self._length**options.length_penalty).tolist()
@@ -235,7 +228,7 @@ def start_search(
     if unknown:
         raise ValueError(f"prompt_ids holds {unknown[0]}; the vocabulary ends at {config.vocab_size - 1}")
     kind = Beams if options.num_beams > 1 else Samples
-    return kind(prompt_ids, options, config.eos_token_id, banned, padding)
+    return kind(prompt_ids, options, _Apart(config.eos_token_id, banned, padding))
 
 
 def _extend(
@@ -263,12 +256,7 @@ def _is_over(finished: list[Hypothesis], total: Tensor, length: int, options: Ge
 
 
 def _apply_rules(
-    logits: Tensor,
-    ids: list[list[int]],
-    made: int,
-    options: GenerationOptions,
-    eos: int,
-    banned: Sequence[int],
+    logits: Tensor, ids: list[list[int]], made: int, options: GenerationOptions, apart: _Apart
 ) -> Tensor:
     """The rules that hold for greedy, sampled and beam search alike.
 
@@ -280,7 +268,8 @@ def _apply_rules(
         logits = sampling.penalize_repetition(logits, torch.tensor(ids), options.repetition_penalty)
     if options.no_repeat_ngram_size > 0:
         logits = sampling.ban_repeated_ngrams(logits, torch.tensor(ids), options.no_repeat_ngram_size)
-    return sampling.ban_tokens(logits, [*banned, eos] if made < options.min_new_tokens else banned)
+    early = [apart.eos] if made < options.min_new_tokens else []
+    return sampling.ban_tokens(logits, [*apart.banned, *early])
 
 
 def _sample(logits: Tensor, options: GenerationOptions, random: torch.Generator) -> Tensor:
