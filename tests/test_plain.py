@@ -50,8 +50,8 @@ def test_no_entity_is_found_where_nothing_is_seen(tagger: EntityRecognizer) -> N
     [
         ("“aspirin” ‘a’ „b“ ‹c›", "\"aspirin\" 'a' \"b\" 'c'"),
         ("ﬁbrosis ﬂu eﬀect", "fibrosis flu effect"),
-        ("Na⁺ CaCO₃ IC₅₀", "Na+ CaCO3 IC50"),
-        ("39 ℃, 5 ㎎, stage Ⅳ", "39 °C, 5 mg, stage IV"),
+        ("x⁶ CaCO₅ IC₇₈", "x6 CaCO5 IC78"),
+        ("39 ℉, 5 ㎎, stage Ⅳ", "39 °F, 5 mg, stage IV"),
         ("ｄｏｘｏｒｕｂｉｃｉｎ．", "doxorubicin."),
         ("Sjo\u0308gren Me\u0301nie\u0300re", "Sjögren Ménière"),
         ("e\u200b\u0301", "é"),

@@ -190,7 +190,7 @@ class GenerationOptions:
         0,
         "No run of so many tokens comes twice; 0 is off.",
         least=0,
-        control=Slider("No-repeat n-grams", "ngram", 0, 10, unit="tokens"),
+        control=Slider("No-repeat n-grams", "ngram", 0, 10, 6, unit="tokens"),
     )
     num_beams: int = setting(
         1,
