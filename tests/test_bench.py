@@ -11,7 +11,7 @@ from biogpt.cli import main
 from biogpt.model.config import BioGptConfig
 
 TINY = BioGptConfig(
-    vocab_size=9000,
+    vocab_size=17000,
     hidden_size=32,
     num_hidden_layers=2,
     num_attention_heads=2,
@@ -52,8 +52,9 @@ def test_every_subject_is_measured_in_every_case(tmp_path):
 
 
 def test_a_smaller_model_is_measured_as_far_as_it_goes(tmp_path):
-    mini = BenchOptions(tmp_path, config=BioGptConfig.from_json(find("mini") / "config.json"))
-    assert (mini.prompts, mini.positions) == ((16, 128), (32, 256))
+    mini = BioGptConfig.from_json(find("mini") / "config.json")
+    half = BenchOptions(tmp_path, config=replace(mini, max_position_embeddings=512))
+    assert (half.prompts, half.positions) == ((16, 128), (32, 256))
     base = BenchOptions(tmp_path)
     assert (base.prompts, base.positions) == (PROMPTS, POSITIONS)
     with pytest.raises(

@@ -204,7 +204,7 @@ LABELLED = [
     "changes", [{}, {"balanced": True, "accumulation": 2, "gradient_checkpointing": True}]
 )
 def test_several_labels_a_text_are_learned(base, tmp_path, changes):
-    folder = finetune(TextObjective(LABELLED, LABELLED, True), options(tmp_path, base, epochs=12, **changes))
+    folder = finetune(TextObjective(LABELLED, LABELLED, True), options(tmp_path, base, epochs=24, **changes))
     classifier = TextClassifier.from_pretrained(folder, precision="float32")
     assert classifier.multi_label
     for text in LABELLED[:4]:
@@ -223,7 +223,7 @@ def test_roles_of_sentences_through_the_command_line(base, tmp_path):
         "--out",
         str(tmp_path / "run"),
     ]
-    assert main([*command, *files, "--epochs", "4", "--arithmetic", "float32"]) == 0
+    assert main([*command, *files, "--epochs", "10", "--arithmetic", "float32"]) == 0
     classifier = TextClassifier.from_pretrained(tmp_path / "run" / "best", precision="float32")
     roles = classifier.sentences("We asked. We counted cells. Cells died.")
     assert [role.label for role in roles] == ["AIM", "METHOD", "RESULT"]
@@ -345,7 +345,7 @@ def test_a_full_disk_leaves_the_state_of_before(base, tmp_path, full_disk):
     finetune(task, options(tmp_path, base, epochs=1))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     loop = FinetuneLoop(task, options(tmp_path, base, epochs=1), {})
-    with full_disk(2000):
+    with full_disk(200):  # what a head writes above an unchanged decoder is not much more
         with pytest.raises(OSError, match=r"^state\.pt could not be written to .*File too large.*is kept$"):
             loop.run.save_state()
         with pytest.raises(

@@ -309,12 +309,12 @@ def test_a_click_encodes_the_text_once(page, server, monkeypatch) -> None:
     type_text(page, PROMPT)
     page.locator("#count", has_text=f"{used} of {LIMIT} tokens").wait_for()  # what is typed is counted, too
     for button in ("#generate", "#continue"):
-        encoded.clear()
+        encoded.clear()  # nothing is, where a run goes on inside a word whose ids are known
         before = text_of(page)
         page.locator(button).click()
         page.wait_for_function("old => document.querySelector('#text textarea').value !== old", arg=before)
         wait_for_status(page, "Finished")
-        assert encoded == [before]
+        assert encoded == [before] or (button == "#continue" and not encoded)
 
 
 def test_stop_ends_the_work_within_one_token_and_another_run_starts(page, server) -> None:
