@@ -1,13 +1,14 @@
 """Open the page: flags and environment, then the model, then the server."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any, NoReturn
 
 # Both libraries read these once, when they are imported: the page tells nobody that it runs.
@@ -15,7 +16,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 ANY = "any"  # as --models: visitors may name any model
-GRACE = 25.0  # seconds that texts being written have to end when the process is told to
+# Seconds from the signal to end: until texts being written are cut, until clients are no longer waited for,
+# and until the process is gone, whatever still runs.
+TEXTS, CLIENTS, GRACE = 5.0, 7.0, 9.5
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,6 +99,7 @@ def _truth(value: str) -> bool:
 
 
 def main() -> None:
+    _on_signal(_leave)
     parser = build_parser(os.environ)
     options = parser.parse_args()
 
@@ -113,7 +117,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.error(f"cannot load the model {options.model!r}: {error}")
 
-    from biogpt.ui.page import check_address, serve
+    from biogpt.ui.page import check_address, end, serve
 
     try:  # before a thread loads the model: Python cannot end well while one is inside torch
         check_address(options.host, options.port)
@@ -123,15 +127,35 @@ def main() -> None:
     page, shelf = build(options)
     globals()["demo"] = page
 
-    def end(*_: object) -> None:
-        shelf.close(GRACE)
-        raise KeyboardInterrupt  # which ends the server
+    def told_to_end(*_: object) -> None:
+        _on_signal(_leave)  # a second one is not to wait
+        last = Timer(GRACE, os._exit, [0])
+        last.daemon = True
+        last.start()
+        Thread(target=shelf.close, args=(TEXTS,), daemon=True).start()
+        shelf.closed.wait()
+        end(page, CLIENTS, GRACE - CLIENTS)
+        _leave()
 
-    signal.signal(signal.SIGTERM, end)
+    _on_signal(told_to_end)
     try:
         serve(page, options.host, options.port, options.share, options.mcp, shelf.health)
     except OSError as error:
         parser.error(str(error))
+
+
+def _on_signal(handler: Callable[..., None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def _leave(*_: object) -> None:
+    """End the process with status 0, at once: Python cannot end well while a thread is inside torch."""
+    logging.shutdown()
+    with suppress(OSError, ValueError):  # nobody reads them any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
 
 
 def build(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -157,7 +181,7 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
 
     def later(kind: Any, source: str) -> LazyModel[Any]:
         [name] = public_names([source])
-        return LazyModel(name, lambda: kind.from_pretrained(source, **chosen))
+        return LazyModel(name, lambda: kind.from_pretrained(source, **chosen), shelf.closed)
 
     # Who listens on this machine's own address may be asked from anywhere, through a tunnel or a proxy: what
     # visitors may load is said here, and nothing else tells who is a stranger.
@@ -199,7 +223,9 @@ def _lent_gpu() -> bool:
 
 def _load(shelf: Any) -> None:
     """Load the default model; the page and /health tell of a failure, and the log says why."""
-    with suppress(ValueError):
+    from biogpt.serving.engine import Stopping
+
+    with suppress(ValueError, Stopping):
         shelf.take()
 
 

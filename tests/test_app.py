@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import gradio_client
 import pytest
-from app_server import ROOT, app_server, call, clean_environment
+from app_server import ROOT, app_server, call, clean_environment, last_event, post
 
 from app import build_parser
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
@@ -261,6 +265,79 @@ def test_without_a_network_it_starts_and_reaches_for_nothing(started) -> None:
         pytest.fail("the model was not loaded")
     time.sleep(1)  # what is sent in the background is sent soon after the start
     assert not outbound.exists(), outbound.read_text()
+
+
+LONG = "Naloxone reverses the antihypertensive effect of clonidine in rats. " * 3000
+
+
+def uploaded(url: str, tab: str, texts: str) -> str:
+    """All that the page is told of a file that it uploads in a tab; comes once the run has ended."""
+    head = '--x\r\nContent-Disposition: form-data; name="files"; filename="texts.txt"\r\n\r\n'
+    content = f"{head}{texts}\r\n--x--\r\n".encode()
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}gradio_api/upload", content, kind)) as answer:
+        [path] = json.load(answer)
+    config = json.load(urllib.request.urlopen(f"{url}config"))
+    [file] = [each["id"] for each in config["components"] if each["props"].get("elem_id") == f"{tab}-file"]
+    [run] = [
+        each
+        for each in config["dependencies"]
+        if [file, "upload"] in each["targets"] and each["backend_fn"] and file in each["inputs"]
+    ]
+    data = [{"path": path, "orig_name": "texts.txt", "meta": {"_type": "gradio.FileData"}}]
+    body = {"fn_index": run["id"], "data": data, "session_hash": tab, "trigger_id": file}
+    status, answer = post(url, "gradio_api/queue/join", body)
+    assert status == 200, answer
+    with urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={tab}", timeout=120) as told:
+        return told.read().decode()
+
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+STOPPING = "The server is stopping; try again in a minute"
+
+
+@SIGNALS
+def test_told_to_end_it_tells_every_client_and_ends(number: signal.Signals) -> None:
+    endless = {"max_new_tokens": 300, "min_new_tokens": 300, "num_beams": 8, "temperature": 0}
+    calls: list[tuple[str, dict[str, Any]]] = [
+        *[("generate", {"prompt": "The gene", **endless})] * 20,  # more than run at once
+        ("generate", {"prompt": "gene " * 200, **endless}),
+        ("ner", {"text": LONG}),
+        ("ner", {"text": LONG}),  # waits
+        ("classify", {"text": LONG}),
+        ("classify", {"text": LONG, "task": "sentences"}),
+    ]
+    with app_server() as (url, process), ThreadPoolExecutor(len(calls) + 1) as pool:
+        told = [pool.submit(call, url, endpoint, **given) for endpoint, given in calls]
+        page = pool.submit(uploaded, url, "entities", "\n".join([LONG[:900]] * 2000))
+        time.sleep(3)
+        under_way = not page.done() and not any(each.done() for each in told)
+        process.send_signal(number)
+        assert process.wait(60) == 0
+        assert under_way, [each.result() for each in told if each.done()]
+        for each in told:
+            event, data = each.result()
+            assert (event, data["error"]) == ("error", STOPPING)
+        assert STOPPING in page.result()
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", int(url.rsplit(":")[-1].strip("/"))))
+
+
+@SIGNALS
+def test_told_to_end_while_models_load_it_answers_or_tells_and_ends(number: signal.Signals) -> None:
+    calls = [
+        ("generate", {"prompt": "The gene"}),
+        ("ner", {"text": "Naloxone."}),
+        ("classify", {"text": "p53."}),
+    ]
+    with app_server(path="") as (url, process):
+        asked = [(to, post(url, f"gradio_api/call/v2/{to}", given)[1]["event_id"]) for to, given in calls]
+        process.send_signal(number)
+        for endpoint, event_id in asked:
+            event, data = last_event(url, endpoint, event_id)
+            assert event == "complete" or (event, data["error"]) == ("error", STOPPING)
+        assert process.wait(60) == 0
 
 
 @pytest.mark.slow

@@ -33,6 +33,13 @@ class QueueFull(RuntimeError):
     """So many requests wait already that another one is refused; try again later."""
 
 
+class Stopping(RuntimeError):
+    """The process has been told to end, and what was asked of it is not done."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is stopping; try again in a minute")
+
+
 class Slot:
     """One request: its search, its cache, and where its results go. It joins and leaves the engine whole.
 
@@ -194,6 +201,12 @@ class Engine:
                 slot.fail(error)
             self._leave(self.running)
 
+    def tell(self, error: Exception) -> None:
+        """Give every slot the error; they leave before the next step."""
+        with self.lock:
+            for slot in (*self.running, *self.waiting):
+                slot.fail(error)
+
     def run(self, search: Search) -> Generator[Result, None, None]:
         """The results of one search, each computed when asked for; other slots advance on the way."""
         slot = Slot(search, lead=1)
@@ -218,9 +231,9 @@ class Engine:
 
         Not while another thread is in ``step``.
         """
+        if everyone:
+            self.tell(Stopping())
         with self.lock:
-            for slot in (*self.running, *self.waiting) if everyone else ():
-                slot.fail(RuntimeError("the service has stopped, and dropped the request"))
             self._leave(self.running, self.waiting)
 
     def _leave(self, *lists: "list[Slot] | deque[Slot]") -> None:

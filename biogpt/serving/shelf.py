@@ -2,21 +2,23 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from types import MappingProxyType
 from typing import Generic, TypeVar
 from weakref import WeakSet
 
 from biogpt.checkpoint.hub import HUB_ID, embedded_names
 from biogpt.checkpoint.inventory import language_models
+from biogpt.serving.engine import Stopping
 from biogpt.serving.text_generator import TextGenerator
 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model")
+_LOOK = 0.2  # seconds after which whoever waits for a model looks whether the process is to end
 _SHOWN = 100  # characters of a name that is refused
 
 
@@ -58,10 +60,12 @@ class LazyModel(Generic[Model]):
     Args:
         name: what to call it: an embedded name, a folder's, or a Hub id.
         load: makes it; called again at the next turn if it fails.
+        closed: set once no more work is to be done with it, and what is being done is to end.
     """
 
-    def __init__(self, name: str, load: Callable[[], Model]) -> None:
+    def __init__(self, name: str, load: Callable[[], Model], closed: Event | None = None) -> None:
         self.name = name
+        self.closed = Event() if closed is None else closed
         self._load = load
         self._model: Model | None = None
         self._lock = Lock()
@@ -104,6 +108,9 @@ class Shelf:
         allowed: names that may be taken beside the default; None: any, folders of this machine included.
         keep: how many stay in memory beside the default.
         sources: what to load for a name that is not its own source, so that visitors see no folder's path.
+
+    Attributes:
+        closed: set by ``close``; models beside the shelf may share it.
     """
 
     def __init__(
@@ -116,6 +123,7 @@ class Shelf:
     ) -> None:
         self.default = default
         self.allowed = None if allowed is None else tuple(dict.fromkeys([default, *allowed]))
+        self.closed = Event()
         self.failure = ""  # what to say when the default could not be loaded
         self.reading = Lock()  # of runs that read texts with a model, beside the requests that write
         self._load = load
@@ -140,6 +148,8 @@ class Shelf:
 
     def health(self) -> tuple[int, str]:
         """HTTP status and one word: 503 while the default model loads, or when it or its worker failed."""
+        if self.closed.is_set():
+            return 503, "stopping"
         if not self.ready:
             return 503, self.failure or "loading"
         state = self._loaded[self.default].health().state
@@ -147,6 +157,7 @@ class Shelf:
 
     def close(self, seconds: float) -> None:
         """Take no more requests; let those at hand go on for so many seconds in all, and end the rest."""
+        self.closed.set()
         generators = list(self._known)
         with ThreadPoolExecutor(max(1, len(generators))) as pool:  # at once: all have the same time
             list(pool.map(lambda generator: generator.close(seconds), generators))
@@ -183,13 +194,17 @@ class Shelf:
         Raises:
             ValueError: it cannot be loaded, or is not offered. Where any model is, the message says why; else
                 the log does.
+            Stopping: the shelf was closed before it was there.
         """
         name = self.check(self.default if name is None else name)
         with self._lock:
             loading = self._loading.setdefault(name, Lock())
-        with loading:  # those who want another model need not wait for this one
+        while not loading.acquire(timeout=_LOOK):  # those who want another model need not wait for this one
+            self._refuse_at_the_end()
+        try:
             generator = self._taken(name)
             if generator is None:
+                self._refuse_at_the_end()
                 try:
                     generator = self._load(self.source(name))
                 except Exception as error:  # of whatever kind: too little memory, a damaged file
@@ -200,7 +215,32 @@ class Shelf:
                 with self._lock:
                     self._loaded[name] = generator
                     self._known.add(generator)
+                self._refuse_at_the_end()
             return generator
+        finally:
+            loading.release()
+
+    def coming(self, name: str | None = None) -> Iterator[TextGenerator | None]:
+        """The model at last, and None several times a second while a thread loads it.
+
+        Errors are those of ``take``; Stopping is raised while the model still loads.
+        """
+        name = self.check(self.default if name is None else name)
+        if self.has(name):
+            yield self.take(name)
+            return
+        pool = ThreadPoolExecutor(1)
+        future = pool.submit(self.take, name)
+        pool.shutdown(wait=False)
+        while not future.done():
+            self._refuse_at_the_end()
+            yield None
+            wait([future], _LOOK)
+        yield future.result()
+
+    def _refuse_at_the_end(self) -> None:
+        if self.closed.is_set():
+            raise Stopping
 
     def _taken(self, name: str) -> TextGenerator | None:
         """The model if it is in memory; else room is made for it: two large models need not fit at once."""
@@ -225,7 +265,8 @@ class OnShelf(LazyModel[TextGenerator]):
     """A language model of the shelf, for a run that reads texts with it; one such run at a time."""
 
     def __init__(self, shelf: Shelf, name: str | None = None) -> None:
-        super().__init__(shelf.check(shelf.default if name is None else name), lambda: shelf.take(name))
+        name = shelf.check(shelf.default if name is None else name)
+        super().__init__(name, lambda: shelf.take(name), shelf.closed)
         self._shelf = shelf
 
     @property

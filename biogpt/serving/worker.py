@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from biogpt.generation.search import Search
 from biogpt.runners.threads import fulfil
-from biogpt.serving.engine import Engine, Result, Slot
+from biogpt.serving.engine import Engine, Result, Slot, Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Worker:
     def submit(self, slot: Slot) -> None:
         """Let a slot wait for its turn.
 
-        Errors are those of ``Engine.submit``, and RuntimeError after ``stop``.
+        Errors are those of ``Engine.submit``, and Stopping after ``stop``.
         """
         with self._changed:
             self._refuse_at_the_end()
@@ -87,7 +87,7 @@ class Worker:
 
     def _refuse_at_the_end(self) -> None:
         if self.health.state == "stopping" or (self._threaded and not main_thread().is_alive()):
-            raise RuntimeError("the service is stopping and takes no more requests")
+            raise Stopping
 
     def _start(self) -> None:
         if self._threaded and (self._thread is None or not self._thread.is_alive()):
@@ -138,6 +138,10 @@ class Worker:
         while thread is not None and (self.engine.is_busy or self._tasks) and time.monotonic() < deadline:
             time.sleep(min(_GLANCE, timeout))
         self.is_abandoned = True
+        self.engine.tell(Stopping())  # at once: a step of a large model takes seconds
+        with self._changed:
+            while self._tasks:
+                self._tasks.popleft()[0].set_exception(Stopping())
         if thread is not None:
             self._wake()
             thread.join()

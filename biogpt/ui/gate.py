@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,6 +15,7 @@ import gradio as gr
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from biogpt.serving.engine import Stopping
 from biogpt.ui.inputs import as_given
 from biogpt.ui.status import api_error
 
@@ -35,7 +37,17 @@ _CALL = re.compile(r"/gradio_api/(?P<way>call/v2|call|run|api|queue)/(?P<name>[^
 
 
 class Page(gr.Blocks):
-    """Blocks that tell a client nothing of Python's: a fault is logged, and said in words of our own."""
+    """Blocks that tell a client nothing of Python's: a fault is logged, and said in words of our own.
+
+    Attributes:
+        stopping: set once calls are to be refused, since the process ends.
+        under_way: clients that have called and do not know yet what became of it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.stopping = Event()
+        self.under_way = 0
 
     def endpoints(self) -> dict[str, list[dict[str, Any]]]:
         """The parameters of each endpoint for programs, as Gradio's ``/info`` lists them."""
@@ -127,6 +139,8 @@ class Gate:
         called = _CALL.search(scope["path"]) if scope["method"] == "POST" else None
         read = _READ.search(scope["path"]) if scope["method"] == "GET" else None
         is_tool = scope["method"] == "POST" and _TOOLS.search(scope["path"]) is not None
+        is_awaited = called is not None or read is not None or is_tool
+        self.page.under_way += is_awaited
         try:
             if called is not None:
                 await self._call(called["way"], called["name"], scope, receive, sent)
@@ -143,9 +157,14 @@ class Gate:
                 raise
             logger.exception("a request failed")
             await JSONResponse({"detail": _FAULT}, 500)(scope, receive, send)
+        finally:
+            self.page.under_way -= is_awaited
 
     async def _call(self, way: str, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(receive)
+        if self.page.stopping.is_set():
+            await _later(str(Stopping()))(scope, receive, send)
+            return
         refused = self._refusal(way, name, body)
         if refused is not None:
             await refused(scope, receive, send)
@@ -155,7 +174,7 @@ class Gate:
         if answer.start["status"] == 500 and json.loads(answer.body).get("title") != FAILED:
             answer.start["status"] = 422  # Gradio knows no other status for a refusal
         if answer.start["status"] == 503:  # the line is full, or the service ends
-            await JSONResponse({"detail": _BUSY}, 503, {"Retry-After": str(_RETRY)})(scope, receive, send)
+            await _later(_BUSY)(scope, receive, send)
             return
         if answer.start["status"] == 200 and way in ("call", "call/v2", "queue"):
             event = json.loads(answer.body)["event_id"]
@@ -173,11 +192,11 @@ class Gate:
         if not self._read[session] and session not in self._timers:
             loop = asyncio.get_running_loop()
             self._timers[session] = loop.call_later(_UNREAD, self._give_up, session, scope)
+            self.page.under_way += 1
 
     async def _read_out(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Tell a client what becomes of its calls; if it leaves before the end, they are given up."""
-        if (timer := self._timers.pop(session, None)) is not None:
-            timer.cancel()
+        self._forget_timer(session)
         told_all = False
 
         async def sent(message: Message) -> None:
@@ -196,8 +215,13 @@ class Gate:
                 del self._read[session]
                 self._give_up(session, scope)
 
+    def _forget_timer(self, session: str) -> None:
+        if (timer := self._timers.pop(session, None)) is not None:
+            timer.cancel()
+            self.page.under_way -= 1
+
     def _give_up(self, session: str, scope: Scope) -> None:
-        self._timers.pop(session, None)
+        self._forget_timer(session)
         for event, index in self._calls.pop(session, {}).items():
             ending = asyncio.ensure_future(self._cancel(session, event, index, scope))
             self._ending.add(ending)  # or else it might be collected before it has run
@@ -290,6 +314,10 @@ def _counted(what: str, names: Iterable[str]) -> str:
 
 def _listed(parameters: list[dict[str, Any]]) -> str:
     return ", ".join(parameter["parameter_name"] for parameter in parameters)
+
+
+def _later(reason: str) -> JSONResponse:
+    return JSONResponse({"detail": reason}, 503, {"Retry-After": str(_RETRY)})
 
 
 def _refused(status: int, reason: str) -> JSONResponse:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from biogpt.checkpoint.hub import find
 from biogpt.checkpoint.inventory import size_of
+from biogpt.serving.engine import Stopping
 from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.ui.runs import QUICK
@@ -74,22 +75,25 @@ class Chooser:
 
         try:
             name = self.shelf.check(name)
-            with ThreadPoolExecutor(1) as pool:
-                try:
-                    yield status("Loading", html.escape(name)), gr.skip(), gr.skip()
-                    future = pool.submit(work, name)
-                    while not future.done():
-                        wait([future], _TICK)
-                        latest = None
-                        while not reports.empty():
-                            latest = reports.get()
-                        if latest:
-                            yield _downloading(*latest), gr.skip(), gr.skip()
-                    future.result()
-                finally:
-                    cancelled.set()
+            pool = ThreadPoolExecutor(1)
+            try:
+                yield status("Loading", html.escape(name)), gr.skip(), gr.skip()
+                future = pool.submit(work, name)
+                pool.shutdown(wait=False)
+                while not future.done():
+                    if self.shelf.closed.is_set():
+                        raise Stopping
+                    wait([future], _TICK)
+                    latest = None
+                    while not reports.empty():
+                        latest = reports.get()
+                    if latest:
+                        yield _downloading(*latest), gr.skip(), gr.skip()
+                future.result()
+            finally:
+                cancelled.set()
             yield status("In use", html.escape(name)), name, self.describe(name)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, Stopping) as error:
             yield refusal(error, "Not loaded"), gr.skip(), gr.skip()
 
 

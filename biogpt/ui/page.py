@@ -2,16 +2,19 @@
 
 import html
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import gradio as gr
+from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from biogpt.serving.engine import Stopping
 from biogpt.serving.shelf import LazyModel, Shelf
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
@@ -27,6 +30,7 @@ from biogpt.ui.theme import STYLE_SHEET, theme
 from biogpt.ui.write_tab import WriteTab, write_tab
 
 WAITING_LINE = 32  # requests that may wait; one more is refused at once, with HTTP 503
+_LOOK = 0.1  # seconds between looks at whether all clients were told
 CACHE_AGE = 3600  # seconds until uploads and files for download are deleted
 
 _FOOTER = (
@@ -51,9 +55,10 @@ def build_page(
 
     def describe_model(chosen: str) -> str:
         try:
-            generator = shelf.take(chosen)
-        except ValueError as error:
+            *_, generator = shelf.coming(chosen)
+        except (ValueError, Stopping) as error:
             return _header(f"{title(chosen)} · failed: {error}")
+        assert generator is not None
         return _header(f"{title(chosen)} · {generator.description} · ready")
 
     with Page(title="BioGPT", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
@@ -89,6 +94,7 @@ def build_page(
             None, None, programs, js=script("withOwnAddress", elsewhere(DEFAULT_ADDRESS), DEFAULT_ADDRESS)
         )
     page.queue(max_size=WAITING_LINE)
+    page.stopping = shelf.closed
     return page
 
 
@@ -99,6 +105,23 @@ def _arrive(
     described = describe_model(model)
     fitted = write.fit(model, length) if shelf.has(model) else [gr.skip()] * len(write.fitted)
     return described, *fitted
+
+
+def end(page: Page, told: float, shut: float) -> None:
+    """Wait until every client has read how its call ended, then stop listening.
+
+    Args:
+        told, shut: most seconds that the one and the other may take.
+    """
+    deadline = time.monotonic() + told
+    while page.under_way and time.monotonic() < deadline:
+        time.sleep(_LOOK)
+    for tunnel in CURRENT_TUNNELS:
+        tunnel.kill()
+    if page.server is not None:  # else the signal came before it listened
+        page.server.config.timeout_graceful_shutdown = 1  # pages in browsers keep connections open
+        page.server.should_exit = True
+        page.server.thread.join(shut)
 
 
 def serve(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Generic, TypeVar
 
+from biogpt.serving.engine import Stopping
 from biogpt.serving.shelf import LazyModel, Model
 from biogpt.text.documents import Document
 from biogpt.text.results import OnProgress
@@ -78,6 +79,9 @@ def label_all(
 
     Yields:
         The run so far, several times a second and once at the end.
+
+    Raises:
+        Stopping: the model was closed.
     """
     stopped = Event()
     start = time.perf_counter()
@@ -98,6 +102,8 @@ def label_all(
             state = f"Loading {model.name}" if model.loaded is None else "Reading"
             future = pool.submit(work, texts)
             while not future.done():
+                if model.closed.is_set():
+                    raise Stopping
                 yield Run(documents, list(results), time.perf_counter() - start, state)
                 wait([future], _TICK)
             results += future.result()

@@ -4,11 +4,11 @@ import html
 
 import gradio as gr
 
-from biogpt.serving.engine import QueueFull
+from biogpt.serving.engine import QueueFull, Stopping
 
-# What is raised on bad input, when a model's numbers overflow, or when too many wait already; everything else
-# is a fault of ours.
-REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull)
+# What is raised on bad input, when a model's numbers overflow, when too many wait already, or at the end
+# of the process; everything else is a fault of ours.
+REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull, Stopping)
 _HALF = 400  # characters of an error's beginning, and of its end: it may quote what was given
 
 

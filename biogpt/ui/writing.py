@@ -4,7 +4,6 @@ import html
 import re
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -215,7 +214,7 @@ class Writer:
         try:
             options = replace(_options(settings).with_seed(), top_logprobs=ALTERNATIVES)
             start = time.perf_counter()
-            for generator in self._loading(model):
+            for generator in self.shelf.coming(model):
                 if generator is None:
                     yield _only_status(status("Loading", html.escape(title(model))))
             assert generator is not None
@@ -237,19 +236,6 @@ class Writer:
                     once = gr.skip(), gr.skip()  # Gradio spends time on what it is given
         except REFUSALS as error:
             yield _only_status(_refusal(error))
-
-    def _loading(self, model: str) -> Iterator[TextGenerator | None]:
-        """The model at last, and None while it loads: in a thread, since a run that waits can be stopped."""
-        if self.shelf.has(model):
-            yield self.shelf.take(model)
-            return
-        pool = ThreadPoolExecutor(1)
-        future = pool.submit(self.shelf.take, model)
-        pool.shutdown(wait=False)
-        while not future.done():
-            yield None
-            wait([future], _LOOK)
-        yield future.result()
 
     def rewrite(
         self,
@@ -360,7 +346,8 @@ class Writer:
         """
         try:
             options = GenerationOptions(**given).with_seed()
-            generator = self.shelf.take(model)
+            *_, generator = self.shelf.coming(model)
+            assert generator is not None
             with closing(_groups(generator.stream(_encoded(generator, prompt), options))) as groups:
                 steps = (step for group in groups if not isinstance(group, int) for step in group)
                 for tokens, step in enumerate(steps, start=1):
