@@ -21,7 +21,7 @@ from biogpt.runners.cpu import CpuRunner
 from biogpt.runners.plain import PlainRunner
 from biogpt.runners.steady import steady_sizes, swift_sizes
 from biogpt.runners.step import DecodeStep
-from biogpt.serving.engine import Engine, QueueFull, Slot
+from biogpt.serving.engine import Engine, QueueFull, Slot, TooMany
 
 LONG = GenerationOptions(max_new_tokens=20, min_new_tokens=20, top_logprobs=3)
 
@@ -248,6 +248,68 @@ def test_the_line_is_bounded(model) -> None:
     engine.step()
     assert engine.position(waiting[1]) == 1
     submit(engine, prompt(2), LONG)
+
+
+def ask(engine: Engine, client: str | None, options: GenerationOptions = LONG) -> Slot:
+    slot = Slot(start_search(engine.runner.config, prompt(2), options), client=client)
+    engine.submit(slot)
+    return slot
+
+
+def test_clients_take_turns_and_each_is_served_in_its_order(model) -> None:
+    engine = engine_of(model, max_running=1)
+    brief = GenerationOptions(max_new_tokens=2, min_new_tokens=2)
+    slots = [ask(engine, client, brief) for client in "aaaabbc"]
+    assert [engine.position(slot) for slot in slots] == [1, 4, 6, 7, 2, 5, 3]
+    begun: list[Slot] = []
+    while engine.is_busy:
+        engine.step()
+        begun += [slot for slot in engine.running if slot not in begun]
+        if len(begun) == 3 and len(slots) == 7:
+            slots.append(ask(engine, "d", brief))  # comes anew: one of each other client goes first
+    assert [slots.index(slot) for slot in begun] == [0, 4, 6, 1, 5, 7, 2, 3]
+
+
+def test_one_client_leaves_room_for_another(model) -> None:
+    engine = engine_of(model)
+    many = [ask(engine, "a") for _ in range(30)]
+    engine.step()
+    assert len(engine.running) == 12
+    short = ask(engine, "b", replace(LONG, max_new_tokens=5, min_new_tokens=5))
+    for _ in range(7):
+        engine.step()
+    assert short.search.done, "its prompt was read second, and then it made a token a step"
+    assert not any(slot.search.done for slot in many)
+    engine.drop(everyone=True)
+    nobody = [ask(engine, None) for _ in range(16)]
+    engine.step()
+    assert len(engine.running) == len(nobody), "what this process asks itself is bound by nothing"
+
+
+def test_one_client_leaves_memory_for_another(model) -> None:
+    engine = engine_of(model)
+    need = engine.need(Slot(start_search(model.config, prompt(2), LONG)))
+    engine.cache_bytes = 8 * need
+    for _ in range(8):
+        ask(engine, "a")
+    engine.step()
+    other = ask(engine, "b")
+    engine.step()
+    assert [slot.client for slot in engine.running].count("a") == 5
+    assert other in engine.running
+
+
+def test_the_line_of_one_client_is_bounded_and_others_still_come(model) -> None:
+    engine = engine_of(model, max_running=2, max_waiting=6)
+    first, *_ = [ask(engine, "a") for _ in range(4)]
+    with pytest.raises(TooMany, match="4 of your requests are running or waiting, the most allowed"):
+        ask(engine, "a")
+    for _ in range(4):
+        ask(engine, "b")
+    with pytest.raises(QueueFull, match="0 requests are running and 8 are waiting"):
+        ask(engine, "c")
+    first.cancelled = True
+    ask(engine, "a")
 
 
 def test_a_reader_that_lags_is_waited_for(model) -> None:

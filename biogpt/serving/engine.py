@@ -23,6 +23,7 @@ from biogpt.generation.search import Hypothesis, Search, Token
 from biogpt.model.cache import KVCache
 from biogpt.runners import ModelRunner
 from biogpt.serving.prompts import PromptStore
+from biogpt.serving.turns import Turns, has_share
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ Result = Token | list[Hypothesis]
 
 class QueueFull(RuntimeError):
     """So many requests wait already that another one is refused; try again later."""
+
+
+class TooMany(QueueFull):
+    """So many requests of one client are there already that its next one is refused; others are not."""
 
 
 class Stopping(RuntimeError):
@@ -47,6 +52,7 @@ class Slot:
         search: what to make.
         session: whose request it is; its prompt may be reused by the same session. None keeps nothing.
         lead: results that may be made before they are taken from ``results``; None is no limit.
+        client: who takes turns with others, and leaves room for them; None is bound by nothing.
 
     Attributes:
         results: what was made, in order; an exception when the request failed, None after the last.
@@ -55,10 +61,13 @@ class Slot:
         skip: set by the reader: the sample ends here, by what its text says; needs ``lead`` 1 to be in time.
     """
 
-    def __init__(self, search: Search, session: Hashable = None, lead: int | None = None) -> None:
+    def __init__(
+        self, search: Search, session: Hashable = None, lead: int | None = None, client: Hashable = None
+    ) -> None:
         self.search = search
         self.session = session
         self.lead = lead
+        self.client = client
         self.results: SimpleQueue[Result | Exception | None] = SimpleQueue()
         self.made = self.taken = 0
         self.cancelled = False
@@ -92,7 +101,8 @@ class Engine:
         runner: computes; nobody else may use it.
         cache_bytes: most memory for keys and values, those kept for reuse included; as the runner advises
             when None.
-        max_running, max_waiting: most slots that run at once, and that then wait for one to leave.
+        max_running, max_waiting: most slots that run at once, and that then wait for one to leave; of one
+            client half as many in all.
     """
 
     def __init__(
@@ -110,6 +120,8 @@ class Engine:
         self.lock = Lock()  # of the two lists
         self.waiting: deque[Slot] = deque()
         self.running: list[Slot] = []
+        self._turns = Turns()  # of those who wait to run
+        self._reading = Turns()  # of those whose prompts are read
         self.prompts = PromptStore(runner.stretch)
 
     def submit(self, slot: Slot) -> None:
@@ -117,7 +129,7 @@ class Engine:
 
         Raises:
             ValueError: it could never run within ``cache_bytes``.
-            QueueFull: too many slots wait already.
+            QueueFull: too many slots wait already; TooMany: of this client.
         """
         need = self.need(slot)
         if need > self.cache_bytes:
@@ -129,7 +141,13 @@ class Engine:
         with self.lock:
             self._leave(self.waiting)
             # Counted together: of those that came since the last step, some will not have to wait.
-            if len(self.running) + len(self.waiting) >= self.max_running + self.max_waiting:
+            most = self.max_running + self.max_waiting
+            own = sum(other.client == slot.client for other in (*self.running, *self.waiting))
+            if slot.client is not None and own >= max(1, most // 2):
+                raise TooMany(
+                    f"{own} of your requests are running or waiting, the most allowed; try again later"
+                )
+            if len(self.running) + len(self.waiting) >= most:
                 raise QueueFull(
                     f"{len(self.running)} requests are running and {len(self.waiting)} are waiting, "
                     "the most allowed; try again later"
@@ -139,7 +157,7 @@ class Engine:
     def position(self, slot: Slot) -> int:
         """Its place in line: 0 is running, or ended; 1 is the next to run."""
         with self.lock:
-            return self.waiting.index(slot) + 1 if slot in self.waiting else 0
+            return self._in_turn().index(slot) + 1 if slot in self.waiting else 0
 
     def need(self, slot: Slot) -> int:
         """Bytes of cache that a slot takes while it runs."""
@@ -152,7 +170,7 @@ class Engine:
             return (
                 any(slot.cancelled or not slot.is_held_back for slot in self.running)
                 or any(slot.cancelled for slot in self.waiting)
-                or self._has_room()
+                or self._next() is not None
             )
 
     @property
@@ -187,7 +205,9 @@ class Engine:
             for slot, logits in kept:
                 self._advance(slot, logits)
             if reading:
-                self._read(reading[0])
+                [slot, *_] = self._reading.order(reading, _client)
+                self._reading.took(slot.client)
+                self._read(slot)
             with self.lock:
                 self._leave(self.running)
         except Exception as error:
@@ -246,19 +266,34 @@ class Engine:
                     self.runner.close(slot.cache)
 
     def _join(self) -> None:
-        """Let those that wait run, first come, first served, while there is room."""
-        while self._has_room():
-            slot = self.waiting.popleft()
+        """Let those that wait run, in turn, while there is room."""
+        while (slot := self._next()) is not None:
+            self.waiting.remove(slot)
+            self._turns.took(slot.client)
             self.running.append(slot)
             self.prompts.shrink(self._free)
             slot.cache = self.runner.open(slot.search.rows, self._length(slot))
             self.prompts.recall(slot.session, slot.search.prompt_ids, slot.cache)
 
-    def _has_room(self) -> bool:
-        """Whether one waits that could run."""
+    def _next(self) -> Slot | None:
+        """Who could run now. One that has to wait for memory is not passed by others."""
         if not self.waiting or len(self.running) >= self.max_running:
-            return False
-        return self.need(self.waiting[0]) <= self._free
+            return None
+        slot = next(filter(self._has_share, self._in_turn()), None)
+        return slot if slot is not None and self.need(slot) <= self._free else None
+
+    def _in_turn(self) -> list[Slot]:
+        return self._turns.order(self.waiting, _client)
+
+    def _has_share(self, slot: Slot) -> bool:
+        """Whether its client leaves enough to others, of places and of memory."""
+        own = [other for other in self.running if other.client == slot.client]
+        if slot.client is None or not own:
+            return True
+        need = self.need(slot)
+        return has_share(len(own), self.max_running - len(self.running)) and has_share(
+            sum(map(self.need, own)) + need, self._free - need
+        )
 
     @property
     def _free(self) -> int:
@@ -299,3 +334,7 @@ class Engine:
             logger.exception("a request failed")
             slot.fail(error)
         return None
+
+
+def _client(slot: Slot) -> Hashable:
+    return slot.client

@@ -32,6 +32,7 @@ from biogpt.generation.search import Hypothesis, Token, start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.runners import runner_for
 from biogpt.serving.engine import Engine, Result, Slot
+from biogpt.serving.turns import CLIENT
 from biogpt.serving.worker import Health, Worker
 from biogpt.text.tokenizer import moses_text, settled_part
 
@@ -356,7 +357,7 @@ class TextGenerator:
             TypeError: at once: the prompt is not a string.
             ValueError: at once: prompt and ``max_new_tokens`` are more than the model's positions, or than
                 the memory for its cache.
-            QueueFull: at once: too many requests wait already.
+            QueueFull: at once: too many requests wait already; TooMany: of this client (``turns.CLIENT``).
             RuntimeError: at once: the service is stopping; from the iterator: it has stopped.
             FloatingPointError: from the iterator: the model's numbers overflow in this precision.
         """
@@ -437,7 +438,7 @@ class TextGenerator:
         # A reader that looks for a stop string must see each token before the next one is made.
         lead = 1 if options.stop and options.num_beams == 1 else None
         search = start_search(self.model.config, prompt.ids, options, self._unreadable, self.padding)
-        slot = Slot(search, session, lead)
+        slot = Slot(search, session, lead, CLIENT.get())
         self._worker.submit(slot)
         return slot
 
