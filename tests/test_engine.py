@@ -412,18 +412,100 @@ def test_what_is_kept_for_reuse_stays_within_the_budget_and_goes_first(model, sm
     assert engine.prompts.bytes == 0
 
 
-def test_an_error_of_the_model_ends_its_requests_and_not_the_engine(model, monkeypatch) -> None:
+def once(function, calls: int):
+    """A function that fails at one call, counted from 1, when its work is done: as a machine might."""
+    count = 0
+
+    def failing(*given):
+        nonlocal count
+        count += 1
+        if count == calls:
+            function(*given)
+            raise ZeroDivisionError
+        return function(*given)
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    ("place", "calls"),
+    [*(("step", calls) for calls in (1, 2, 5, 9, 12)), ("read", 1), ("read", 3), ("read", 6)],
+)
+def test_after_a_failed_step_requests_go_on_as_if_nothing_had_been(
+    model, small_chunks, monkeypatch, caplog, place, calls
+) -> None:
+    """No token is lost or doubled, and each has the bits that it has alone."""
+    samples = replace(
+        LONG, temperature=1.0, seed=3, num_return_sequences=2, max_new_tokens=6, min_new_tokens=6
+    )
+    asked = [
+        (prompt(3), replace(LONG, max_new_tokens=9, min_new_tokens=9)),
+        (prompt(20), replace(LONG, num_beams=3, max_new_tokens=7, min_new_tokens=7)),
+        (prompt(12), samples),
+    ]
+    expected = [alone(model, *each) for each in asked]
     engine = engine_of(model)
-    slot = submit(engine, prompt(2), LONG)
+    slots = [submit(engine, *each, session="me") for each in asked]
+    monkeypatch.setattr(engine.runner, place, once(getattr(engine.runner, place), calls))
+    while engine.is_busy:
+        engine.step()
+    assert "a step of the model failed" in caplog.text
+    assert [taken(slot) for slot in slots] == expected
+
+
+def test_a_stop_string_counts_after_a_failed_step_too(model, monkeypatch) -> None:
+    options = replace(LONG, temperature=2.0, seed=5, num_return_sequences=2)
+    first, second = ([t for t in alone(model, prompt(3), options) if t.sequence == i] for i in range(2))
+    engine = engine_of(model)
+    slot = submit(engine, prompt(3), options, lead=1)
+    monkeypatch.setattr(engine.runner, "step", once(engine.runner.step, 4))
+    results: list[Token] = []
+    while engine.has_work:
+        slot.skip = len(results) == 4 and slot.lost is not None
+        engine.step()
+        results += taken(slot)
+        slot.taken = len(results)
+    assert results == first[:4] + second
+
+
+def test_what_fails_again_right_away_fails_alone(model, monkeypatch) -> None:
+    engine = engine_of(model)
+    good, bad = submit(engine, prompt(2), LONG), submit(engine, prompt(3), LONG)
+    step = engine.runner.step
+
+    def failing(ids, caches):
+        if any(bad.cache is cache for cache in caches) and bad.made == 4:
+            raise ZeroDivisionError
+        return step(ids, caches)
+
+    monkeypatch.setattr(engine.runner, "step", failing)
+    told = 0
+    while engine.is_busy:
+        try:
+            engine.step()
+        except ZeroDivisionError:
+            told += 1
+    assert told == 1
+    assert taken(good) == alone(model, prompt(2), LONG)
+    assert bad.made == 4
+    with pytest.raises(ZeroDivisionError):
+        taken(bad)
+
+
+def test_no_memory_for_one_is_no_end_of_others(model, monkeypatch) -> None:
+    engine = engine_of(model)
+    good = submit(engine, prompt(2), LONG)
     engine.step()
+    bad = submit(engine, prompt(3), LONG)
     with monkeypatch.context() as patch:
-        patch.setattr(engine.runner, "step", lambda *_: 1 / 0)
+        patch.setattr(engine.runner, "open", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
-    assert engine.running == []
+    while engine.is_busy:
+        engine.step()
+    assert len(taken(good)) == 20
     with pytest.raises(ZeroDivisionError):
-        taken(slot)
-    assert alone(model, prompt(2), LONG) == list(engine.run(start_search(model.config, prompt(2), LONG)))
+        taken(bad)
 
 
 def test_one_row_of_broken_numbers_fails_alone(model) -> None:
@@ -493,8 +575,8 @@ def test_a_sample_is_ended_although_its_reader_is_slower_than_the_step(model) ->
     engine.step()
     join = engine._join
 
-    def end_meanwhile() -> None:
-        join()
+    def end_meanwhile(errors: list[Exception]) -> None:
+        join(errors)
         slot.skip = True
         slot.taken += 1
         engine._join = join

@@ -120,6 +120,11 @@ class Samples:
             self.end_sequence()
         return token
 
+    @property
+    def fed(self) -> list[list[list[int]]]:
+        """What ``feed`` was before, from the first time on since the cache held the prompt alone."""
+        return [[[token_id]] for token_id in self._made[:-1]] if self.feed else []
+
     def end_sequence(self) -> None:
         """Leave the sample as it is, and go on to the next one if there is one."""
         self.feed = []
@@ -196,6 +201,12 @@ class Beams:
         cache.reorder(rows[alive].to(cache.device))
         self.feed = [[tokens[-1].id] for tokens in self._running]
         return [Hypothesis(self._running[0], ranked[int(alive[0])], finished=False)]
+
+    @property
+    def fed(self) -> list[list[list[int]]]:
+        """As if all that the beams hold now had been fed to them, and not to those that they come from."""
+        before = self._length - 1 if self.feed else 0
+        return [[[tokens[place].id] for tokens in self._running] for place in range(before)]
 
     def end_sequence(self) -> None:
         """End the search as it is."""

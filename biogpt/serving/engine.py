@@ -12,7 +12,7 @@ Nothing here locks or waits, but for the short ``lock`` around the lists; one th
 import logging
 import math
 from collections import deque
-from collections.abc import Generator, Hashable
+from collections.abc import Callable, Generator, Hashable
 from queue import SimpleQueue
 from threading import Lock
 
@@ -26,6 +26,8 @@ from biogpt.serving.prompts import PromptStore
 from biogpt.serving.turns import Turns, has_share
 
 logger = logging.getLogger(__name__)
+
+_TOGETHER = 2  # steps that may fail in a row before a slot is computed alone, to find out which one it is
 
 Result = Token | list[Hypothesis]
 
@@ -57,6 +59,8 @@ class Slot:
     Attributes:
         results: what was made, in order; an exception when the request failed, None after the last.
         taken: how many results the reader has taken; see ``lead``.
+        lost: what the model must be fed again, prompt first, after a step that failed; None if nothing is.
+        failures: steps that failed since the last result.
         cancelled: set by anyone at any time: the slot leaves before the next step.
         skip: set by the reader: the sample ends here, by what its text says; needs ``lead`` 1 to be in time.
     """
@@ -69,7 +73,8 @@ class Slot:
         self.lead = lead
         self.client = client
         self.results: SimpleQueue[Result | Exception | None] = SimpleQueue()
-        self.made = self.taken = 0
+        self.made = self.taken = self.failures = 0
+        self.lost: deque[list[list[int]]] | None = None
         self.cancelled = False
         self.skip = False
         self.cache: KVCache | None = None
@@ -84,8 +89,22 @@ class Slot:
     def is_held_back(self) -> bool:
         return self.lead is not None and self.made - self.taken >= self.lead
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the model has read the prompt."""
+        if self.lost is None:
+            return self.made > 0
+        assert self.cache is not None
+        return self.cache.length >= len(self.search.prompt_ids)
+
+    @property
+    def feed(self) -> list[list[int]]:
+        """The tokens of its rows that the model must read next; empty when there are none."""
+        return self.lost[0] if self.lost else self.search.feed
+
     def put(self, result: Result) -> None:
         self.made += 1
+        self.failures = 0
         self.results.put(result)
 
     def fail(self, error: Exception) -> None:
@@ -182,37 +201,57 @@ class Engine:
     def step(self) -> None:
         """Let slots leave and join, read a chunk of one prompt, and make one token in every other slot.
 
+        A slot whose step fails is read again from its ids, in the very same steps, and goes on. If it fails
+        again right away, alone, it is given the error and leaves.
+
         Raises:
-            Exception: the model failed; every running slot has then been given the error and has left.
+            Exception: the model failed, and a slot has left for it.
         """
+        errors: list[Exception] = []
+        with self.lock:
+            self._leave(self.running, self.waiting)
+            self._join(errors)
+            # A reader sets ``skip`` before it says ``taken``: who is seen to go on is seen to skip.
+            active = [slot for slot in self.running if not slot.is_held_back]
+            for slot in active:
+                if slot.skip:
+                    slot.skip = False
+                    slot.lost = None if slot.is_read else deque()
+                    slot.search.end_sequence()
+            active = [slot for slot in active if not slot.search.done and not slot.cancelled]
+        # Looked up before any token is made: what a slot gets now is for its next step.
+        fed = [slot for slot in active if slot.is_read and slot.feed]
+        kept = [(slot, slot.search.kept) for slot in active if slot.is_read and slot.search.kept is not None]
+        reading = [slot for slot in active if not slot.is_read]
+        together = [slot for slot in fed if slot.failures < _TOGETHER]
+        for slots in (together, *([slot] for slot in fed if slot.failures >= _TOGETHER)):
+            if slots:
+                self._try(self._make_tokens, slots, errors)
+        for slot, logits in kept:
+            self._advance(slot, logits)
+        if reading:
+            [slot, *_] = self._reading.order(reading, _client)
+            self._reading.took(slot.client)
+            self._try(self._read, [slot], errors)
+        with self.lock:
+            self._leave(self.running)
+        if errors:
+            raise errors[0]
+
+    def _try(self, compute: Callable[[list[Slot]], None], slots: list[Slot], errors: list[Exception]) -> None:
+        """Compute something for slots; they begin again if that fails, or leave with the error."""
         try:
-            with self.lock:
-                self._leave(self.running, self.waiting)
-                self._join()
-                # A reader sets ``skip`` before it says ``taken``: who is seen to go on is seen to skip.
-                active = [slot for slot in self.running if not slot.is_held_back]
-                for slot in active:
-                    if slot.skip:
-                        slot.skip = False
-                        slot.search.end_sequence()
-                active = [slot for slot in active if not slot.search.done]
-            # Looked up before any token is made: what a slot gets now is for its next step.
-            fed = [slot for slot in active if slot.search.feed]
-            kept = [(slot, slot.search.kept) for slot in active if slot.search.kept is not None]
-            reading = [slot for slot in active if not slot.made]
-            if fed:
-                self._make_tokens(fed)
-            for slot, logits in kept:
-                self._advance(slot, logits)
-            if reading:
-                [slot, *_] = self._reading.order(reading, _client)
-                self._reading.took(slot.client)
-                self._read(slot)
-            with self.lock:
-                self._leave(self.running)
+            compute(slots)
         except Exception as error:
-            self.fail(error)
-            raise
+            logger.exception("a step of the model failed")
+            for slot in slots:
+                slot.failures += 1
+                if slot.failures > 1 and len(slots) == 1:
+                    slot.fail(error)
+                    errors.append(error)
+                else:
+                    slot.lost = deque(slot.search.fed) if slot.made else None
+                    self._open(slot, errors)
 
     def fail(self, error: Exception) -> None:
         """Give every slot that runs the error, and let them go."""
@@ -265,15 +304,26 @@ class Engine:
                 if slot.cache is not None:
                     self.runner.close(slot.cache)
 
-    def _join(self) -> None:
+    def _join(self, errors: list[Exception]) -> None:
         """Let those that wait run, in turn, while there is room."""
         while (slot := self._next()) is not None:
             self.waiting.remove(slot)
             self._turns.took(slot.client)
             self.running.append(slot)
             self.prompts.shrink(self._free)
+            self._open(slot, errors)
+
+    def _open(self, slot: Slot, errors: list[Exception]) -> None:
+        """Give a slot an empty cache, in place of the one that it has."""
+        try:
+            if slot.cache is not None:
+                self.runner.close(slot.cache)
             slot.cache = self.runner.open(slot.search.rows, self._length(slot))
             self.prompts.recall(slot.session, slot.search.prompt_ids, slot.cache)
+        except Exception as error:  # no memory is left: it is this request's alone
+            logger.exception("a request has got no cache")
+            slot.fail(error)
+            errors.append(error)
 
     def _next(self) -> Slot | None:
         """Who could run now. One that has to wait for memory is not passed by others."""
@@ -304,23 +354,37 @@ class Engine:
         # The last token made is never fed back, so one position more than needed at most.
         return len(slot.search.prompt_ids) + slot.search.options.max_new_tokens
 
-    def _read(self, slot: Slot) -> None:
-        """Read one stretch of a prompt."""
+    def _read(self, slots: list[Slot]) -> None:
+        """Read one stretch of a prompt, of one slot."""
+        [slot] = slots
         ids, cache = slot.search.prompt_ids, slot.cache
         assert cache is not None
         end = cache.length + self.runner.stretch
         logits = self.runner.read(ids, cache)
         if slot.session is not None and end <= len(ids):
             self.prompts.keep(slot.session, ids[:end], cache, self._free)
-        if logits is not None:
-            self._advance(slot, logits)
+        if logits is None:
+            return None
+        if slot.lost is None:
+            return self._advance(slot, logits)
+        if slot.search.rows > 1:
+            cache.reorder(torch.zeros(slot.search.rows, dtype=torch.int64, device=cache.device))
+        slot.lost = slot.lost or None
+        return None
 
     def _make_tokens(self, slots: list[Slot]) -> None:
         caches = [slot.cache for slot in slots if slot.cache is not None]
-        logits = self.runner.step([row[0] for slot in slots for row in slot.search.feed], caches)
+        logits = self.runner.step([row[0] for slot in slots for row in slot.feed], caches)
         by_slot = logits.split([slot.search.rows for slot in slots])
-        for _ in self.runner.each(lambda pair: self._advance(*pair), zip(slots, by_slot, strict=True)):
+        for _ in self.runner.each(lambda pair: self._made(*pair), zip(slots, by_slot, strict=True)):
             pass
+
+    def _made(self, slot: Slot, logits: Tensor) -> None:
+        if slot.lost is None:
+            return self._advance(slot, logits)
+        slot.lost.popleft()  # what comes after it is known
+        slot.lost = slot.lost or None
+        return None
 
     def _advance(self, slot: Slot, logits: Tensor) -> None:
         assert slot.cache is not None
