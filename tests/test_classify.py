@@ -289,3 +289,23 @@ def test_progress_counts_to_all_texts(build, tokenizer):
     calls = []
     TextClassifier(build(), tokenizer).batch(TEXTS, lambda done, total: calls.append((done, total)))
     assert calls[-1] == (4, 4)
+
+
+@pytest.mark.parametrize("task", ["texts", "sentences", "labels of your own"])
+def test_a_long_text_can_be_left_before_the_model_has_read_any_of_it(build, tokenizer, monkeypatch, task):
+    text = "Naloxone reverses the effect of clonidine in rats. " * 2_000
+    own = task == "labels of your own"
+    model = build(head=BioGptForCausalLM, problem=None, id2label=None) if own else build()
+    classifier = TextClassifier(model, tokenizer, ["x", "y"] if own else None)
+    classifier("A short one.")  # what is kept of the labels alone
+    monkeypatch.setattr(model.biogpt, "forward", None)
+    looks = 0
+
+    def stop(done: int, total: int) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        classifier.sentences(text, None, stop) if task == "sentences" else classifier.batch([text], stop)

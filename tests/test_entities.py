@@ -338,6 +338,29 @@ def test_progress_counts_to_all_texts_and_can_end_the_work(tokenizer):
         tagger.batch([ABSTRACT], stop)
 
 
+@pytest.mark.parametrize("text", [ABSTRACT * 300, "tumour" * 30_000], ids=["long", "one word"])
+def test_a_long_text_can_be_left_before_the_model_has_read_any_of_it(tokenizer, monkeypatch, text):
+    tagger = recognizer(tokenizer)
+    monkeypatch.setattr(tagger, "log_probabilities", None)
+    looks = 0
+
+    def stop(done: int, total: int) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == len(text) // 10_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tagger.batch([text], stop)
+
+
+def test_the_likeliest_labels_of_many_words_can_be_left(tokenizer):
+    looks: list[int] = []
+    scheme = recognizer(tokenizer).scheme
+    scheme.decode(np.zeros((5_000, len(scheme.tags)), dtype=np.float32), lambda: looks.append(1))
+    assert len(looks) == 4
+
+
 def test_a_text_in_place_of_a_list_is_refused(tokenizer):
     with pytest.raises(ValueError, match="takes a list"):
         recognizer(tokenizer).batch("aspirin")

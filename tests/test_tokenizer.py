@@ -590,3 +590,41 @@ def test_wrong_added_tokens_are_refused_by_file(
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(name) + ".*" + re.escape(message)):
         BioGptTokenizer.from_pretrained(tmp_path)
+
+
+@cache
+def _mini() -> BioGptTokenizer:
+    return BioGptTokenizer.from_pretrained("mini")
+
+
+PARTS = (
+    "a",
+    "B",
+    "7",
+    " ",
+    "\n",
+    "\t",
+    ".",
+    ",",
+    "'",
+    "-",
+    "...",
+    "p53",
+    "No.",
+    "e.g.",
+    "α",
+    "é",
+    "&",
+    "@-@",
+    "\x1f",
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=60).map("".join))
+def test_a_text_split_in_stretches_has_the_same_tokens(text: str) -> None:
+    tokenizer = _mini()
+    whole = tokenizer.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("biogpt.text.tokenizer._STRETCH", 1)
+        assert tokenizer.encode(text) == whole

@@ -1,6 +1,7 @@
 """Windows of texts read in batches of like length: several texts at once, a long text in several windows."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from biogpt.model.heads import Head
 from biogpt.runners.threads import side_by_side
-from biogpt.text.results import OnProgress
+from biogpt.text.results import Look, OnProgress, go_on
 
 NOT_FINITE = (
     "the model's scores are not finite: its weights may be damaged, or too large for this precision; "
@@ -46,6 +47,11 @@ class TextWindow(NamedTuple):
 
     text: int
     window: Window
+
+
+def looking(progress: OnProgress | None, total: int) -> Look:
+    """What is called while texts are made ready, of which none is done yet."""
+    return go_on if progress is None else partial(progress, 0, total)
 
 
 def read_windows(

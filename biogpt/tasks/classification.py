@@ -20,7 +20,7 @@ from biogpt.checkpoint.pretrained import (
     BioGptTokenizer,
 )
 from biogpt.runners.threads import rest_threads
-from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, read_windows
+from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, looking, read_windows
 from biogpt.tasks.phrases import Phrases
 from biogpt.text.plain import is_blank
 from biogpt.text.results import Classification, LabelScore, OnProgress, SentenceLabel
@@ -142,7 +142,7 @@ class TextClassifier:
         if self._phrases is not None:
             results = []
             for number, text in enumerate(texts, 1):
-                probabilities, cut = self._phrases.probabilities(text)
+                probabilities, cut = self._phrases.probabilities(text, looking(progress, len(texts)))
                 results.append(Classification(self._ranked(probabilities), cut=cut))
                 if progress is not None:
                     progress(number, len(texts))
@@ -176,8 +176,11 @@ class TextClassifier:
             raise ValueError(
                 "labels of your own are for whole texts; sentences need a trained head, as mini-rct"
             )
+        look = looking(progress, 1)
         if spans is None:
-            spans = [(start, end) for start, end in sentence_spans(text) if not is_blank(text[start:end])]
+            spans = [
+                (start, end) for start, end in sentence_spans(text, look) if not is_blank(text[start:end])
+            ]
         if not spans:
             raise ValueError("the text is empty; there is nothing to classify")
         for start, end in spans:
@@ -187,7 +190,9 @@ class TextClassifier:
                     "the first character and the one after the last"
                 )
         room = model.config.max_position_embeddings - 1
-        pieces = [self.tokenizer.encode(text[a:b], special_tokens=False).ids[-room:] for a, b in spans]
+        pieces = [
+            self.tokenizer.encode(text[a:b], special_tokens=False, look=look).ids[-room:] for a, b in spans
+        ]
         found: list[tuple[int, float]] = []
         for ids, reads in sentence_rows(pieces, room, self.tokenizer.eos_token_id):
             if progress is not None:
@@ -209,7 +214,8 @@ class TextClassifier:
             """[N] probabilities for each window."""
             return list(self._probabilities(model.score(hidden)))
 
-        windows = [list(_windows(self.tokenizer.encode(text).ids, limit)) for text in texts]
+        look = looking(progress, len(texts))
+        windows = [list(_windows(self.tokenizer.encode(text, look=look).ids, limit)) for text in texts]
         found = [np.empty((len(of_text), len(self.labels)), dtype=np.float32) for of_text in windows]
         for (text, window), scores in read_windows(
             model, self.tokenizer.pad_token_id, windows, score, progress

@@ -16,11 +16,11 @@ from torch import Tensor
 from biogpt.checkpoint.pretrained import BioGptForTokenClassification, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.threads import rest_threads
-from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, read_windows
+from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, looking, read_windows
 from biogpt.tasks.brackets import balanced
 from biogpt.tasks.tags import TagScheme
 from biogpt.tasks.words import Words, forms_of, words_of
-from biogpt.text.results import Entity, OnProgress
+from biogpt.text.results import Entity, Look, OnProgress, go_on
 
 
 class EntityRecognizer:
@@ -77,10 +77,11 @@ class EntityRecognizer:
         """
         if isinstance(texts, str):
             raise ValueError("batch takes a list of texts; call the recognizer with one text")
-        words = [words_of(self.tokenizer, text) for text in texts]
+        look = looking(progress, len(texts))
+        words = [words_of(self.tokenizer, text, look) for text in texts]
         scores = self.log_probabilities(words, progress)
         return [
-            self._entities(text, words_of_text, scores_of_text)
+            self._entities(text, words_of_text, scores_of_text, look)
             for text, words_of_text, scores_of_text in zip(texts, words, scores, strict=True)
         ]
 
@@ -126,9 +127,9 @@ class EntityRecognizer:
             results[text][stretch][deeper] = scores[deeper]
         return results
 
-    def _entities(self, text: str, words: Words, scores: np.ndarray) -> list[Entity]:
+    def _entities(self, text: str, words: Words, scores: np.ndarray, look: Look = go_on) -> list[Entity]:
         """The entities that the likeliest labels of the words spell, their brackets in pairs."""
-        path = self.scheme.decode(scores)
+        path = self.scheme.decode(scores, look)
         entities = []
         for first, end, kind in self.scheme.spans(path):
             log_score = float(sum(scores[word, path[word]] for word in range(first, end)))

@@ -8,6 +8,7 @@ import torch
 from biogpt.model.cache import KVCache
 from biogpt.model.heads import LanguageModel
 from biogpt.tasks.batching import NOT_FINITE
+from biogpt.text.results import Look, go_on
 from biogpt.text.tokenizer import Tokenizer
 
 _CACHE_BYTES = 2**30  # of the cache that the labels share; more labels are compared in turns
@@ -47,16 +48,16 @@ class Phrases:
             raise ValueError("the template and the longest label leave no room for a text; shorten them")
         self._empty: np.ndarray | None = None
 
-    def probabilities(self, text: str) -> tuple[np.ndarray, int]:
+    def probabilities(self, text: str, look: Look = go_on) -> tuple[np.ndarray, int]:
         """[N] probabilities of the labels, and how many tokens of the text did not fit."""
         if self._empty is None:
-            self._empty = self._likelihoods(self._tokenizer.encode(self._before).ids)
-        ids = self._tokenizer.encode(self._before + text).ids
-        raised = self._likelihoods(ids[: self._room]) - self._empty
+            self._empty = self._likelihoods(self._tokenizer.encode(self._before).ids, look)
+        ids = self._tokenizer.encode(self._before + text, look=look).ids
+        raised = self._likelihoods(ids[: self._room], look) - self._empty
         weights = np.exp(raised - raised.max())
         return weights / weights.sum(), max(0, len(ids) - self._room)
 
-    def _likelihoods(self, ids: list[int]) -> np.ndarray:
+    def _likelihoods(self, ids: list[int], look: Look) -> np.ndarray:
         """Mean log-probability of the tokens of each label after some ids, [N]."""
         model = self._model
         device = model.device
@@ -67,6 +68,7 @@ class Phrases:
         turn = max(1, _CACHE_BYTES // cache.nbytes)  # labels at once
         means: list[float] = []
         for begin in range(0, len(self._labels), turn):
+            look()
             labels = self._labels[begin : begin + turn]
             pad = self._tokenizer.pad_token_id
             rows = torch.tensor([label + [pad] * (longest - len(label)) for label in labels], device=device)

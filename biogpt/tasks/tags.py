@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from biogpt.text.results import Look, go_on
+
 OUTSIDE = "O"
+_WORDS = 1_000  # after which somebody may look
 _PREFIXES = frozenset("BILUSE")
 
 
@@ -40,11 +43,12 @@ class TagScheme:
                 if _may_follow(before, after, known):
                     self.transitions[row, column] = 0.0
 
-    def decode(self, log_probabilities: np.ndarray) -> list[int]:
+    def decode(self, log_probabilities: np.ndarray, look: Look = go_on) -> list[int]:
         """The likeliest legal labels (Viterbi 1967).
 
         Args:
             log_probabilities: [W, N] of each word's labels.
+            look: called every few milliseconds.
 
         Returns:
             [W] label ids.
@@ -56,6 +60,8 @@ class TagScheme:
         best = self.transitions[-1, :-1] + log_probabilities[0]
         back = np.zeros((count, size), dtype=np.int32)
         for word in range(1, count):
+            if word % _WORDS == 0:
+                look()
             paths = best[:, None] + between
             back[word] = paths.argmax(axis=0)
             best = paths[back[word], np.arange(size)] + log_probabilities[word]

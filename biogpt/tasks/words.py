@@ -14,7 +14,10 @@ from torch import Tensor
 
 from biogpt.model.config import BioGptConfig
 from biogpt.text.plain import without_emphasis
+from biogpt.text.results import Look, go_on
 from biogpt.text.tokenizer import Tokenizer
+
+_PIECES = 10_000  # after which somebody may look
 
 
 class Words(NamedTuple):
@@ -31,18 +34,23 @@ class Words(NamedTuple):
     texts: list[str]
 
 
-def words_of(tokenizer: Tokenizer, text: str) -> Words:
+def words_of(tokenizer: Tokenizer, text: str, look: Look = go_on) -> Words:
     """Split a text into the words that get labels.
 
     Words of the plain text that share a character of the text as given, such as the two of ``℃``, are one.
+
+    Args:
+        look: called every few milliseconds, as by ``Tokenizer.encode``.
     """
     unmarked = without_emphasis(text)
     plain = tokenizer.plain(unmarked.text)
-    encoding = tokenizer.encode(plain.text, special_tokens=False)
+    encoding = tokenizer.encode(plain.text, special_tokens=False, look=look)
     spans: list[tuple[int, int]] = []  # in the plain text
     pieces: list[list[int]] = []
     within = False
-    for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+    for number, (index, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
+        if number % _PIECES == 0:
+            look()
         if within or (spans and plain.starts[start] < plain.ends[spans[-1][1] - 1]):
             spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
             pieces[-1].append(index)

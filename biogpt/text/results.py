@@ -4,6 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 OnProgress = Callable[[int, int], None]  # called with (texts done, all texts); what it raises ends the work
+Look = Callable[[], None]  # called many times a second of work; what it raises ends the work
+
+
+def go_on() -> None:
+    """The ``Look`` of work that nobody stops."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ list, but not where text was merely wrapped), and which full stops do.
 import re
 from collections.abc import Iterator, Sequence
 
+from biogpt.text.results import Look, go_on
+
 
 def _any_of(words: str) -> str:
     """A pattern for one of some words, each a pattern itself, with white space between them."""
@@ -106,18 +108,23 @@ _UNFINISHED = re.compile(rf"(?:[,;(\[/–—‐-]|(?:^|\s){_any_of(_UNFINISHED_W
 _FINISHED = re.compile(rf"""[.!?:](?:{_CITATION})?[)\]"'”’»]*\s*$""")
 
 
-def sentence_spans(text: str) -> list[tuple[int, int]]:
+def sentence_spans(text: str, look: Look = go_on) -> list[tuple[int, int]]:
     """The sentences of a text: (start, end) in characters, white space around them left out.
 
     A sentence ends at a full stop, question or exclamation mark before white space and a capital, a digit, an
     opening bracket or a name such as p53, unless the stop belongs to an abbreviation or an initial ("et al.",
     "e.g.", "E. coli") that what follows goes on from. A line break ends it after a heading, before an item of
     a list, at an empty line, and wherever the text does not look wrapped.
+
+    Args:
+        look: called after each of them.
     """
     spans: list[tuple[int, int]] = []
     for start, end in _passages(text):
         begin = start
+        look()
         for match in _STOP.finditer(text, start, end):
+            look()
             if _ends(text, match, end):
                 _append(spans, text, begin, match.end())
                 begin = match.end()

@@ -22,6 +22,7 @@ from sacremoses import MosesDetokenizer, MosesTokenizer
 from biogpt.text.added import ROLES, TOKENIZER_CONFIG, AddedTokens, read_added
 from biogpt.text.files import read_json, read_small
 from biogpt.text.plain import PlainForms, PlainText
+from biogpt.text.results import Look, go_on
 
 CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 END_OF_WORD = "</w>"
@@ -199,13 +200,16 @@ class Tokenizer:
         """What is read of a text: where ``normalize`` is set, plain forms of what the vocabulary lacks."""
         return self._plain_forms(text) if self.normalize else PlainText.of(text)
 
-    def encode(self, text: str, pair: str | None = None, special_tokens: bool = True) -> Encoding:
+    def encode(
+        self, text: str, pair: str | None = None, special_tokens: bool = True, look: Look = go_on
+    ) -> Encoding:
         """Tokenise a text, ``</s> text``, or two of them, ``</s> text </s> pair``.
 
         Args:
             text, pair: any characters; none of them yields a control token other than ``<unk>``. An added
                 token is one token, wherever it stands.
             special_tokens: False leaves the separators ``</s>`` out.
+            look: called every few milliseconds: a text may take seconds.
         """
         ids: list[int] = []
         offsets: list[Offsets] = []
@@ -213,7 +217,7 @@ class Tokenizer:
             if special_tokens:
                 ids.append(self.eos_token_id)
                 offsets.append(_EMPTY_SPAN)
-            self._encode_part(part, ids, offsets)
+            self._encode_part(part, ids, offsets, look)
         return Encoding(ids, offsets)
 
     def encode_batch(
@@ -304,23 +308,33 @@ class Tokenizer:
             return None
         return whole, begun
 
-    def _encode_part(self, text: str, ids: list[int], offsets: list[Offsets]) -> None:
+    def _encode_part(self, text: str, ids: list[int], offsets: list[Offsets], look: Look) -> None:
         plain = self.plain(text)
         done = 0
         for match in self._added_pattern.finditer(plain.text) if self._added_pattern else ():
-            self._encode_words(plain, done, match.start(), ids, offsets)
+            self._encode_words(plain, done, match.start(), ids, offsets, look)
             ids.append(self._added_ids[match[0]])
             offsets.append(plain.given(*match.span()))
             done = match.end()
-        self._encode_words(plain, done, len(plain.text), ids, offsets)
+        self._encode_words(plain, done, len(plain.text), ids, offsets, look)
 
     def _encode_words(
-        self, plain: PlainText, first: int, end: int, ids: list[int], offsets: list[Offsets]
+        self, plain: PlainText, first: int, end: int, ids: list[int], offsets: list[Offsets], look: Look
+    ) -> None:
+        while first < end:
+            cut = _BETWEEN_WORDS.search(plain.text, min(first + _STRETCH, end), end)
+            last = cut.start() if cut is not None else end
+            look()
+            self._encode_stretch(plain, first, last, ids, offsets, look)
+            first = last
+
+    def _encode_stretch(
+        self, plain: PlainText, first: int, end: int, ids: list[int], offsets: list[Offsets], look: Look
     ) -> None:
         text = plain.text[first:end]
         spans = _character_spans(text)
         words = [
-            self._split_cached(word) if len(word) <= _CACHED_WORD_LENGTH else self._split(word)
+            self._split_cached(word) if len(word) <= _CACHED_WORD_LENGTH else self._split(word, look)
             for word in moses_words(text)
         ]
         lengths = [pieces[-1].last + 1 for pieces in words]
@@ -337,7 +351,7 @@ class Tokenizer:
                 offsets.append(plain.given(first + span[0], first + span[1]))
             start += length
 
-    def _split(self, word: str) -> list[_Piece]:
+    def _split(self, word: str, look: Look = go_on) -> list[_Piece]:
         characters = [
             index
             for index, match in enumerate(_ESCAPED.finditer(word))
@@ -345,7 +359,7 @@ class Tokenizer:
         ]
         pieces = []
         end = 0
-        for text in _merge(word_symbols(word), self._ranks):
+        for text in _merge(word_symbols(word), self._ranks, look):
             start, end = end, end + len(text.removesuffix(END_OF_WORD))
             index = self.vocab.get(text, self.unk_token_id)
             pieces.append(_Piece(index, characters[start], characters[end - 1]))
@@ -372,6 +386,12 @@ class _FastMosesTokenizer(MosesTokenizer):
 
 _TOKENIZER = _FastMosesTokenizer(lang="en")
 _DETOKENIZER = MosesDetokenizer(lang="en")
+
+# Long texts are split in stretches of so many characters, with the same words: no rule of Moses looks from
+# one word of letters or digits across a space to the next.
+_STRETCH = 8_000
+_BETWEEN_WORDS = re.compile(r"(?<=[a-zA-Z0-9])[ \n](?=[a-zA-Z0-9])")
+_MERGES = 1_000  # of a word of absurd length, after which somebody may look
 
 # Moses turns a run of full stops into DOTDOTMULTI and back, and so a typed DOTDOTMULTI into two full stops.
 _SOURCE_CHARACTERS = re.compile(rf"{_FastMosesTokenizer.MULTIDOT_MARKER.pattern}|\S")
@@ -440,7 +460,7 @@ def _character_spans(text: str) -> list[Offsets]:
     return spans
 
 
-def _merge(symbols: list[str], ranks: Mapping[Pair, int]) -> list[str]:
+def _merge(symbols: list[str], ranks: Mapping[Pair, int], look: Look = go_on) -> list[str]:
     """Join neighbours, the pair of lowest rank first and each of its occurrences from left to right.
 
     A heap and linked neighbours take n log n steps for n symbols, so one absurdly long word costs little.
@@ -465,6 +485,8 @@ def _merge(symbols: list[str], ranks: Mapping[Pair, int]) -> list[str]:
             heapq.heappush(heap, (found, left))
 
     for left in range(size):
+        if left % _MERGES == 0:
+            look()
         consider(left)
     while heap:
         lowest = heap[0][0]
@@ -472,7 +494,9 @@ def _merge(symbols: list[str], ranks: Mapping[Pair, int]) -> list[str]:
         # A merge may make a pair of lower rank; it waits until the present pair is joined everywhere.
         while heap and heap[0][0] == lowest:
             occurrences.append(heapq.heappop(heap)[1])
-        for left in occurrences:
+        for number, left in enumerate(occurrences):
+            if number % _MERGES == 0:
+                look()
             if rank(left) != lowest:
                 continue  # one of the two symbols has been joined to another since
             right = after[left]
