@@ -16,6 +16,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 ANY = "any"  # as --models: visitors may name any model
+OF_ONE_CLIENT = 16  # requests that may wait, for each task; half of a line
 # Seconds from the signal to end: until texts being written are cut, until clients are no longer waited for,
 # and until the process is gone, whatever still runs.
 TEXTS, CLIENTS, GRACE = 5.0, 7.0, 9.5
@@ -80,6 +81,12 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
             help=f"{text} [{variable}; default: false]",
         )
 
+    add(
+        "max-waiting",
+        str(OF_ONE_CLIENT),
+        "requests that one client may have waiting for a task; one more is refused with HTTP 429",
+        _number,
+    )
     add_switch("share", "ask gradio.live for a public link")
     add_switch("mcp", "offer the endpoints as tools of an MCP server, too")
     return parser
@@ -88,6 +95,12 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
 def _port(value: str) -> int:
     if not (value.isascii() and value.isdigit() and 1 <= int(value) <= 65535):
         raise argparse.ArgumentTypeError(f"{value!r} is no port; expected a whole number from 1 to 65535")
+    return int(value)
+
+
+def _number(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) == int(value)):
+        raise argparse.ArgumentTypeError(f"{value!r} is no number of requests; expected 1 or more")
     return int(value)
 
 
@@ -199,6 +212,7 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
         later(TextClassifier, options.classify_model),
         later(TextClassifier, options.sentence_model),
     )
+    page.lines.most = options.max_waiting
     return page, shelf
 
 

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
+from biogpt.model.config import BioGptConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 _OURS = ("BIOGPT_", "GRADIO_", "SPACE_", "SPACES_", "HF_", "XDG_")
 
@@ -46,6 +49,22 @@ def last_event(url: str, endpoint: str, event_id: str) -> tuple[str, Any]:
     with urllib.request.urlopen(f"{url}gradio_api/call/{endpoint}/{event_id}", timeout=120) as answer:
         *_, event, data = answer.read().decode().strip().splitlines()
     return event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+
+def save_tiny(folder: Path) -> None:
+    """A small language model of random weights, in no time at its end."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "a", "b</w>", "ab</w>"]
+    tokenizer = BioGptTokenizer({token: index for index, token in enumerate(tokens)}, [("a", "b</w>")])
+    config = BioGptConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=1024,
+    )
+    BioGptForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @contextmanager

@@ -16,11 +16,9 @@ from typing import Any
 
 import gradio_client
 import pytest
-from app_server import ROOT, app_server, call, clean_environment, last_event, post
+from app_server import ROOT, app_server, call, clean_environment, last_event, post, save_tiny
 
 from app import build_parser
-from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
-from biogpt.model.config import BioGptConfig
 
 FLAGS = (
     "model",
@@ -34,6 +32,7 @@ FLAGS = (
     "share",
     "models",
     "mcp",
+    "max-waiting",
 )
 
 # Python runs this at start: each attempt to reach anything but this machine is refused and noted in a file.
@@ -60,18 +59,7 @@ socket.getaddrinfo = guard(socket.getaddrinfo, lambda host, *rest: host)
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", "a", "b</w>", "ab</w>"]
-    tokenizer = BioGptTokenizer({token: index for index, token in enumerate(tokens)}, [("a", "b</w>")])
-    config = BioGptConfig(
-        vocab_size=len(tokens),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-    )
-    BioGptForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tiny(folder)
     return folder
 
 
@@ -108,6 +96,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "BIOGPT_SHARE": "true",
         "BIOGPT_MODELS": "a/b, c",
         "BIOGPT_MCP": "1",
+        "BIOGPT_MAX_WAITING": "3",
     }
     assert vars(build_parser({}).parse_args([])) == {
         "model": "mini",
@@ -121,6 +110,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "share": False,
         "models": "",
         "mcp": False,
+        "max_waiting": 16,
     }
     assert vars(build_parser(environment).parse_args([])) == {
         "model": "somewhere/else",
@@ -134,6 +124,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "share": True,
         "models": "a/b, c",
         "mcp": True,
+        "max_waiting": 3,
     }
     flags = ["--model", "mini", "--port", "9002", "--share", "false"]
     chosen = build_parser(environment).parse_args(flags)
@@ -153,6 +144,7 @@ def test_on_a_space_the_page_is_reached_from_outside() -> None:
     [
         (["--port", "x"], {}, "'x' is no port"),
         ([], {"BIOGPT_PORT": "70000"}, "'70000' is no port"),
+        (["--max-waiting", "0"], {}, "'0' is no number of requests"),
         ([], {"BIOGPT_SHARE": "perhaps"}, "'perhaps' is neither true nor false"),
         (["--colour", "red"], {}, "--colour"),
     ],

@@ -6,12 +6,15 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from app_server import app_server, call, post
+from app_server import app_server, call, last_event, post, save_tiny
+
+from biogpt.ui.line import client_of
 
 HARD = "<b>'\"&"
 PYTHONS_OWN = ("object", "NoneType", "Traceback", ".py", "<class", "&#", "&lt;", "&amp;", "attribute")
@@ -185,21 +188,83 @@ def test_who_leaves_leaves_no_work_behind(
     assert event == "complete"
 
 
-def test_a_full_line_says_when_to_come_back() -> None:
-    refused = None
-    with app_server() as (url, _):
-        body = json.dumps({"text": LONG}).encode()
-        for _ in range(40):
-            asked = urllib.request.Request(
-                f"{url}gradio_api/call/v2/ner", body, {"Content-Type": "application/json"}
-            )
-            try:
-                urllib.request.urlopen(asked).close()
-            except urllib.error.HTTPError as error:
-                refused = error
-        assert refused is not None
-        assert (refused.code, refused.headers["Retry-After"]) == (503, "15")
-        assert json.load(refused) == {"detail": "Too many texts wait here already. Try again in 15 seconds"}
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    save_tiny(folder)
+    return folder
+
+
+def ask_from(client: str, url: str, endpoint: str, **given: Any) -> tuple[int, str | None, dict[str, Any]]:
+    """HTTP status, ``Retry-After`` and answer to a call that a proxy lets in for a client."""
+    headers = {"Content-Type": "application/json", "X-Forwarded-For": client}
+    body = json.dumps(given).encode()
+    asked = urllib.request.Request(f"{url}gradio_api/call/v2/{endpoint}", body, headers)
+    try:
+        with urllib.request.urlopen(asked) as answer:
+            return answer.status, None, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Retry-After"], json.load(error)
+
+
+ENDLESS = {"prompt": "ab", "max_new_tokens": 1000, "min_new_tokens": 1000, "no_repeat_ngram_size": 0}
+
+
+def ask_until_refused(
+    client: Callable[[int], str], url: str, endpoint: str, **given: Any
+) -> tuple[int, int, str | None, str]:
+    """How many calls were taken, and HTTP status, ``Retry-After`` and reason of the first that was not."""
+    for taken in range(200):
+        status, retry, answer = ask_from(client(taken), url, endpoint, **given)
+        if status != 200:
+            return taken, status, retry, answer["detail"]
+    pytest.fail("all were taken")
+
+
+def test_one_client_cannot_hold_up_another_nor_a_line_another_line(tiny: Path) -> None:
+    yours = "16 of your requests wait here already, the most for one client. Try again in 15 seconds"
+    full = "Too many texts wait here already. Try again in 15 seconds"
+    with app_server("--model", str(tiny)) as (url, _):
+        call(url, "ner", text="Naloxone."), call(url, "classify", text="p53.")  # which loads them
+        taken, *refused = ask_until_refused(lambda _: "10.0.0.1", url, "generate", **ENDLESS)
+        assert taken >= 24 + 16, "given to the model, and waiting"
+        assert refused == [429, "15", yours]
+
+        status, _, asked = ask_from("10.0.0.2", url, "generate", prompt="ab", max_new_tokens=5)
+        event, data = last_event(url, "generate", asked["event_id"])
+        assert (status, event, data[0]["tokens"] <= 5) == (200, "complete", True)
+
+        for endpoint, given in (("generate", ENDLESS), ("ner", {"text": LONG})):
+            _, *refused = ask_until_refused(lambda number: f"10.0.1.{number}", url, endpoint, **given)
+            assert refused == [503, "15", full]
+        assert call(url, "classify", text="p53.")[0] == "complete"
+
+
+def test_calls_beside_the_line_are_few(url: str) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        body = {"data": [LONG[:60_000], None, 0.0]}
+        answers = [
+            each.result() for each in [pool.submit(post, url, "gradio_api/run/ner", body) for _ in range(3)]
+        ]
+    assert sorted(status for status, _ in answers) == [200, 200, 503]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "are_one"),
+    [
+        (("192.0.2.1",), ("192.0.2.1", "tab"), True),
+        (("192.0.2.1",), ("192.0.2.2",), False),
+        (("::ffff:192.0.2.1",), ("192.0.2.1",), True),
+        (("2001:db8::1",), ("2001:db8::ffff:2",), True),
+        (("2001:db8::1",), ("2001:db8:0:1::1",), False),
+        (("127.0.0.1", "tab"), ("127.0.0.1", "other"), False),
+        (("127.0.0.1",), ("127.0.0.1",), True),
+        (("::1", "tab"), ("::1", "other"), False),
+        (("unix:",), ("unix:",), True),
+    ],
+)
+def test_who_is_one_client(first: tuple[str, ...], second: tuple[str, ...], are_one: bool) -> None:
+    assert (client_of(*first) == client_of(*second)) is are_one
 
 
 def test_tools_say_the_same(url: str) -> None:

@@ -22,7 +22,7 @@ from biogpt.ui.forms import connect, document_choice, lay_out_form
 from biogpt.ui.inputs import as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import download_buttons, results_table, rows_note, table
-from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all, last_of
+from biogpt.ui.runs import QUICK, OnProgress, Run, label_all, last_of
 from biogpt.ui.scripts import script
 from biogpt.ui.status import REFUSALS, api_error, counted, refusal, remarks, status
 
@@ -248,7 +248,7 @@ def classify_tab(
     )
     for control in (threshold, document):
         control.input(labeller.show, chosen, shown, trigger_mode="always_last", **QUICK)
-    gr.api(labeller.classify, api_name="classify", **PASSAGES)
+    gr.api(labeller.classify, api_name="classify", concurrency_id="classes", concurrency_limit=1)
     return {"task": task, "labels": own_labels, "abstract": form.text}
 
 

@@ -19,7 +19,7 @@ from biogpt.ui.forms import connect, document_choice, lay_out_form
 from biogpt.ui.inputs import as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import download_buttons, results_table, rows_note, table
-from biogpt.ui.runs import PASSAGES, QUICK, OnProgress, Run, label_all, last_of
+from biogpt.ui.runs import QUICK, OnProgress, Run, label_all, last_of
 from biogpt.ui.status import REFUSALS, api_error, counted, refusal, remarks, status
 
 EXAMPLES = assets() / "examples" / "entities.jsonl"
@@ -201,7 +201,7 @@ def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> gr.Textbox:
     )
     for control in (types, min_score, document):
         control.input(tagger.show, chosen, shown, trigger_mode="always_last", **QUICK)
-    gr.api(tagger.ner, api_name="ner", **PASSAGES)
+    gr.api(tagger.ner, api_name="ner", concurrency_id="entities", concurrency_limit=1)
     return form.text
 
 

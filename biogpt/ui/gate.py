@@ -16,7 +16,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from biogpt.serving.engine import Stopping
+from biogpt.serving.turns import CLIENT
 from biogpt.ui.inputs import as_given
+from biogpt.ui.line import BUSY, RETRY, FairQueue, client_of
 from biogpt.ui.status import api_error
 
 logger = logging.getLogger(__name__)
@@ -27,8 +29,7 @@ _UNFIT = "A setting is out of its range, or is none of its choices; programs cal
 _MOST_BYTES = 32_000_000  # of a call's body: more than the longest text, each of its characters escaped
 # Where a client reads what became of its calls: of one, or of all of a session.
 _READ = re.compile(r"/gradio_api/(call/(v2/)?[^/]+/(?P<event>[^/]+)/?|queue/data)$")
-_RETRY = 15  # seconds after which a client that was refused is told to come back
-_BUSY = f"Too many texts wait here already. Try again in {_RETRY} seconds"
+_DIRECT = 2  # calls of a task that may run at once without waiting in its line (``/run``)
 _UNREAD = 10.0  # seconds after which a call that nobody reads is given up
 _TOOLS = re.compile(r"/gradio_api/mcp/?$")
 # What the page's own functions raise when they are called with what no control can hold.
@@ -48,6 +49,23 @@ class Page(gr.Blocks):
         super().__init__(**options)
         self.stopping = Event()
         self.under_way = 0
+
+    def queue(self, *values: Any, **named: Any) -> "Page":
+        super().queue(*values, **named)
+        self._queue = FairQueue(
+            live_updates=True,
+            concurrency_count=self.max_threads,
+            update_intervals=1,
+            max_size=None,  # of all lines together
+            blocks=self,
+        )
+        return self
+
+    @property
+    def lines(self) -> FairQueue:
+        """What waits, and for whose turn."""
+        assert isinstance(self._queue, FairQueue)
+        return self._queue
 
     def endpoints(self) -> dict[str, list[dict[str, Any]]]:
         """The parameters of each endpoint for programs, as Gradio's ``/info`` lists them."""
@@ -124,11 +142,13 @@ class Gate:
         self._timers: dict[str, asyncio.TimerHandle] = {}  # of sessions that nobody reads yet
         self._read: Counter[str] = Counter()  # how often each session is being read
         self._ending: set[asyncio.Task[None]] = set()
+        self._direct: Counter[str] = Counter()  # calls of each task that run beside its line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        CLIENT.set(client_of((scope["client"] or ("", 0))[0]))
         begun = False
 
         async def sent(message: Message) -> None:
@@ -169,20 +189,26 @@ class Gate:
         if refused is not None:
             await refused(scope, receive, send)
             return
+        given = json.loads(body)
+        index = next(
+            (index for index, function in self.page.fns.items() if function.api_name == name),
+            given.get("fn_index"),
+        )
         answer = _Answer()
-        await self.app(scope, _replay(body, receive), answer.keep)
+        is_direct = way in ("run", "api") and self.page.fns[index].queue
+        task = self.page.fns[index].concurrency_id if is_direct else ""
+        if task and self._direct[task] == _DIRECT:
+            await _later(BUSY)(scope, receive, send)
+            return
+        self._direct[task] += 1
+        try:
+            await self.app(scope, _replay(body, receive), answer.keep)
+        finally:
+            self._direct[task] -= 1
         if answer.start["status"] == 500 and json.loads(answer.body).get("title") != FAILED:
             answer.start["status"] = 422  # Gradio knows no other status for a refusal
-        if answer.start["status"] == 503:  # the line is full, or the service ends
-            await _later(_BUSY)(scope, receive, send)
-            return
         if answer.start["status"] == 200 and way in ("call", "call/v2", "queue"):
             event = json.loads(answer.body)["event_id"]
-            given = json.loads(body)
-            index = next(
-                (index for index, function in self.page.fns.items() if function.api_name == name),
-                given.get("fn_index"),
-            )
             self._expect_reader(given["session_hash"] if way == "queue" else event, event, index, scope)
         await answer.send(send)
 
@@ -317,7 +343,7 @@ def _listed(parameters: list[dict[str, Any]]) -> str:
 
 
 def _later(reason: str) -> JSONResponse:
-    return JSONResponse({"detail": reason}, 503, {"Retry-After": str(_RETRY)})
+    return JSONResponse({"detail": reason}, 503, {"Retry-After": str(RETRY)})
 
 
 def _refused(status: int, reason: str) -> JSONResponse:

@@ -29,7 +29,7 @@ from biogpt.ui.sharing import Sharing, connect_links
 from biogpt.ui.theme import STYLE_SHEET, theme
 from biogpt.ui.write_tab import WriteTab, write_tab
 
-WAITING_LINE = 32  # requests that may wait; one more is refused at once, with HTTP 503
+_THREADS = 64  # more than all lines let run at once
 _LOOK = 0.1  # seconds between looks at whether all clients were told
 CACHE_AGE = 3600  # seconds until uploads and files for download are deleted
 
@@ -93,7 +93,6 @@ def build_page(
         page.load(
             None, None, programs, js=script("withOwnAddress", elsewhere(DEFAULT_ADDRESS), DEFAULT_ADDRESS)
         )
-    page.queue(max_size=WAITING_LINE)
     page.stopping = shelf.closed
     return page
 
@@ -162,6 +161,8 @@ def serve(
         ssr_mode=False,
         pwa=False,
         max_file_size="10mb",
+        max_threads=_THREADS,
+        _frontend=False,  # else Gradio asks for its own page, and ends the process where that takes 3 seconds
         theme=theme(),
         css_paths=STYLE_SHEET,
         head=head(),

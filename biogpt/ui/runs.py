@@ -19,6 +19,7 @@ from biogpt.ui.status import counted, progress_bar, status
 Output = TypeVar("Output")  # what is found in one document
 
 # A passage need not wait for another visitor's file: they wait in two lines, and take turns on the model.
+# Programs have lines of their own.
 PASSAGES: dict[str, Any] = {"concurrency_id": "passages", "concurrency_limit": 1}
 FILES: dict[str, Any] = {"concurrency_id": "files", "concurrency_limit": 1}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
