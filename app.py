@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 # Both libraries read these once, when they are imported: the page tells nobody that it runs.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+if "SPACE_ID" in os.environ:  # only its proxy reaches a Space; who asks is what that says
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
 
 ANY = "any"  # as --models: visitors may name any model
 OF_ONE_CLIENT = 16  # requests that may wait, for each task; half of a line
@@ -87,6 +89,12 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         "requests that one client may have waiting for a task; one more is refused with HTTP 429",
         _number,
     )
+    add(
+        "allow-origin",
+        "",
+        "hosts of other web sites that may ask this page, or the name that a proxy serves it by, with commas "
+        "between; *: any",
+    )
     add_switch("share", "ask gradio.live for a public link")
     add_switch("mcp", "offer the endpoints as tools of an MCP server, too")
     return parser
@@ -152,7 +160,8 @@ def main() -> None:
 
     _on_signal(told_to_end)
     try:
-        serve(page, options.host, options.port, options.share, options.mcp, shelf.health)
+        allowed = options.allow_origin.split(",")
+        serve(page, options.host, options.port, options.share, options.mcp, shelf.health, allowed)
     except OSError as error:
         parser.error(str(error))
 

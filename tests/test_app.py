@@ -33,6 +33,7 @@ FLAGS = (
     "models",
     "mcp",
     "max-waiting",
+    "allow-origin",
 )
 
 # Python runs this at start: each attempt to reach anything but this machine is refused and noted in a file.
@@ -97,6 +98,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "BIOGPT_MODELS": "a/b, c",
         "BIOGPT_MCP": "1",
         "BIOGPT_MAX_WAITING": "3",
+        "BIOGPT_ALLOW_ORIGIN": "lab.example",
     }
     assert vars(build_parser({}).parse_args([])) == {
         "model": "mini",
@@ -111,6 +113,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "models": "",
         "mcp": False,
         "max_waiting": 16,
+        "allow_origin": "",
     }
     assert vars(build_parser(environment).parse_args([])) == {
         "model": "somewhere/else",
@@ -125,6 +128,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "models": "a/b, c",
         "mcp": True,
         "max_waiting": 3,
+        "allow_origin": "lab.example",
     }
     flags = ["--model", "mini", "--port", "9002", "--share", "false"]
     chosen = build_parser(environment).parse_args(flags)

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from app_server import app_server, call, last_event, post, save_tiny
+from starlette.datastructures import Headers
 
+from biogpt.ui.hosts import Sites
 from biogpt.ui.line import client_of
 
 HARD = "<b>'\"&"
@@ -265,6 +267,81 @@ def test_calls_beside_the_line_are_few(url: str) -> None:
 )
 def test_who_is_one_client(first: tuple[str, ...], second: tuple[str, ...], are_one: bool) -> None:
     assert (client_of(*first) == client_of(*second)) is are_one
+
+
+SPACE = {"SPACE_ID": "me/biogpt", "SPACE_HOST": "me-biogpt.hf.space"}
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed", "environment", "shared", "refused"),
+    [
+        ("127.0.0.1:7860", None, "", {}, None, ""),
+        ("[::1]:7860", "http://[::1]:7860", "", {}, None, ""),
+        ("localhost:7860", "http://localhost:7860", "", {}, None, ""),
+        ("192.168.1.5:7860", "http://192.168.1.5:7860", "", {}, None, ""),
+        ("evil.example:7860", "http://evil.example:7860", "", {}, None, "Host"),
+        ("127.0.0.1.evil.example", None, "", {}, None, "Host"),
+        ("localhost.evil.example", None, "", {}, None, "Host"),
+        ("evil", None, "", {}, None, "Host"),
+        ("", None, "", {}, None, ""),
+        (":7860", None, "", {}, None, "Host"),
+        ("127.0.0.1:7860", "https://evil.example", "", {}, None, "Origin"),
+        ("127.0.0.1:7860", "https://127.0.0.1.evil.example", "", {}, None, "Origin"),
+        ("127.0.0.1:7860", "http://203.0.113.5", "", {}, None, "Origin"),
+        ("127.0.0.1:7860", "null", "", {}, None, "Origin"),
+        ("127.0.0.1:7860", "[", "", {}, None, "Origin"),
+        ("192.168.1.5:7860", "http://localhost:3000", "", {}, None, "Origin"),
+        ("lab.example", "https://lab.example", "lab.example", {}, None, ""),
+        ("127.0.0.1:7860", "https://lab.example", "https://lab.example/", {}, None, ""),
+        ("127.0.0.1:7860", "http://lab.example", "https://lab.example", {}, None, "Origin"),
+        ("127.0.0.1:7860", "https://x.lab.example", "lab.example", {}, None, "Origin"),
+        ("evil.example", "https://evil.example", "*", {}, None, ""),
+        ("me-biogpt.hf.space", "https://me-biogpt.hf.space", "", SPACE, None, ""),
+        ("10.1.2.3:7860", "https://me-biogpt.hf.space", "", SPACE, None, ""),
+        ("inner", "https://huggingface.co", "", SPACE, None, ""),
+        ("inner", "https://evilhuggingface.co", "", SPACE, None, "Origin"),
+        ("me-biogpt.hf.space", "https://evil.example", "", SPACE, None, "Origin"),
+        ("ab.gradio.live", "https://ab.gradio.live", "", {}, "https://ab.gradio.live", ""),
+        ("127.0.0.1:7860", "https://ab.gradio.live", "", {}, "https://ab.gradio.live", ""),
+        ("cd.gradio.live", None, "", {}, "https://ab.gradio.live", "Host"),
+    ],
+)
+def test_which_sites_may_ask(
+    host: str, origin: str | None, allowed: str, environment: dict[str, str], shared: str | None, refused: str
+) -> None:
+    headers = Headers({"host": host} | ({} if origin is None else {"origin": origin}))
+    said = Sites(allowed.split(","), "0.0.0.0", environment).refusal(headers, shared)
+    assert said.partition(" ")[0] == refused
+
+
+def test_another_site_is_refused_everywhere_and_browsers_are_told_what_not_to_do(url: str) -> None:
+    def ask(path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        content = None if body is None else json.dumps(body).encode()
+        accept = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(url + path, content, accept | headers)
+            ) as answer:
+                return answer.status, answer.headers
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers
+
+    message = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    for path, body in (
+        ("", None),
+        ("config", None),
+        ("gradio_api/call/v2/ner", {"text": "Naloxone."}),
+        ("gradio_api/mcp/", message),
+    ):
+        assert ask(path, body, Host="evil.example:7860")[0] == 403
+        assert ask(path, body, Origin="https://evil.example")[0] == 403
+        status, headers = ask(path, body, Origin=url.rstrip("/"))
+        assert status == 200
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "same-origin"
+        assert headers["Content-Security-Policy"] == "frame-ancestors 'self'"
+    embedders = Sites([], "0.0.0.0", SPACE).embedders
+    assert embedders == "'self' https://huggingface.co https://*.huggingface.co"
 
 
 def test_tools_say_the_same(url: str) -> None:

@@ -1,9 +1,10 @@
 """The whole page: header, tabs and footer, and how it is served."""
 
 import html
+import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from biogpt.ui.classify import classify_tab
 from biogpt.ui.elsewhere import DEFAULT_ADDRESS, elsewhere
 from biogpt.ui.entities import entities_tab
 from biogpt.ui.gate import Gate, Page
+from biogpt.ui.hosts import Door, Sites
 from biogpt.ui.models import models_tab, title
 from biogpt.ui.runs import QUICK
 from biogpt.ui.scripts import head, script
@@ -130,6 +132,7 @@ def serve(
     share: bool = False,
     mcp: bool = False,
     health: Callable[[], tuple[int, str]] = lambda: (200, "serving"),
+    allowed: Sequence[str] = (),
 ) -> None:
     """Serve the page until the process is told to end.
 
@@ -138,6 +141,7 @@ def serve(
         mcp: offer the endpoints as tools at ``/gradio_api/mcp``, too.
         health: HTTP status and a word, for ``/health``.
         share: ask gradio.live for a public link; needs the network.
+        allowed: other hosts and origins that the page may be asked by, as in ``Sites``.
 
     Raises:
         OSError: the port is taken, or the address is not this machine's.
@@ -148,9 +152,11 @@ def serve(
         status, state = health()
         return JSONResponse({"status": state}, status)
 
+    sites = Sites(allowed, host, os.environ)
+    door = Middleware(Door, sites=sites, shared=lambda: getattr(page, "share_url", None))
     page.launch(
         mcp_server=mcp,
-        app_kwargs={"routes": [Route("/health", answer)], "middleware": [Middleware(Gate, page=page)]},
+        app_kwargs={"routes": [Route("/health", answer)], "middleware": [door, Middleware(Gate, page=page)]},
         server_name=host,
         server_port=port,
         share=share,
