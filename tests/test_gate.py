@@ -3,18 +3,24 @@
 import asyncio
 import json
 import os
+import platform
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import gradio as gr
 import pytest
 from app_server import app_server, call, last_event, post, save_tiny
 from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 
+from biogpt.ui import gate
+from biogpt.ui.gate import Gate, Page
 from biogpt.ui.hosts import Sites
 from biogpt.ui.line import client_of
 
@@ -342,6 +348,77 @@ def test_another_site_is_refused_everywhere_and_browsers_are_told_what_not_to_do
         assert headers["Content-Security-Policy"] == "frame-ancestors 'self'"
     embedders = Sites([], "0.0.0.0", SPACE).embedders
     assert embedders == "'self' https://huggingface.co https://*.huggingface.co"
+
+
+def _same(text: str) -> str:
+    return text
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Page, str]]:
+    """A page without models, behind its gate, and its address."""
+    monkeypatch.setattr(gate, "_KEPT", 20)
+    with Page(analytics_enabled=False) as page:
+        kept = gr.State("nothing")
+        said = gr.Textbox()
+        said.change(lambda text: text, said, kept, api_visibility="private")
+        gr.api(_same, api_name="echo")
+    middleware = [Middleware(Gate, page=page)]
+    _, address, _ = page.launch(
+        prevent_thread_lock=True, quiet=True, _frontend=False, app_kwargs={"middleware": middleware}
+    )
+    try:
+        yield page, address
+    finally:
+        page.close()
+
+
+def test_what_is_kept_of_calls_and_of_those_who_left_is_bounded(echo: tuple[Page, str]) -> None:
+    page, url = echo
+    with urllib.request.urlopen(f"{url}gradio_api/heartbeat/visitor") as beat:
+        beat.readline()
+
+        def change(session: str) -> None:
+            [index] = [index for index, function in page.fns.items() if function.api_name != "echo"]
+            given = {"fn_index": index, "data": ["mine"], "session_hash": session}
+            assert post(url, "gradio_api/queue/join", given)[0] == 200
+            urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={session}").read()
+
+        change("visitor")
+        for number in range(40):
+            change(f"gone {number}")
+        for _ in range(300):
+            body = {"data": ["x"]}
+            _, asked = post(url, "gradio_api/call/echo", body)
+            assert last_event(url, "echo", asked["event_id"]) == ("complete", ["x"])
+        kept = set(page.state_holder.session_data)
+        assert "visitor" in kept, "whoever is there keeps what is theirs"
+        assert len(kept) <= 1 + 20 + 1
+
+
+def test_memory_is_given_back_once_nobody_calls(
+    echo: tuple[Page, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = echo
+    given_back = Event()
+    monkeypatch.setattr(gate, "_IDLE", 0.1)
+    monkeypatch.setattr(gate, "give_memory_back", given_back.set)
+    post(url, "gradio_api/call/echo", {"data": ["x"]})
+    assert given_back.wait(60)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked")
+def test_what_is_free_goes_back_to_the_system() -> None:
+    def used() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    blocks = [bytes(2_000) for _ in range(50_000)]
+    last = blocks.pop()  # at the end of the heap, which nothing before it leaves by itself
+    blocks.clear()
+    before = used()
+    assert gate.give_memory_back()
+    assert before - used() > 50_000_000
+    del last
 
 
 def test_tools_say_the_same(url: str) -> None:

@@ -1,11 +1,13 @@
 """What stands before Gradio: calls are checked before they wait in line, and every error is said in words."""
 
 import asyncio
+import ctypes
+import gc
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
@@ -31,6 +33,9 @@ _MOST_BYTES = 32_000_000  # of a call's body: more than the longest text, each o
 _READ = re.compile(r"/gradio_api/(call/(v2/)?[^/]+/(?P<event>[^/]+)/?|queue/data)$")
 _DIRECT = 2  # calls of a task that may run at once without waiting in its line (``/run``)
 _UNREAD = 10.0  # seconds after which a call that nobody reads is given up
+_KEPT = 200  # sessions whose state is kept though nobody is there: a page reloaded, a network that failed
+_IDLE = 30.0  # seconds without a call after which memory is given back
+_THERE = re.compile(r"/gradio_api/heartbeat/([^/]+)/?$")  # open as long as a page is
 _TOOLS = re.compile(r"/gradio_api/mcp/?$")
 # What the page's own functions raise when they are called with what no control can hold.
 _OF_GARBAGE = (TypeError, ValueError, LookupError, AttributeError)
@@ -66,6 +71,19 @@ class Page(gr.Blocks):
         """What waits, and for whose turn."""
         assert isinstance(self._queue, FairQueue)
         return self._queue
+
+    def forget(self, session: str) -> None:
+        """Let go of what is kept for a session that will not come back."""
+        holder = self.state_holder
+        with holder.lock:
+            holder.session_data.pop(session, None)
+            holder.time_last_used.pop(session, None)
+
+    def tidy(self, there: Container[str]) -> None:
+        """Forget sessions, those used least lately first, until few are kept of those who are not there."""
+        gone = [session for session in list(self.state_holder.session_data) if session not in there]
+        for session in gone[:-_KEPT]:
+            self.forget(session)
 
     def endpoints(self) -> dict[str, list[dict[str, Any]]]:
         """The parameters of each endpoint for programs, as Gradio's ``/info`` lists them."""
@@ -142,6 +160,8 @@ class Gate:
         self._timers: dict[str, asyncio.TimerHandle] = {}  # of sessions that nobody reads yet
         self._read: Counter[str] = Counter()  # how often each session is being read
         self._ending: set[asyncio.Task[None]] = set()
+        self._there: Counter[str] = Counter()  # sessions of open pages
+        self._rest: asyncio.TimerHandle | None = None
         self._direct: Counter[str] = Counter()  # calls of each task that run beside its line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,6 +190,8 @@ class Gate:
                 await self._read_out(session, scope, receive, sent)
             elif is_tool:
                 await self._use_tool(scope, receive, sent)
+            elif (page := _THERE.search(scope["path"])) is not None:
+                await self._stay(page[1], scope, receive, sent)
             else:
                 await self.app(scope, receive, sent)
         except Exception:
@@ -179,6 +201,25 @@ class Gate:
             await JSONResponse({"detail": _FAULT}, 500)(scope, receive, send)
         finally:
             self.page.under_way -= is_awaited
+            if is_awaited:
+                self.page.tidy(self._there.keys() | self._calls.keys() | self._read.keys())
+                self._rest_later()
+
+    async def _stay(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """The connection that a page keeps open."""
+        self._there[session] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._there[session] -= 1
+            if not self._there[session]:
+                del self._there[session]
+
+    def _rest_later(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+        loop = asyncio.get_running_loop()
+        self._rest = loop.call_later(_IDLE, loop.run_in_executor, None, give_memory_back)
 
     async def _call(self, way: str, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(receive)
@@ -239,7 +280,10 @@ class Gate:
                 self._calls.pop(session, None)
             if not self._read[session]:
                 del self._read[session]
+                is_over = told_all and scope["path"].rstrip("/").endswith(session)  # of a call, not of a page
                 self._give_up(session, scope)
+                if is_over:
+                    self.page.forget(session)
 
     def _forget_timer(self, session: str) -> None:
         if (timer := self._timers.pop(session, None)) is not None:
@@ -269,6 +313,8 @@ class Gate:
             return {"type": "http.disconnect"}
 
         await self.app(asked, _replay(body, nothing_more), _Answer().keep)
+        if session == event:  # of a call, not of a page
+            self.page.forget(session)
 
     async def _use_tool(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A message for the MCP server; arguments that a tool does not take are answered here."""
@@ -340,6 +386,15 @@ def _counted(what: str, names: Iterable[str]) -> str:
 
 def _listed(parameters: list[dict[str, Any]]) -> str:
     return ", ".join(parameter["parameter_name"] for parameter in parameters)
+
+
+def give_memory_back() -> bool:
+    """Return memory that is free to the system, where the C library can (glibc); says whether any was."""
+    gc.collect()
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError, TypeError):
+        return False
 
 
 def _later(reason: str) -> JSONResponse:
