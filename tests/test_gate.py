@@ -386,7 +386,7 @@ def test_what_is_kept_of_calls_and_of_those_who_left_is_bounded(echo: tuple[Page
 
         change("visitor")
         for number in range(40):
-            change(f"gone {number}")
+            change(f"gone-{number}")
         for _ in range(300):
             body = {"data": ["x"]}
             _, asked = post(url, "gradio_api/call/echo", body)
