@@ -628,3 +628,21 @@ def test_a_text_split_in_stretches_has_the_same_tokens(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("biogpt.text.tokenizer._STRETCH", 1)
         assert tokenizer.encode(text) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("with naloxozine", "naloxozine"),
+        ("IL-6 and “glucocort", "glucocort"),
+        ("ﬁbrin and the ﬁbrzqu", "ﬁbrzqu"),
+    ],
+)
+def test_pieces_of_a_begun_word_have_their_characters(text: str, word: str) -> None:
+    tokenizer = BioGptTokenizer.from_pretrained("mini")
+    found = tokenizer.begun(text, tokenizer.encode(text).ids)
+    assert found is not None
+    spans = tokenizer.last_spans(text, found[1])
+    assert (spans[0][0], spans[-1][1]) == (len(text) - len(word), len(text))
+    assert len(spans) > 1
+    assert all(end == start for (_, end), (start, _) in pairwise(spans))

@@ -4,17 +4,23 @@ Whatever computes here runs on the thread that owns the model: ``TextGenerator.r
 of the model itself, before temperature, penalties and bans.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import torch
 
 from biogpt.generation.sampling import ban_tokens
-from biogpt.serving.text_generator import Step, TextGenerator
+from biogpt.generation.search import Token
+from biogpt.serving.text_generator import Prompt, Step, TextGenerator
 from biogpt.text.plain import is_blank
+from biogpt.text.tokenizer import Tokenizer, moses_text
 
 ALTERNATIVES = 8
 ATTENTION_TOKENS = 96  # most whose attention is given: a square of them
 _WORD_PIECES = 8  # most that complete a word begun by an alternative
+_ROWS = 64  # positions whose logits are held at once
+_BEFORE = 8  # tokens by which the spacing of the next one is told
 
 
 @dataclass
@@ -77,25 +83,67 @@ class Attention:
 
 
 @torch.inference_mode()
+def read(
+    generator: TextGenerator, ids: Sequence[int], first: int = 1, top: int = ALTERNATIVES
+) -> list[Token]:
+    """What the model thinks of each of the ids from ``first`` on, and of the ``top`` likeliest in its place.
+
+    Raises:
+        FloatingPointError: the model's numbers overflow in this precision.
+    """
+    if first >= len(ids):
+        return []
+    row = torch.tensor([list(ids[:-1])], device=generator.model.device)
+    hidden = generator.model.biogpt(row).last_hidden_state[0, first - 1 :]
+    tokens = []
+    for place in range(first, len(ids), _ROWS):
+        given = torch.tensor(ids[place : place + _ROWS])
+        logits = generator.model.output_projection(hidden[place - first :][: len(given)]).float().cpu()
+        if not bool(logits.isfinite().all()):
+            raise FloatingPointError("the model's logits are not finite; load it in bfloat16 or float32")
+        logprobs = ban_tokens(logits, generator.padding).log_softmax(dim=-1)  # [rows, V]
+        best = logprobs.topk(min(top, logprobs.shape[-1] - len(generator.padding)), dim=-1)
+        own = logprobs.gather(-1, given[:, None])[:, 0]
+        rows = zip(given.tolist(), own.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+        tokens += [Token(id, value, tuple(zip(*others, strict=True))) for id, value, *others in rows]
+    return tokens
+
+
 def scored(generator: TextGenerator, prompt: str, text: str) -> Sample:
     """A text read once more, for what the model thinks of each token: beam search tells only of the last."""
     encoding = generator.tokenizer.encode(prompt + text)
     first = next((i for i, span in enumerate(encoding.offsets) if span[1] > len(prompt)), len(encoding.ids))
     first = max(first, 1)
-    row = torch.tensor([encoding.ids], device=generator.model.device)
-    # [N + 1, V] for N new tokens: of the prompt, only the last position says what comes next.
-    logits = generator.model(row, logits_to_keep=len(encoding.ids) - first + 1).logits[0].float().cpu()
-    logits = ban_tokens(logits, generator.padding)
-    most = min(ALTERNATIVES, logits.shape[-1] - len(generator.padding))
-    best = logits.log_softmax(dim=-1).topk(most, dim=-1)
     sample = Sample(encoding.ids[:first], text, is_made=False)
-    for i, token in enumerate(encoding.ids[first:]):
-        sample.ids.append(token)
-        sample.logprobs.append(float(logits[i].log_softmax(dim=-1)[token]))
-        pairs = zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
-        sample.alternatives.append(tuple(pairs))
-        sample.ends.append(max(encoding.offsets[first + i][1] - len(prompt), 0))
+    for token, span in zip(read(generator, encoding.ids, first), encoding.offsets[first:], strict=True):
+        sample.ids.append(token.id)
+        sample.logprobs.append(token.logprob)
+        sample.alternatives.append(token.alternatives)
+        sample.ends.append(max(span[1] - len(prompt), 0))
     return sample
+
+
+def offsets_of(generator: TextGenerator, prompt: Prompt) -> list[tuple[int, int]]:
+    """Which characters of a prompt's text each of its ids stands for; where ids were given, as they add up.
+
+    Then white space belongs to the token after it, as in a text that is written.
+    """
+    if prompt.offsets:
+        return list(prompt.offsets)
+    words = generator.tokenizer.words
+    ends = [
+        _common(prompt.text, moses_text(words(prompt.ids[:count]))) for count in range(1, prompt.length + 1)
+    ]
+    return list(pairwise((0, *accumulate(ends, max))))
+
+
+def piece_after(tokenizer: Tokenizer, before: Sequence[int], token: int) -> str:
+    """What a token adds to the text of those before it, a space in front included; a control token's name."""
+    if tokenizer.is_control(token):
+        return tokenizer.token(token)
+    last = [*before[-_BEFORE:]]
+    old, new = (moses_text(tokenizer.words(ids)) for ids in (last, [*last, token]))
+    return new[_common(old, new) :]
 
 
 @torch.inference_mode()

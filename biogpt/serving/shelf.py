@@ -22,14 +22,22 @@ _LOOK = 0.2  # seconds after which whoever waits for a model looks whether the p
 _SHOWN = 100  # characters of a name that is refused
 
 
-def _cannot_load(name: str, error: Exception, tell: bool = False) -> ValueError:
+class NotOffered(ValueError):
+    """A model was named that visitors may not have, whether it exists or not."""
+
+
+class NotLoaded(ValueError):
+    """A model cannot be loaded."""
+
+
+def _cannot_load(name: str, error: Exception, tell: bool = False) -> NotLoaded:
     """What visitors are told; the cause, which may name folders of this machine, goes to the log.
 
     Args:
         tell: whether they are told the cause, too.
     """
     logger.error("%s cannot be loaded: %s", name, error)
-    return ValueError(f"{name} cannot be loaded" + (f": {error}" if tell else "; the log says why"))
+    return NotLoaded(f"{name} cannot be loaded" + (f": {error}" if tell else "; the log says why"))
 
 
 def public_names(sources: Sequence[str]) -> dict[str, str]:
@@ -85,7 +93,7 @@ class LazyModel(Generic[Model]):
         """Wait for the model, load it if nobody has, and keep it from others meanwhile.
 
         Raises:
-            ValueError: it cannot be loaded; the message says which, and the log why.
+            NotLoaded: it cannot be loaded; the message says which, and the log why.
         """
         with self._lock:
             if self._model is None:
@@ -167,20 +175,20 @@ class Shelf:
 
         Raises:
             TypeError: it is not a string.
-            ValueError: it is empty, or not one of ``allowed``: the same words whether it exists or not.
+            NotOffered: it is empty, or not one of ``allowed``: the same words whether it exists or not.
         """
         if not isinstance(name, str):
             raise TypeError(f"model is {str(name)[:_SHOWN]}; expected a name")
         name = name.strip()
         if self.allowed is not None and name not in self.allowed:
-            raise ValueError(
+            raise NotOffered(
                 f"model {name[:_SHOWN]!r} is not offered here; choose one of {', '.join(self.allowed)}"
             )
         if not name:
-            raise ValueError("No model is named: choose one, or type a Hub id or a folder")
+            raise NotOffered("No model is named: choose one, or type a Hub id or a folder")
         return name
 
-    def cannot_load(self, name: str, error: Exception) -> ValueError:
+    def cannot_load(self, name: str, error: Exception) -> NotLoaded:
         """What to tell a visitor; the cause only where any model may be named, and so any folder."""
         return _cannot_load(name, error, tell=self.allowed is None)
 
@@ -192,8 +200,7 @@ class Shelf:
         """The model of this name, loaded if it is not there; None is the default.
 
         Raises:
-            ValueError: it cannot be loaded, or is not offered. Where any model is, the message says why; else
-                the log does.
+            NotLoaded, NotOffered: where any model is offered, the message says why; else the log does.
             Stopping: the shelf was closed before it was there.
         """
         name = self.check(self.default if name is None else name)

@@ -59,12 +59,15 @@ class Prompt:
         ids: the start token and those of the text.
         room: positions left for new tokens; below 1 nothing can be written.
         is_open: whether the last word goes on; None: the model decides.
+        offsets: the characters of ``text`` that each id stands for, as of ``Encoding``; empty where the ids
+            were given.
     """
 
     text: str
     ids: tuple[int, ...]
     room: int
     is_open: bool | None = None
+    offsets: tuple[tuple[int, int], ...] = ()
 
     @property
     def length(self) -> int:
@@ -311,8 +314,22 @@ class TextGenerator:
                 f"the prompt has {len(text)} characters, and {limit} positions hold no "
                 f"more than {most}; cut it"
             )
-        ids = tuple(self.tokenizer.encode(text).ids)
-        return Prompt(text, ids, limit - len(ids))
+        encoding = self.tokenizer.encode(text)
+        room = limit - len(encoding.ids)
+        return Prompt(text, tuple(encoding.ids), room, offsets=tuple(encoding.offsets))
+
+    def prompt_of_ids(self, ids: Sequence[int]) -> Prompt:
+        """A prompt of these very tokens; the start token is put before them where it is missing.
+
+        Raises:
+            ValueError: there are none, or more than the model's positions, or the vocabulary lacks one.
+        """
+        limit, start = self.config.max_position_embeddings, self.tokenizer.eos_token_id
+        if not 1 <= len(ids) <= limit:
+            raise ValueError(f"{len(ids):,} token ids were given; expected 1 to {limit:,}")
+        ids = tuple(ids) if ids[0] == start else (start, *ids)
+        text = moses_text(self.tokenizer.words(ids))
+        return Prompt(text, ids, limit - len(ids), is_open=not self.tokenizer.ends_word(ids[-1]))
 
     def continued(self, text: str, ids: Sequence[int]) -> Prompt:
         """The prompt for what comes after a text whose ids are known: as if its run had gone on.
@@ -425,7 +442,10 @@ class TextGenerator:
             return prompt
         recent = [prompt.ids[0], *before[1:][-_CONTEXT:]]
         odds = self._worker.run(lambda: self._logprob(recent, begun) - self._logprob(recent, ended))
-        return Prompt(prompt.text, ids, room, is_open=True) if odds > _LEAST_ODDS else prompt
+        if odds <= _LEAST_ODDS:
+            return prompt
+        spans = (*prompt.offsets[: -len(ended)], *self.tokenizer.last_spans(prompt.text, begun))
+        return Prompt(prompt.text, ids, room, is_open=True, offsets=spans)
 
     @torch.inference_mode()
     def _logprob(self, before: list[int], ids: list[int]) -> float:

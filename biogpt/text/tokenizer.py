@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -307,6 +307,13 @@ class Tokenizer:
         if list(last) != whole or self.unk_token_id in begun or not before or not self.ends_word(before[-1]):
             return None
         return whole, begun
+
+    def last_spans(self, text: str, begun: Sequence[int]) -> list[Offsets]:
+        """Which characters of a text the pieces of its begun last word, as by ``begun``, stand for."""
+        plain = self.plain(text)
+        ends = [*accumulate(len(self.token(index)) for index in begun)]
+        start = len(plain.text) - ends[-1]
+        return [plain.given(start + first, start + end) for first, end in pairwise((0, *ends))]
 
     def _encode_part(self, text: str, ids: list[int], offsets: list[Offsets], look: Look) -> None:
         plain = self.plain(text)
