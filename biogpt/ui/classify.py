@@ -165,25 +165,38 @@ class Labeller:
             the text, with start, end (Unicode characters of the text as given) and text as well.
         """
         try:
-            documents = passage(text)
-            check_names("labels", labels)
-            if task not in TASKS:
-                raise ValueError(f"task is {as_given(task)}; expected one of {', '.join(TASKS)}")
-            if labels is not None and task == "sentences":
-                raise ValueError("labels of your own are for whole texts; leave out labels, or the task")
-            check_score("threshold", threshold)
-            task = task if labels is None else "own"
-            own = _own_labels(labels or []) if task == "own" else ()
-            last = await last_of(self._runs(documents, task, own, model))
+            [rows] = await self.labels_of(passage(text), task, labels, threshold, model)
         except REFUSALS as error:
             raise api_error(error) from error
-        [result] = last.results
-        if task == "sentences":
-            text = documents[0].text
-            rows = [asdict(sentence) | {"text": text[sentence.start : sentence.end]} for sentence in result]
-        else:
-            rows = [asdict(label) for label in result.scores]
-        return [row for row in rows if row["score"] >= threshold]
+        return rows
+
+    async def labels_of(
+        self,
+        documents: Sequence[Document],
+        task: Task,
+        labels: list[str] | None,
+        threshold: float,
+        model: str | None,
+    ) -> list[list[dict[str, str | int | float]]]:
+        """What ``classify`` returns, of each document."""
+        check_names("labels", labels)
+        if task not in TASKS:
+            raise ValueError(f"task is {as_given(task)}; expected one of {', '.join(TASKS)}")
+        if labels is not None and task == "sentences":
+            raise ValueError("labels of your own are for whole texts; leave out labels, or the task")
+        check_score("threshold", threshold)
+        task = task if labels is None else "own"
+        own = _own_labels(labels or []) if task == "own" else ()
+        last = await last_of(self._runs(documents, task, own, model))
+        found = []
+        for document, result in zip(documents, last.results, strict=True):
+            if task == "sentences":
+                spans = [(sentence, document.text[sentence.start : sentence.end]) for sentence in result]
+                rows = [asdict(sentence) | {"text": text} for sentence, text in spans]
+            else:
+                rows = [asdict(label) for label in result.scores]
+            found.append([row for row in rows if row["score"] >= threshold])
+        return found
 
 
 def classify_tab(

@@ -138,17 +138,21 @@ class Tagger:
             given, so text[start:end] is the entity), text, and score (probability, 0 to 1).
         """
         try:
-            [document] = passage(text)
-            check_score("min_score", min_score)
-            check_names("types", types)
-            found = self._found(
-                await last_of(label_all(self.recognizer, [document], partial(_entities_of, types or ())))
-            )
+            [entities] = await self.entities_of(passage(text), types, min_score)
         except REFUSALS as error:
             raise api_error(error) from error
-        assert found is not None, "a run that has ended"
-        [entities] = found.filtered(found.types if types is None else types, min_score).entities
         return [asdict(entity) for entity in entities]
+
+    async def entities_of(
+        self, documents: Sequence[Document], types: list[str] | None, min_score: float
+    ) -> list[list[Entity]]:
+        """The entities of each document, of these types and with at least this probability."""
+        check_score("min_score", min_score)
+        check_names("types", types)
+        runs = label_all(self.recognizer, documents, partial(_entities_of, types or ()))
+        found = self._found(await last_of(runs))
+        assert found is not None, "a run that has ended"
+        return found.filtered(found.types if types is None else types, min_score).entities
 
 
 def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> gr.Textbox:

@@ -26,7 +26,7 @@ from biogpt.ui.status import api_error
 logger = logging.getLogger(__name__)
 
 FAILED = "Failed"  # title of an error that is a fault of ours, not of what was sent
-_FAULT = "The service failed at this request; its log says why. Try again, or with another text"
+FAULT = "The service failed at this request; its log says why. Try again, or with another text"
 _UNFIT = "A setting is out of its range, or is none of its choices; programs call {}"
 _MOST_BYTES = 32_000_000  # of a call's body: more than the longest text, each of its characters escaped
 # Where a client reads what became of its calls: of one, or of all of a session.
@@ -37,6 +37,7 @@ _KEPT = 200  # sessions whose state is kept though nobody is there: a page reloa
 _IDLE = 30.0  # seconds without a call after which memory is given back
 _THERE = re.compile(r"/gradio_api/heartbeat/([^/]+)/?$")  # open as long as a page is
 _TOOLS = re.compile(r"/gradio_api/mcp/?$")
+_API = re.compile(r"/v1/")
 # What the page's own functions raise when they are called with what no control can hold.
 _OF_GARBAGE = (TypeError, ValueError, LookupError, AttributeError)
 _CALL = re.compile(r"/gradio_api/(?P<way>call/v2|call|run|api|queue)/(?P<name>[^/]+)/?$")
@@ -46,12 +47,14 @@ class Page(gr.Blocks):
     """Blocks that tell a client nothing of Python's: a fault is logged, and said in words of our own.
 
     Attributes:
+        api: answers below ``/v1``.
         stopping: set once calls are to be refused, since the process ends.
         under_way: clients that have called and do not know yet what became of it.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.api: ASGIApp | None = None
         self.stopping = Event()
         self.under_way = 0
 
@@ -122,7 +125,7 @@ class Page(gr.Blocks):
             function = block_fn if not isinstance(block_fn, int) else self.fns[block_fn]
             if function.api_visibility == "private" and isinstance(error, _OF_GARBAGE):
                 raise self._unfit() from error
-            raise api_error(RuntimeError(_FAULT), FAILED) from error
+            raise api_error(RuntimeError(FAULT), FAILED) from error
 
     def _unfit(self) -> gr.Error:
         names = ", ".join(f"/{name}" for name in self.endpoints())
@@ -179,7 +182,8 @@ class Gate:
         called = _CALL.search(scope["path"]) if scope["method"] == "POST" else None
         read = _READ.search(scope["path"]) if scope["method"] == "GET" else None
         is_tool = scope["method"] == "POST" and _TOOLS.search(scope["path"]) is not None
-        is_awaited = called is not None or read is not None or is_tool
+        is_asked = scope["method"] == "POST" and _API.match(scope["path"]) is not None
+        is_awaited = called is not None or read is not None or is_tool or is_asked
         self.page.under_way += is_awaited
         try:
             if called is not None:
@@ -198,7 +202,7 @@ class Gate:
             if begun:
                 raise
             logger.exception("a request failed")
-            await JSONResponse({"detail": _FAULT}, 500)(scope, receive, send)
+            await JSONResponse({"detail": FAULT}, 500)(scope, receive, send)
         finally:
             self.page.under_way -= is_awaited
             if is_awaited:

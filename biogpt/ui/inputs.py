@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,22 @@ def passage(text: str) -> list[Document]:
     if is_blank(text):
         raise ValueError("The text is empty: paste a passage, or take an example")
     _check_length(len(text), "The text")
-    return [_sendable(Document("text", text))]
+    return [Document("text", sendable(text))]
+
+
+def passages(texts: Sequence[str]) -> list[Document]:
+    """Texts of a program as the documents of a run.
+
+    Raises:
+        ValueError: there are none, or more than ``MOST_TEXTS``, or one is empty.
+    """
+    if not 1 <= len(texts) <= MOST_TEXTS:
+        raise ValueError(f"input holds {len(texts):,} texts; expected 1 to {MOST_TEXTS:,}")
+    blank = next((place for place, text in enumerate(texts) if is_blank(text)), None)
+    if blank is not None:
+        raise ValueError(f"input is empty at place {blank}; leave out texts that show nothing")
+    _check_length(sum(map(len, texts)), "input")
+    return [Document(str(place), sendable(text)) for place, text in enumerate(texts)]
 
 
 def upload(path: str) -> list[Document]:
@@ -47,12 +63,12 @@ def upload(path: str) -> list[Document]:
             "use the command line, which has no limit"
         )
     _check_length(sum(len(document.text) for document in documents), name)
-    return [_sendable(document) for document in documents]
+    return [Document(document.id, sendable(document.text)) for document in documents]
 
 
-def _sendable(document: Document) -> Document:
+def sendable(text: str) -> str:
     """Half of a surrogate pair, which JSON can name but no reply can hold, becomes U+FFFD; offsets hold."""
-    return Document(document.id, _LONE_SURROGATE.sub("\ufffd", document.text))
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _check_length(characters: int, what: str) -> None:
