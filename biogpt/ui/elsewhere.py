@@ -62,6 +62,7 @@ def elsewhere(address: str) -> str:
     return (
         '<div class="programs"><p>The page answers programs, too: <code>/generate</code> continues a text, '
         "<code>/ner</code> finds entities and <code>/classify</code> labels a text. All arguments are listed "
-        "under “Use via API” at the foot of the page. <code>/health</code> answers 200 when the model is "
-        f"ready, and 503 before.</p>{blocks}</div>"
+        "under “Use via API” at the foot of the page. Clients of OpenAI’s API find "
+        "<code>/v1/completions</code>, and more, as <code>/v1/docs</code> says. <code>/health</code> "
+        f"answers 200 when the model is ready, and 503 before.</p>{blocks}</div>"
     )

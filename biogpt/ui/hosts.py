@@ -66,7 +66,7 @@ class Sites:
         return " ".join(["'self'", *self.allowed, *(_EMBEDDERS if self.is_space else ())])
 
 
-class Door:
+class SiteCheck:
     """An ASGI middleware that answers no request of another site, and tells browsers what not to do.
 
     Args:

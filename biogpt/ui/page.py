@@ -13,17 +13,18 @@ from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from biogpt.serving.engine import Stopping
 from biogpt.serving.shelf import LazyModel, Shelf
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
-from biogpt.ui.classify import classify_tab
+from biogpt.ui.api import api_of
+from biogpt.ui.classify import Labeller, classify_tab
 from biogpt.ui.elsewhere import DEFAULT_ADDRESS, elsewhere
-from biogpt.ui.entities import entities_tab
+from biogpt.ui.entities import Tagger, entities_tab
 from biogpt.ui.gate import Gate, Page
-from biogpt.ui.hosts import Door, Sites
+from biogpt.ui.hosts import SiteCheck, Sites
 from biogpt.ui.models import models_tab, title
 from biogpt.ui.runs import QUICK
 from biogpt.ui.scripts import head, script
@@ -96,6 +97,8 @@ def build_page(
             None, None, programs, js=script("withOwnAddress", elsewhere(DEFAULT_ADDRESS), DEFAULT_ADDRESS)
         )
     page.stopping = shelf.closed
+    labeller = Labeller(classifier, sentence_classifier, shelf)
+    page.api = api_of(shelf, Tagger(recognizer), labeller, shelf.closed)
     return page
 
 
@@ -153,10 +156,13 @@ def serve(
         return JSONResponse({"status": state}, status)
 
     sites = Sites(allowed, host, os.environ)
-    door = Middleware(Door, sites=sites, shared=lambda: getattr(page, "share_url", None))
+    check = Middleware(SiteCheck, sites=sites, shared=lambda: getattr(page, "share_url", None))
     page.launch(
         mcp_server=mcp,
-        app_kwargs={"routes": [Route("/health", answer)], "middleware": [door, Middleware(Gate, page=page)]},
+        app_kwargs={
+            "routes": [Route("/health", answer), Mount("/v1", page.api)],
+            "middleware": [check, Middleware(Gate, page=page)],
+        },
         server_name=host,
         server_port=port,
         share=share,
