@@ -1,5 +1,6 @@
 """Model folders: ours open in ``transformers`` and theirs in ours, and everything wrong with one is named."""
 
+import gc
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from biogpt.checkpoint.pretrained import (
     BioGptForTokenClassification,
     PretrainedModel,
 )
+from biogpt.checkpoint.weights import MappedFiles, read_weights
 
 HEADS = [BioGptForCausalLM, BioGptForTokenClassification, BioGptForSequenceClassification]
 EMBEDDING, PROJECTION = "biogpt.embed_tokens.weight", "output_projection.weight"
@@ -147,6 +149,23 @@ def test_weights_on_the_cpu_are_mapped_not_copied(tiny_config: Make, tmp_path: P
     model = load(tmp_path)
     assert model.biogpt.embed_tokens.weight.sum().isfinite()
     assert own_memory() - before < 32e6 < model.biogpt.embed_tokens.weight.nbytes
+
+
+def test_files_stay_mapped_while_their_memory_may_be_given_back(saved: Make) -> None:
+    """What came to lie at the addresses of a used-up file was zeroed: a wrong model, now and then."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("mapped files are found in /proc, which Linux has")
+    model, folder = saved()
+    model.save_pretrained(folder, max_shard_size=3000)
+    weights = read_weights(folder)
+    mapped = MappedFiles(weights.values())
+    assert len(mapped.ranges) == len(list(folder.glob("*.safetensors"))) > 1
+    weights.clear()
+    gc.collect()
+    lines = {line.split()[0]: line.split()[-1] for line in maps.read_text().splitlines()}
+    assert {Path(lines[f"{start:x}-{end:x}"]).parent for start, end in mapped.ranges} == {folder}
+    mapped.forget()
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

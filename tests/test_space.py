@@ -132,7 +132,7 @@ def test_on_zero_gpu_each_text_is_written_in_a_process_of_its_own(space: tuple[s
         assert len(set(noted[::2])) == calls
         assert noted[1::2] == ["15"] * calls
     with pytest.raises(ValueError, match="positions"):
-        client.predict("gene " * 600, api_name="/generate")
+        client.predict("gene " * 1200, api_name="/generate")
     assert len(lent.read_text().split()) == 4  # what is refused costs no quota
     found = client.predict("Aspirin lowers the risk of stroke.", api_name="/ner")
     assert [each["text"] for each in found if each["label"] == "Chemical"] == ["Aspirin"]

@@ -6,7 +6,6 @@ The keys are those of ``transformers``: ``biogpt.`` before those of the decoder,
 import logging
 from collections.abc import Sequence, Set
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from biogpt.checkpoint.layout import CONFIG
-from biogpt.checkpoint.weights import forget, listed, mappings
+from biogpt.checkpoint.weights import MappedFiles, listed
 from biogpt.model.decoder import BioGptModel, initialize
 from biogpt.model.heads import Head
 from biogpt.runners.layers import SCALE_BYTES, dequantize
@@ -78,7 +77,7 @@ def fill(
     drawn = _check(model, weights, origin, new_head)
     ties = model.ties
     if int8:
-        load_int8(model, weights, BODY, partial(forget, mappings(weights.values())))
+        load_int8(model, weights, BODY, MappedFiles(weights.values()).forget)
         ties = {}
     state = {}
     for name in [name for name in weights if name not in ties]:

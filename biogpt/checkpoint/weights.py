@@ -160,25 +160,38 @@ def _check_records(path: Path) -> None:
         raise ValueError(f"{path} is refused: {what}, which torch.save never writes. Download it again")
 
 
-def mappings(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """First and last address of the mapped files that tensors lie in; none but on Linux.
+class MappedFiles:
+    """The mapped files that tensors lie in; none but on Linux.
 
-    Another model of the same file has mappings of its own, and may have trained what lies there.
+    They stay mapped as long as this is there: whatever else came to lie at their addresses would be lost with
+    ``forget``.
+
+    Attributes:
+        ranges: first and last address of each. Another model of the same file has mappings of its own, and
+            may have trained what lies there.
     """
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    files = [line.split()[0].split("-") for line in lines if line.split(maxsplit=5)[-1].startswith("/")]
-    ranges = [(int(start, 16), int(end, 16)) for start, end in files]
-    starts = {tensor.data_ptr() for tensor in tensors}
-    return [(start, end) for start, end in ranges if any(start <= address < end for address in starts)]
 
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        try:
+            lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            lines = []
+        files = [line.split()[0].split("-") for line in lines if line.split(maxsplit=5)[-1].startswith("/")]
+        ranges = [(int(start, 16), int(end, 16)) for start, end in files]
+        held = {}
+        for tensor in tensors:
+            address = tensor.data_ptr()
+            around = next((found for found in ranges if found[0] <= address < found[1]), None)
+            if around is not None:
+                held[around] = tensor.untyped_storage()
+        self.ranges, self._held = list(held), list(held.values())
 
-def forget(mappings: Sequence[tuple[int, int]]) -> None:
-    """Give back the memory of mapped files; what is needed again is read again, as the file has it."""
-    for start, end in mappings:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+    def forget(self) -> None:
+        """Give back the memory of the files; what is needed again is read again, as the file has it."""
+        for start, end in self.ranges:
+            ctypes.CDLL(None).madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED
+            )
 
 
 def listed(names: Sequence[str], separator: str = ", ") -> str:
