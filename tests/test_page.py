@@ -421,6 +421,38 @@ def test_undo_and_regenerate_take_the_last_completion_back(page) -> None:
     assert text_of(page) == PROMPT
 
 
+def test_twelve_tabs_of_one_browser_work(browser, server) -> None:
+    """A browser opens six connections to a host: a request that each tab held stopped the others."""
+    context = browser.new_context()
+    tabs = [context.new_page() for _ in range(12)]
+    for tab in tabs:
+        tab.goto(server.url)
+        tab.locator("#model-state", has_text="ready").wait_for()
+    for tab in (tabs[0], tabs[-1]):
+        set_length(tab, 3)
+        tab.locator("#text textarea").fill(PROMPT)
+        tab.locator("#generate").click()
+        wait_for_status(tab, "Finished")
+    context.close()
+
+
+def test_a_closed_tab_stops_its_work(browser, server) -> None:
+    tab = browser.new_page()
+    tab.goto(server.url)
+    tab.locator("#model-state", has_text="ready").wait_for()
+    set_length(tab, LIMIT - 20)
+    tab.locator("#text textarea").fill(PROMPT)
+    before = len(server.computed)
+    tab.locator("#generate").click()
+    tab.wait_for_function(f"document.querySelector('#text textarea').value.length > {len(PROMPT) + 4}")
+    tab.close()
+    time.sleep(1)
+    stopped = len(server.computed)
+    time.sleep(1)
+    assert len(server.computed) == stopped
+    assert stopped - before < LIMIT - 20
+
+
 def test_what_was_typed_is_never_lost(page) -> None:
     """By hand into a completion, or before an example was taken, or when the page loads anew."""
     set_length(page, 3)

@@ -12,11 +12,9 @@ import gradio as gr
 
 from biogpt.text.documents import FORMATS, Document
 from biogpt.ui.inputs import passage, upload
-from biogpt.ui.runs import FILES, PASSAGES, QUICK
+from biogpt.ui.runs import FILES, KEEP, PASSAGES, QUICK
 from biogpt.ui.scripts import Buttons, script
 from biogpt.ui.status import counted, status
-
-KEEP_RESULTS = 3600  # seconds, for a visitor who may come back to the tab
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def lay_out_form(
         elem_id=f"{name}-file",
         elem_classes="drop",
     )
-    return Form(text, file, run, stop, line, gr.State(None, time_to_live=KEEP_RESULTS))
+    return Form(text, file, run, stop, line, gr.State(None, time_to_live=KEEP))
 
 
 def connect(

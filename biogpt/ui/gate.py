@@ -46,6 +46,10 @@ _CALL = re.compile(r"/gradio_api/(?P<way>call/v2|call|run|api|queue)/(?P<name>[^
 class Page(gr.Blocks):
     """Blocks that tell a client nothing of Python's: a fault is logged, and said in words of our own.
 
+    No request is held open while nothing runs, as Gradio's heartbeat would be: browsers allow six to a host,
+    all tabs together. A closed tab ends its runs by the stream of their updates, and what is kept of a session
+    has its own time to live.
+
     Attributes:
         api: answers below ``/v1``.
         stopping: set once calls are to be refused, since the process ends.
@@ -87,6 +91,9 @@ class Page(gr.Blocks):
         gone = [session for session in list(self.state_holder.session_data) if session not in there]
         for session in gone[:-_KEPT]:
             self.forget(session)
+
+    def get_config_file(self) -> Any:
+        return super().get_config_file() | {"connect_heartbeat": False}
 
     def endpoints(self) -> dict[str, list[dict[str, Any]]]:
         """The parameters of each endpoint for programs, as Gradio's ``/info`` lists them."""

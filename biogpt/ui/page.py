@@ -35,6 +35,7 @@ from biogpt.ui.write_tab import WriteTab, write_tab
 _THREADS = 64  # more than all lines let run at once
 _LOOK = 0.1  # seconds between looks at whether all clients were told
 CACHE_AGE = 3600  # seconds until uploads and files for download are deleted
+SESSIONS = 256  # whose texts and results are kept; the one used least recently goes first
 
 _FOOTER = (
     "What is written and found here is not medical advice and can be wrong. "
@@ -170,6 +171,7 @@ def serve(
         footer_links=["api", "settings"],
         run_history=False,
         enable_monitoring=False,
+        state_session_capacity=SESSIONS,
         ssr_mode=False,
         pwa=False,
         max_file_size="10mb",

@@ -24,6 +24,8 @@ PASSAGES: dict[str, Any] = {"concurrency_id": "passages", "concurrency_limit": 1
 FILES: dict[str, Any] = {"concurrency_id": "files", "concurrency_limit": 1}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
+KEEP = 3600  # seconds that a visitor's texts and results are kept, for one who comes back
+
 _CHUNK = 8_000  # characters labelled before what is there so far is kept: a second or two with a small model
 _TICK = 0.2  # seconds between looks at whether a run was stopped
 

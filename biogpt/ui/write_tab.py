@@ -9,7 +9,7 @@ import gradio as gr
 
 from biogpt.generation.options import ON_PAGE, Setting, Slider
 from biogpt.serving.shelf import Shelf
-from biogpt.ui.runs import PASSAGES, QUICK
+from biogpt.ui.runs import KEEP, PASSAGES, QUICK
 from biogpt.ui.scripts import (
     ALTERNATIVES_EVENTS,
     ATTENTION,
@@ -96,7 +96,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
         model: the name of the visitor's model.
     """
     writer = Writer(shelf)
-    undo_list, draft = gr.State([]), gr.State(None)
+    undo_list, draft = gr.State([], time_to_live=KEEP), gr.State(None, time_to_live=KEEP)
     with gr.Row(elem_classes="columns"):
         with gr.Column(elem_classes="work"):
             parts = _lay_out()
