@@ -5,7 +5,6 @@
 
 {
   const TEXT = "#text textarea";
-  const TYPED = `${TEXT}, .passage textarea`;
   const RUN = "#generate, button.run";
   const STOP = "#stop, button.stop";
   // What a button's key is; Gradio's buttons have no help of their own.
@@ -19,25 +18,35 @@
 
   /* The page */
 
-  // Gradio reloads the page when the server was away: what was typed is there again.
-  function keepTyped() {
-    const areas = () => [...document.querySelectorAll(TYPED)];
-    addEventListener("pagehide", () =>
-      sessionStorage.setItem("typed", JSON.stringify(areas().map((area) => area.value))),
-    );
-    const typed = JSON.parse(sessionStorage.getItem("typed") || "[]");
-    const restore = (tries) => {
-      if (areas().length === 0 && tries > 0) {
-        setTimeout(restore, 100, tries - 1);
-        return;
-      }
-      areas().forEach((area, index) => {
-        if (!typed[index] || area.value) return;
-        area.value = typed[index];
-        area.dispatchEvent(new Event("input", { bubbles: true }));
-      });
-    };
-    if (!location.search) restore(50);
+  /* What the page holds when it loads anew in its tab: Gradio reloads it when the server was away. Kept as it is
+   * left, and taken out as it comes back, since a tab that is duplicated must not take up the same session. With
+   * another address it is another page, whose link counts. */
+
+  const before = JSON.parse(sessionStorage.getItem("page"));
+  sessionStorage.removeItem("page");
+  const comesBack = before !== null && before.address === location.search;
+  const kept = comesBack ? before : { read: {} };
+
+  const remember = (...values) => {
+    kept.values = values;
+  };
+
+  const session = () => [comesBack ? before.session : ""];
+
+  function recall(tabs, count, own) {
+    const { tab, values } = kept;
+    kept.session = own;
+    if (!comesBack || values?.length !== count) return Array(count + 1).fill(update());
+    return [update({ selected: tabs[tab] }), ...values];
+  }
+
+  function leave() {
+    const [tab] = withTab();
+    try {
+      sessionStorage.setItem("page", JSON.stringify({ ...kept, tab, address: location.search }));
+    } catch {
+      // more than the browser keeps: a text of some million characters
+    }
   }
 
   // Ctrl+Enter (Cmd+Enter) and Esc press the buttons of the tab in view; a disabled button disables its key.
@@ -64,12 +73,13 @@
     if (!event.target.matches(TEXT)) return;
     clearTimeout(counting);
     counting = setTimeout(() => document.querySelector("#typed").click(), PAUSE);
+    markOutdated();
   }
 
   const dismiss = (event) => event.target.closest?.(".notice button")?.parentElement.remove();
 
   function start() {
-    keepTyped();
+    addEventListener("pagehide", leave);
     document.addEventListener("pointerover", nameKey);
     document.addEventListener("input", countTyped);
     document.addEventListener("keydown", pressByKey);
@@ -93,11 +103,27 @@
     );
   }
 
-  // What is cleared comes before the buttons.
-  const begun = (form, count, cleared) => [...Array(cleared).fill(""), ...switched(form, count, true)];
+  // What a form's results are of: a file by its path, for its address in the browser changes.
+  const asked = (given) => JSON.stringify(given, (_, value) => value?.path ?? value);
+  let askedBefore;
 
-  const ended = (form, count) =>
-    stopping.has(form) ? Array(count).fill(update()) : switched(form, count, false);
+  // What is cleared comes before the buttons. A form gives what it asks for.
+  function begun(form, count, cleared, ...given) {
+    askedBefore = kept.read[form];
+    if (given.length > 1) kept.read[form] = asked(given);
+    return [...Array(cleared).fill(""), ...switched(form, count, true)];
+  }
+
+  function ended(form, count) {
+    if (document.querySelector(`#${form}-status .refusal`)) kept.read[form] = askedBefore;
+    return stopping.has(form) ? Array(count).fill(update()) : switched(form, count, false);
+  }
+
+  const outdated = (form, ...given) =>
+    kept.read[form] === undefined || kept.read[form] === asked(given)
+      ? ""
+      : '<p class="remark stale" role="status">The results below were found in another text, ' +
+        "or with other settings.</p>";
 
   const stop = (form) => {
     stopping.add(form);
@@ -122,13 +148,27 @@
 
   /* Links, copies and files */
 
-  async function copyText(text) {
+  // Browsers offer the clipboard to https and this machine alone; what is selected can be copied everywhere.
+  async function copied(text) {
     try {
       await navigator.clipboard.writeText(text);
+      return true;
     } catch {
-      document.querySelector(TEXT).select();
-      document.execCommand("copy");
+      const area = document.body.appendChild(document.createElement("textarea"));
+      area.value = text;
+      area.select();
+      const done = document.execCommand("copy");
+      area.remove();
+      return done;
     }
+  }
+
+  // Samples are side by side in the view; the text holds the prompt alone.
+  async function copyText(done, failed, text) {
+    const samples = [...document.querySelectorAll("#view article mark")].map((mark) => text + mark.textContent);
+    if (await copied(samples.join("\n\n") || text)) return done;
+    document.querySelector(TEXT).select();
+    return failed;
   }
 
   // The tab in view is known to the browser alone; it takes the place of the first value.
@@ -137,16 +177,21 @@
     ...values,
   ];
 
-  // What the server makes of the state becomes the address, and is copied.
-  async function copyLink(query) {
-    if (!query) return;
+  // What the server makes of the state becomes the address, and is copied; the notice says what became of it.
+  async function copyLink(done, failed, query, notice) {
+    if (!query) return notice;
     const address = `${location.origin}${location.pathname}?${query}`;
     history.replaceState(null, "", address);
-    try {
-      await navigator.clipboard.writeText(address);
-    } catch {
-      prompt("The link", address);
-    }
+    return (await copied(address)) ? done : failed;
+  }
+
+  const escaped = (text) => text.replace(/[&<>"]/g, (character) => `&#${character.charCodeAt()};`);
+
+  // The button says what it runs: the file in the slot, or the text.
+  function nameRun(verb, fileVerb, file) {
+    if (!file) return [update({ value: verb }), update()];
+    const line = `<p class="status"><b>File ready</b> ${escaped(file.orig_name)}: press ${fileVerb}</p>`;
+    return [update({ value: fileVerb }), line];
   }
 
   const withOwnAddress = (content, address) => content.replaceAll(address, location.origin);
@@ -179,22 +224,36 @@
       return `<article><h3>Sample ${n + 1} ${take}</h3>${marked}</article>`;
     });
     return (
+      '<p class="remark stale">The colours below are of the text before it was edited.</p>' +
       '<div class="view" role="region" tabindex="0" aria-label="The text, with what was generated marked">' +
       `<span>${text}</span>${parts.join("")}<em>${hint}</em></div>`
     );
   }
 
+  // A text that is edited leaves its colours behind; nothing can be chosen of them then.
+  let written = () => undefined;
+  const isOutdated = () => written() !== undefined && written() !== document.querySelector(TEXT).value;
+
+  function markOutdated() {
+    const stale = !busy() && isOutdated();
+    for (const part of document.querySelectorAll("#view, #choices, #status"))
+      part.classList.toggle("outdated", stale);
+  }
+
   // One stop of the Tab key, arrows from token to token, Enter or a click chooses.
-  function listenToTokens(element, trigger) {
+  function listenToTokens(element, trigger, props, watch) {
+    written = () => props.value.text;
+    watch("value", () => setTimeout(markOutdated, PAUSE));
     const tokens = () => [...element.querySelectorAll(".tok")];
     const choose = (target) => {
+      if (isOutdated()) return;
       for (const other of tokens()) other.classList.toggle("chosen", other === target);
       trigger("select", { sample: +target.dataset.s, token: +target.dataset.i });
     };
     element.addEventListener("click", (event) => {
       const take = event.target.closest(".take");
       const target = event.target.closest(".tok");
-      if (take && !busy()) trigger("submit", { sample: +take.dataset.s });
+      if (take && !busy() && !isOutdated()) trigger("submit", { sample: +take.dataset.s });
       else if (target) choose(target);
     });
     element.addEventListener("keydown", (event) => {
@@ -220,7 +279,7 @@
   function listenToAlternatives(element, trigger) {
     element.addEventListener("click", (event) => {
       const button = event.target.closest("button");
-      if (!button || busy()) return; // a run would write into the same text
+      if (!button || busy() || isOutdated()) return; // a run would write into the same text
       trigger("select", { sample: +button.dataset.s, token: +button.dataset.i, rank: +button.dataset.rank });
     });
   }
@@ -269,7 +328,12 @@
     listenToAttention,
     listenToTokens,
     nameOf,
+    nameRun,
+    outdated,
+    recall,
+    remember,
     saveFile,
+    session,
     start,
     stop,
     stopped,

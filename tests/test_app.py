@@ -267,21 +267,19 @@ LONG = "Naloxone reverses the antihypertensive effect of clonidine in rats. " * 
 
 
 def uploaded(url: str, tab: str, texts: str) -> str:
-    """All that the page is told of a file that it uploads in a tab; comes once the run has ended."""
+    """All that the page is told of a file that it runs in a tab; comes once the run has ended."""
     head = '--x\r\nContent-Disposition: form-data; name="files"; filename="texts.txt"\r\n\r\n'
     content = f"{head}{texts}\r\n--x--\r\n".encode()
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     with urllib.request.urlopen(urllib.request.Request(f"{url}gradio_api/upload", content, kind)) as answer:
         [path] = json.load(answer)
     config = json.load(urllib.request.urlopen(f"{url}config"))
-    [file] = [each["id"] for each in config["components"] if each["props"].get("elem_id") == f"{tab}-file"]
+    [button] = [each["id"] for each in config["components"] if each["props"].get("elem_id") == f"{tab}-run"]
     [run] = [
-        each
-        for each in config["dependencies"]
-        if [file, "upload"] in each["targets"] and each["backend_fn"] and file in each["inputs"]
+        each for each in config["dependencies"] if [button, "click"] in each["targets"] and each["backend_fn"]
     ]
-    data = [{"path": path, "orig_name": "texts.txt", "meta": {"_type": "gradio.FileData"}}]
-    body = {"fn_index": run["id"], "data": data, "session_hash": tab, "trigger_id": file}
+    data = ["", {"path": path, "orig_name": "texts.txt", "meta": {"_type": "gradio.FileData"}}]
+    body = {"fn_index": run["id"], "data": data, "session_hash": tab, "trigger_id": button}
     status, answer = post(url, "gradio_api/queue/join", body)
     assert status == 200, answer
     with urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={tab}", timeout=120) as told:

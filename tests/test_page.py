@@ -39,7 +39,7 @@ from biogpt.serving.zero import _LentStream
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.ui.entities import Tagger
-from biogpt.ui.inputs import MOST_TEXTS, passage, upload
+from biogpt.ui.inputs import MOST_TEXTS, given, passage, upload
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.scripts import Buttons
 from biogpt.ui.writing import Writer, _groups, _options
@@ -251,6 +251,16 @@ def type_text(page: Any, text: str) -> None:
     page.evaluate("window.updates = []")
 
 
+def wait_for_text(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.querySelector('#text textarea')?.value === text", arg=text)
+
+
+def put_file(page: Any, form: str, path: Path) -> None:
+    """Into the slot, which starts nothing."""
+    page.locator(f"#{form}-file input[type=file]").set_input_files(path)
+    page.locator(f"#{form}-run", has_text="the file").wait_for()
+
+
 def wait_for_status(page: Any, words: str) -> str:
     page.wait_for_function(
         "words => document.querySelector('#status .status').innerText.includes(words)", arg=words
@@ -309,12 +319,12 @@ def test_a_click_encodes_the_text_once(page, server, monkeypatch) -> None:
     type_text(page, PROMPT)
     page.locator("#count", has_text=f"{used} of {LIMIT} tokens").wait_for()  # what is typed is counted, too
     for button in ("#generate", "#continue"):
-        encoded.clear()  # nothing is, where a run goes on inside a word whose ids are known
+        encoded.clear()
         before = text_of(page)
         page.locator(button).click()
         page.wait_for_function("old => document.querySelector('#text textarea').value !== old", arg=before)
         wait_for_status(page, "Finished")
-        assert encoded == [before] or (button == "#continue" and not encoded)
+        assert encoded == ([before] if button == "#generate" else []), "a run goes on with the ids there are"
 
 
 def test_stop_ends_the_work_within_one_token_and_another_run_starts(page, server) -> None:
@@ -403,6 +413,7 @@ def test_undo_and_regenerate_take_the_last_completion_back(page) -> None:
     type_text(page, PROMPT)
     page.locator("#generate").click()
     first = wait_for_status(page, "Finished")
+    completed = text_of(page)
     page.locator("#regenerate").click()
     page.wait_for_function(
         """first => (now => now.includes("Finished") && now !== first)(
@@ -413,12 +424,25 @@ def test_undo_and_regenerate_take_the_last_completion_back(page) -> None:
     positions, seed = r"\d+ of", r"seed \d+"
     assert re.search(positions, second)[0] == re.search(positions, first)[0]
     assert re.search(seed, second)[0] != re.search(seed, first)[0]
-    page.locator("#undo").click()
-    wait_for_status(page, "Undone")
-    assert text_of(page) == PROMPT
+    rewritten = text_of(page)
+    page.locator("#continue").click()
+    page.wait_for_function("text => document.querySelector('#text textarea').value !== text", arg=rewritten)
+    wait_for_status(page, "Finished")
+    longer = text_of(page)
+    tokens = page.locator("#view .tok").count()
+    assert tokens == 8, "the tokens before lose their probabilities"
+    for text, count in ((rewritten, 4), (completed, 4), (PROMPT, 0)):
+        page.locator("#undo").click()
+        wait_for_text(page, text)
+        assert page.locator("#view .tok").count() == count
     page.locator("#undo").click()
     wait_for_status(page, "Nothing to undo")
-    assert text_of(page) == PROMPT
+    for text in (completed, rewritten, longer):
+        page.locator("#redo").click()
+        wait_for_text(page, text)
+    assert page.locator("#view .tok").count() == tokens
+    page.locator("#redo").click()
+    wait_for_status(page, "Nothing to redo")
 
 
 def test_twelve_tabs_of_one_browser_work(browser, server) -> None:
@@ -446,11 +470,9 @@ def test_a_closed_tab_stops_its_work(browser, server) -> None:
     tab.locator("#generate").click()
     tab.wait_for_function(f"document.querySelector('#text textarea').value.length > {len(PROMPT) + 4}")
     tab.close()
-    time.sleep(1)
-    stopped = len(server.computed)
-    time.sleep(1)
-    assert len(server.computed) == stopped
-    assert stopped - before < LIMIT - 20
+    while time.monotonic() - server.computed[-1] < 1:
+        time.sleep(0.1)
+    assert len(server.computed) - before < LIMIT - 20
 
 
 def test_what_was_typed_is_never_lost(page) -> None:
@@ -680,7 +702,8 @@ def test_entities_are_marked_filtered_listed_and_saved(page, server) -> None:
 def test_a_file_of_texts_is_tagged_whole(page, server, tmp_path) -> None:
     texts = [f"{number} patients took naloxone, and {number + 1} clonidine." for number in range(20)]
     open_tab(page, "Entities")
-    page.locator("#entities-file input[type=file]").set_input_files(file_of(tmp_path, texts))
+    put_file(page, "entities", file_of(tmp_path, texts))
+    page.locator("#entities-run").click()
     assert "20 texts" in wait_for_line(page, "entities", "Finished")
     lines = [json.loads(line) for line in download(page, "JSONL").splitlines()]
     assert [line["id"] for line in lines] == [f"d{number}" for number in range(20)]
@@ -700,7 +723,8 @@ def test_stop_ends_a_file_soon_and_keeps_what_is_there(page, server, tmp_path) -
     words = "Naloxone reverses the antihypertensive effect of clonidine. " * 30
     open_tab(page, "Entities")
     slow = server.recognizer.model.biogpt.register_forward_pre_hook(lambda *_: time.sleep(0.1))
-    page.locator("#entities-file input[type=file]").set_input_files(file_of(tmp_path, [words] * 1000))
+    put_file(page, "entities", file_of(tmp_path, [words] * 1000))
+    page.locator("#entities-run").click()
     page.wait_for_function("document.querySelector('#entities-status progress')?.value > 0")
     page.keyboard.press("Escape")
     wait_for_line(page, "entities", "Stopped")
@@ -713,6 +737,87 @@ def test_stop_ends_a_file_soon_and_keeps_what_is_there(page, server, tmp_path) -
     assert 0 < len(kept) < 1000
     assert str(len(kept)) in page.locator("#entities-status").inner_text()
     run_tab(page, "entities", ABSTRACT)
+
+
+def test_a_page_that_loads_anew_has_what_it_had(browser, server, tmp_path) -> None:
+    """Gradio reloads it after a break of the connection; what is newer than the link in the address counts.
+
+    Not in the page of the other tests: Gradio logs the stream that a reload cuts off as an error.
+    """
+    page = browser.new_page()
+    page.goto(f"{server.url}?text=from+the+link")
+    wait_for_text(page, "from the link")
+    page.locator("#model-state", has_text="ready").wait_for()
+    set_length(page, 3)
+    type_text(page, PROMPT)
+    page.locator("#generate").click()
+    wait_for_status(page, "Finished")
+    completed = text_of(page)
+    texts = [f"{number} patients took naloxone. " * 40 for number in range(60)]
+    open_tab(page, "Entities")
+    slow = server.recognizer.model.biogpt.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    put_file(page, "entities", file_of(tmp_path, texts))
+    page.locator("#entities-run").click()
+    page.wait_for_function("document.querySelector('#entities-status progress')?.value > 0")
+    page.reload()
+    wait_for_line(page, "entities", "of 60 texts done")
+    slow.remove()
+    assert page.get_by_role("tab", name="Entities").get_attribute("aria-selected") == "true"
+    assert 0 < len(download(page, "JSONL").splitlines()) < 60
+    page.locator("#entities-go-on").click()
+    assert "60 texts" in wait_for_line(page, "entities", "Finished")
+    saved = [json.loads(line) for line in download(page, "JSONL").splitlines()]
+    assert [[e["start"] for e in line["entities"]] for line in saved] == [
+        [entity.start for entity in entities] for entities in server.recognizer.batch(texts)
+    ]
+    assert page.locator("#entities-run").inner_text().endswith("the file"), "it can be run again"
+    page.get_by_role("tab", name="Write").click()
+    assert text_of(page) == completed
+    assert page.get_by_label("number input for Length, tokens").input_value() == "3"
+    assert page.locator("#view .tok").count() == 3
+    page.locator("#undo").click()
+    wait_for_text(page, PROMPT)
+    page.goto(f"{server.url}?text=another+link")
+    wait_for_text(page, "another link")
+    page.close()
+
+
+def test_files_take_turns(page, browser, server, tmp_path) -> None:
+    open_tab(page, "Entities")
+    slow = server.recognizer.model.biogpt.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    put_file(page, "entities", file_of(tmp_path, ["Naloxone reverses clonidine. " * 60] * 1000))
+    page.locator("#entities-run").click()
+    page.wait_for_function("document.querySelector('#entities-status progress')?.value > 0")
+    other = browser.new_page()
+    other.goto(server.url)
+    open_tab(other, "Entities")
+    put_file(other, "entities", file_of(tmp_path, ["Naloxone."] * 3))
+    other.locator("#entities-run").click()
+    assert "3 texts" in wait_for_line(other, "entities", "Finished")
+    assert page.locator("#entities-stop").is_enabled(), "the first file has not ended yet"
+    page.keyboard.press("Escape")
+    wait_for_line(page, "entities", "Stopped")
+    slow.remove()
+    other.close()
+
+
+def test_results_of_an_earlier_text_are_marked_so(page) -> None:
+    set_length(page, 3)
+    type_text(page, PROMPT)
+    page.locator("#generate").click()
+    wait_for_status(page, "Finished")
+    completed = text_of(page)
+    for text, outdated in (("another text", 1), (completed, 0)):
+        page.locator("#text textarea").fill(text)
+        page.wait_for_function("n => document.querySelectorAll('#view.outdated').length === n", arg=outdated)
+    page.get_by_role("button", name="BRCA1", exact=True).click()
+    page.wait_for_function("document.querySelectorAll('#view .tok').length === 0")
+    open_tab(page, "Entities")
+    run_tab(page, "entities", ABSTRACT)
+    page.locator("#entities-text textarea").fill("another passage")
+    page.get_by_text("found in another text").wait_for()
+    page.locator("#entities-text textarea").fill(ABSTRACT)
+    page.get_by_text("found in another text").wait_for(state="hidden")
 
 
 def test_labels_of_a_text_and_their_threshold(page, server) -> None:
@@ -783,7 +888,8 @@ def test_what_cannot_be_read_is_refused_in_words(page, tmp_path) -> None:
         ("empty.txt", "empty.txt is empty"),
         ("<i>.csv", "expected one of text"),
     ):
-        page.locator("#entities-file input[type=file]").set_input_files(tmp_path / name)
+        put_file(page, "entities", tmp_path / name)
+        page.locator("#entities-run").click()
         wait_for_line(page, "entities", words)
         page.locator("#entities-file").get_by_label("Clear").click()
     assert page.locator("#entities-status i").count() == 0
@@ -824,10 +930,11 @@ def test_a_model_that_is_not_there_is_named_and_tried_again(server) -> None:
         return given
 
     tagger = Tagger(LazyModel("mini-ner", load))
-    *_, (line, found) = tagger.find(passage, ABSTRACT)
+    asked = given(ABSTRACT, None)
+    *_, (line, found) = tagger.find(asked, None)
     assert "mini-ner cannot be loaded; the log says why" in line
     assert found == gr.skip(), "what was found before stays"
-    *_, (line, found) = tagger.find(passage, ABSTRACT)
+    *_, (line, found) = tagger.find(asked, None)
     assert found.entities == [server.recognizer(ABSTRACT)]
 
 

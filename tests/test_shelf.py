@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from biogpt.serving.shelf import OnShelf, Shelf, public_names
+from biogpt.serving.shelf import Line, OnShelf, Shelf, public_names
 from biogpt.serving.text_generator import Health
 
 
@@ -109,3 +109,23 @@ def test_why_a_model_cannot_be_loaded_is_said_once() -> None:
         OnShelf(Shelf("a", load)).turn(),
     ):
         pass
+
+
+def test_turns_come_in_the_order_of_asking() -> None:
+    """Whoever comes back for another turn goes behind those who wait."""
+    line, order = Line(), []
+    first, other = Event(), Event()
+
+    def wait_for(name: str, ticket: Event) -> None:
+        with line.turn(ticket):
+            order.append(name)
+
+    with ThreadPoolExecutor(2) as pool, line.turn(first):
+        pool.submit(wait_for, "other", other)
+        while line.ahead(other) != 1:
+            pass
+        pool.submit(wait_for, "back", Event())
+        while len(line) != 3:
+            pass
+    assert order == ["other", "back"]
+    assert len(line) == 0

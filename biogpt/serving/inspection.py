@@ -4,9 +4,11 @@ Whatever computes here runs on the thread that owns the model: ``TextGenerator.r
 of the model itself, before temperature, penalties and bans.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 
@@ -21,6 +23,7 @@ ATTENTION_TOKENS = 96  # most whose attention is given: a square of them
 _WORD_PIECES = 8  # most that complete a word begun by an alternative
 _ROWS = 64  # positions whose logits are held at once
 _BEFORE = 8  # tokens by which the spacing of the next one is told
+_UNKNOWN: tuple[float, tuple[()]] = (math.nan, ())  # of a token: what the model thought of it
 
 
 @dataclass
@@ -30,7 +33,10 @@ class Sample:
     Attributes:
         context: ids before its first token.
         text: prompt left out.
-        ids, logprobs, alternatives: of each token, as in ``biogpt.generation.search.Token``.
+        base: what of the text was there before the run that goes on with it.
+        known: how many of the tokens are of that.
+        ids, logprobs, alternatives: of each token, as in ``biogpt.generation.search.Token``; nan and none
+            where they are not known.
         ends: where each token's characters end in ``text`` and what is held back of it.
         held: as in ``biogpt.serving.text_generator.Step``.
         is_made: the ids are those that were made; else they were read back from the text.
@@ -39,6 +45,8 @@ class Sample:
 
     context: list[int]
     text: str = ""
+    base: str = ""
+    known: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
@@ -54,16 +62,52 @@ class Sample:
 
     def add(self, step: Step) -> None:
         """Take one more token in. A step may change what was held back: tokens before lose that."""
-        common = _common(self.whole, step.text + step.held)
-        self.text, self.held, self.finish_reason = step.text, step.held, step.finish_reason
-        self.ends = [min(end, common) for end in self.ends] + [len(self.whole)]
-        self.ids.append(step.token_id)
-        self.logprobs.append(step.logprob)
-        self.alternatives.append(step.alternatives)
+        whole = self.base + step.text + step.held
+        common = _common(self.whole, whole)
+        self.text, self.held, self.finish_reason = self.base + step.text, step.held, step.finish_reason
+        self.ends = [min(end, common) for end in self.ends]
+        self.put(step.token_id, step.logprob, step.alternatives, len(whole))
+
+    def put(self, token: int, logprob: float, alternatives: tuple[tuple[int, float], ...], end: int) -> None:
+        """Take in one more token of a text that is there."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.alternatives.append(alternatives)
+        self.ends.append(end)
 
     def replace(self, step: Step) -> None:
         """Beam search: another text altogether, whose earlier tokens are not known yet."""
-        self.text, self.finish_reason = step.text, step.finish_reason
+        self.text, self.finish_reason = self.base + step.text, step.finish_reason
+
+    def cut(self, tokens: int, text: str) -> "Sample":
+        """What a run goes on with: so many of these tokens, and the text that they say."""
+        return replace(
+            self,
+            text=text,
+            base=text,
+            known=tokens,
+            ids=self.ids[:tokens],
+            logprobs=self.logprobs[:tokens],
+            alternatives=self.alternatives[:tokens],
+            ends=[min(end, len(text)) for end in self.ends[:tokens]],
+            finish_reason=None,
+            held="",
+        )
+
+    def going_on(self, ids: Sequence[int]) -> "Sample":
+        """What a run goes on with that is given these ids for the text of this sample and before it.
+
+        What was known of the tokens stays known up to the first that is another one.
+        """
+        first = len(self.context)
+        same = _common([*self.context, *self.ids], ids)
+        if not self.context or same < first:
+            first = same = len(ids) - bool(self.text)
+        begun = replace(self.cut(same - first, self.text), context=list(ids[:first]), is_made=True)
+        for token in ids[same:]:
+            begun.put(token, *_UNKNOWN, len(begun.base))
+        begun.known = len(begun.ids)
+        return begun
 
 
 @dataclass(frozen=True)
@@ -116,10 +160,7 @@ def scored(generator: TextGenerator, prompt: str, text: str) -> Sample:
     first = max(first, 1)
     sample = Sample(encoding.ids[:first], text, is_made=False)
     for token, span in zip(read(generator, encoding.ids, first), encoding.offsets[first:], strict=True):
-        sample.ids.append(token.id)
-        sample.logprobs.append(token.logprob)
-        sample.alternatives.append(token.alternatives)
-        sample.ends.append(max(span[1] - len(prompt), 0))
+        sample.put(token.id, token.logprob, token.alternatives, max(span[1] - len(prompt), 0))
     return sample
 
 
@@ -147,9 +188,13 @@ def piece_after(tokenizer: Tokenizer, before: Sequence[int], token: int) -> str:
 
 
 @torch.inference_mode()
-def branched(generator: TextGenerator, sample: Sample, token: int, other: int) -> str:
-    """The text of a sample up to a token, and another in its place; a word that this begins is completed."""
+def branched(generator: TextGenerator, sample: Sample, token: int, rank: int) -> Sample:
+    """What a run goes on with: a sample up to a token, and in its place the alternative of this rank.
+
+    A word that this begins is completed.
+    """
     tokenizer = generator.tokenizer
+    other, logprob = sample.alternatives[token][rank]
     before = [*sample.context, *sample.ids[:token]]
     ids = [*before, other]
     if not tokenizer.ends_word(other):
@@ -163,8 +208,12 @@ def branched(generator: TextGenerator, sample: Sample, token: int, other: int) -
             if tokenizer.ends_word(ids[-1]):
                 break
     old, new = tokenizer.decode(before), tokenizer.decode(ids)
-    common = _common(old, new)
-    return sample.whole[: sample.ends[token - 1] if token else 0] + new[common:]
+    start = sample.ends[token - 1] if token else 0
+    branch = sample.cut(token, sample.whole[:start] + new[_common(old, new) :])
+    branch.put(other, logprob, sample.alternatives[token], len(branch.text))
+    for piece in ids[len(before) + 1 :]:
+        branch.put(piece, *_UNKNOWN, len(branch.text))
+    return replace(branch, known=len(branch.ids), is_made=True)
 
 
 @torch.inference_mode()
@@ -197,7 +246,7 @@ def attention(generator: TextGenerator, text: str, layer: int, head: int) -> Att
     return Attention(ids, percents, layer, head)
 
 
-def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many characters two texts begin with alike, or ids two lists."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

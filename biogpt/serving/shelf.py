@@ -1,6 +1,7 @@
 """Models in memory: those that their first user loads, and the shelf that visitors choose from."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -62,6 +63,38 @@ def public_names(sources: Sequence[str]) -> dict[str, str]:
     return names
 
 
+class Line:
+    """Turns in the order of asking: a plain lock may serve again who has just had it."""
+
+    def __init__(self) -> None:
+        self._tickets: deque[Event] = deque()  # the first one has its turn
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def ahead(self, ticket: Event) -> int:
+        """How many have their turn before this one."""
+        with self._lock:
+            return self._tickets.index(ticket) if ticket in self._tickets else 0
+
+    @contextmanager
+    def turn(self, ticket: Event) -> Iterator[None]:
+        """Wait for a turn, and end it for the next one; the event is set meanwhile."""
+        ticket.clear()
+        with self._lock:
+            self._tickets.append(ticket)
+            self._tickets[0].set()
+        try:
+            ticket.wait()
+            yield
+        finally:
+            with self._lock:
+                self._tickets.remove(ticket)
+                if self._tickets:
+                    self._tickets[0].set()
+
+
 class LazyModel(Generic[Model]):
     """A model that its first user loads; whoever has a turn has it alone.
 
@@ -69,6 +102,9 @@ class LazyModel(Generic[Model]):
         name: what to call it: an embedded name, a folder's, or a Hub id.
         load: makes it; called again at the next turn if it fails.
         closed: set once no more work is to be done with it, and what is being done is to end.
+
+    Attributes:
+        line: of those who wait for a turn.
     """
 
     def __init__(self, name: str, load: Callable[[], Model], closed: Event | None = None) -> None:
@@ -76,7 +112,7 @@ class LazyModel(Generic[Model]):
         self.closed = Event() if closed is None else closed
         self._load = load
         self._model: Model | None = None
-        self._lock = Lock()
+        self.line = Line()
 
     @property
     def expected(self) -> bool:
@@ -89,13 +125,16 @@ class LazyModel(Generic[Model]):
         return self._model
 
     @contextmanager
-    def turn(self) -> Iterator[Model]:
+    def turn(self, ticket: Event | None = None) -> Iterator[Model]:
         """Wait for the model, load it if nobody has, and keep it from others meanwhile.
+
+        Args:
+            ticket: by which ``line`` tells how many are ahead.
 
         Raises:
             NotLoaded: it cannot be loaded; the message says which, and the log why.
         """
-        with self._lock:
+        with self.line.turn(ticket or Event()):
             if self._model is None:
                 try:
                     self._model = self._load()
@@ -133,7 +172,7 @@ class Shelf:
         self.allowed = None if allowed is None else tuple(dict.fromkeys([default, *allowed]))
         self.closed = Event()
         self.failure = ""  # what to say when the default could not be loaded
-        self.reading = Lock()  # of runs that read texts with a model, beside the requests that write
+        self.reading = Line()  # of runs that read texts with a model, beside the requests that write
         self._load = load
         self._sources = sources
         self._keep = keep
@@ -275,12 +314,13 @@ class OnShelf(LazyModel[TextGenerator]):
         name = shelf.check(shelf.default if name is None else name)
         super().__init__(name, lambda: shelf.take(name), shelf.closed)
         self._shelf = shelf
+        self.line = shelf.reading
 
     @property
     def loaded(self) -> TextGenerator | None:
         return self._shelf.glance(self.name)
 
     @contextmanager
-    def turn(self) -> Iterator[TextGenerator]:
-        with self._shelf.reading:
+    def turn(self, ticket: Event | None = None) -> Iterator[TextGenerator]:
+        with self.line.turn(ticket or Event()):
             yield self._load()

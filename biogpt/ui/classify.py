@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,8 +18,8 @@ from biogpt.text.documents import Document
 from biogpt.text.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of
 from biogpt.text.plain import is_blank
 from biogpt.text.results import Classification, SentenceLabel
-from biogpt.ui.forms import connect, document_choice, lay_out_form
-from biogpt.ui.inputs import as_given, check_names, check_score, passage
+from biogpt.ui.forms import Tab, connect, document_choice, lay_out_form
+from biogpt.ui.inputs import Given, as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import download_buttons, results_table, rows_note, table
 from biogpt.ui.runs import QUICK, OnProgress, Run, label_all, last_of
@@ -43,17 +43,22 @@ class Labelled:
     """What a run found.
 
     Attributes:
+        given: what the run was to read.
         labels: that the model knows, in the order of the hues.
         multi_label: whether a text may have several, or none.
         texts: scores of all labels of each document; empty where sentences were labelled.
         sentences: labels of the sentences of each document; empty where whole texts were.
     """
 
-    documents: Sequence[Document]
+    given: Given
     labels: tuple[str, ...]
     multi_label: bool
     texts: Sequence[Classification] = ()
     sentences: Sequence[Sequence[SentenceLabel]] = ()
+
+    @property
+    def documents(self) -> Sequence[Document]:
+        return self.given.documents[: max(len(self.texts), len(self.sentences))]
 
     def assigned(self, result: Classification, threshold: float) -> list[str]:
         """The labels that a text gets: the likeliest, or all that reach the threshold."""
@@ -78,45 +83,49 @@ class Labeller:
     ) -> None:
         self.texts, self.sentences, self.shelf = texts, sentences, shelf
 
-    def label(
-        self, read: Callable[[str], list[Document]], source: str, task: Task, own_labels: str, model: str
-    ) -> Iterator[tuple[str, Any]]:
-        """Label what ``read`` makes of a text or a file; yields status and what was found so far.
+    def label(self, given: Given, before: Labelled | None) -> Iterator[tuple[str, Any]]:
+        """Label what a run is given; yields status and what was found so far.
 
         Args:
-            own_labels: one a line, or with commas between.
-            model: the name of the visitor's language model.
+            given: its settings are the task, labels of one's own, one a line or with commas between, and the
+                name of the visitor's language model.
+            before: what an earlier run found of the first documents.
         """
+        task, own_labels, model = given.settings
         try:
-            documents = read(source)
             labels = _own_labels(re.split(r"[,;\n]", own_labels)) if task == "own" else ()
-            yield status("Reading"), None
-            with closing(self._runs(documents, task, labels, model)) as runs:
+            yield status("Reading"), before
+            done = [*before.texts, *before.sentences] if before else []
+            with closing(self._runs(given.documents, task, labels, model, done)) as runs:
                 for run in runs:
-                    yield run.line(), self._labelled(run, task, labels)
+                    yield run.line(), self._labelled(given, run, task, labels)
         except REFUSALS as error:
             yield refusal(error), gr.skip()  # what was found before stays
 
     def _runs(
-        self, documents: Sequence[Document], task: Task, labels: tuple[str, ...], model: str | None
+        self,
+        documents: Sequence[Document],
+        task: Task,
+        labels: tuple[str, ...],
+        model: str | None,
+        done: Sequence[Any] = (),
     ) -> Generator[Run[Any], None, None]:
         if task == "own":
-            return label_all(OnShelf(self.shelf, model), documents, partial(_compared, labels))
+            return label_all(OnShelf(self.shelf, model), documents, partial(_compared, labels), done)
         if task == "sentences":
-            return label_all(self.sentences, documents, _by_sentence)
-        return label_all(self.texts, documents, _classified)
+            return label_all(self.sentences, documents, _by_sentence, done)
+        return label_all(self.texts, documents, _classified, done)
 
-    def _labelled(self, run: Run[Any], task: Task, labels: tuple[str, ...]) -> Labelled | None:
-        documents = run.documents[: len(run.results)]
+    def _labelled(self, given: Given, run: Run[Any], task: Task, labels: tuple[str, ...]) -> Labelled | None:
         classifier = (self.sentences if task == "sentences" else self.texts).loaded
         if not run.results:
             return None
         if task == "own":
-            return Labelled(documents, labels, False, texts=run.results)
+            return Labelled(given, labels, False, texts=run.results)
         assert classifier is not None, "results without a model"
         if task == "sentences":
-            return Labelled(documents, classifier.labels, False, sentences=run.results)
-        return Labelled(documents, classifier.labels, classifier.multi_label, texts=run.results)
+            return Labelled(given, classifier.labels, False, sentences=run.results)
+        return Labelled(given, classifier.labels, classifier.multi_label, texts=run.results)
 
     def reset(self, found: Labelled | None) -> tuple[Any, ...]:
         """Results, threshold and documents as components: the first document shown."""
@@ -135,9 +144,11 @@ class Labeller:
         """Name and content of a file of all results."""
         if found is None:
             raise gr.Error("There is nothing to save yet: classify a text first", print_exception=False)
+        what = "sentences" if found.sentences else "labels"
+        name = found.given.file_name(what, len(found.documents), suffix_of(kind))
         if found.sentences:
-            return f"sentences{suffix_of(kind)}", sentences_as(kind, found.documents, found.sentences)
-        return f"labels{suffix_of(kind)}", classes_as(kind, found.documents, found.texts)
+            return name, sentences_as(kind, found.documents, found.sentences)
+        return name, classes_as(kind, found.documents, found.texts)
 
     async def classify(
         self,
@@ -204,15 +215,12 @@ def classify_tab(
     sentences: LazyModel[TextClassifier],
     shelf: Shelf,
     model: gr.State,
-) -> dict[str, gr.components.Component]:
+) -> Tab:
     """Lay the tab out in the Blocks at hand and connect it.
 
     Args:
         texts, sentences, shelf: as in ``Labeller``.
         model: the name of the visitor's language model.
-
-    Returns:
-        The controls that a link holds, by the names of ``biogpt.ui.links``.
     """
     labeller = Labeller(texts, sentences, shelf)
     with gr.Row(elem_classes="columns halves"):
@@ -227,6 +235,7 @@ def classify_tab(
                 settings=[task],
             )
         with gr.Column():
+            outdated = gr.HTML("", elem_classes="outdated")
             marks = gr.HTML(view("", _HINT), apply_default_css=False, elem_id="classify-view")
             with gr.Column(visible=False) as results:
                 with gr.Row():
@@ -252,9 +261,10 @@ def classify_tab(
 
     chosen = [form.found, threshold, document]
     shown = [marks, plot, notes, listed]
-    connect(
+    refresh = connect(
         "classify",
         form,
+        outdated,
         labeller.label,
         [task, own_labels, model],
         [(labeller.reset, [form.found], [results, threshold, document]), (labeller.show, chosen, shown)],
@@ -262,7 +272,13 @@ def classify_tab(
     for control in (threshold, document):
         control.input(labeller.show, chosen, shown, trigger_mode="always_last", **QUICK)
     gr.api(labeller.classify, api_name="classify", concurrency_id="classes", concurrency_limit=1)
-    return {"task": task, "labels": own_labels, "abstract": form.text}
+    controls: dict[str, Any] = {
+        "task": task,
+        "labels": own_labels,
+        "abstract": form.text,
+        "threshold": threshold,
+    }
+    return Tab(controls, form.file, refresh)
 
 
 def _lay_out_task(

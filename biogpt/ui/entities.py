@@ -1,7 +1,7 @@
 """The Entities tab: entities marked in place, filtered, counted, listed and saved; and ``/ner``."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,8 +15,8 @@ from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import Document
 from biogpt.text.export import ENTITY_FORMATS, entities_as, suffix_of
 from biogpt.text.results import Entity
-from biogpt.ui.forms import connect, document_choice, lay_out_form
-from biogpt.ui.inputs import as_given, check_names, check_score, passage
+from biogpt.ui.forms import Tab, connect, document_choice, lay_out_form
+from biogpt.ui.inputs import Given, as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import download_buttons, results_table, rows_note, table
 from biogpt.ui.runs import QUICK, OnProgress, Run, label_all, last_of
@@ -32,13 +32,18 @@ class Found:
     """What a run found, for the filters to choose from.
 
     Attributes:
+        given: what the run was to read.
         types: that the model knows, in the order of the hues.
-        entities: of each document.
+        entities: of each document that was read.
     """
 
-    documents: Sequence[Document]
+    given: Given
     types: tuple[str, ...]
     entities: list[list[Entity]]
+
+    @property
+    def documents(self) -> Sequence[Document]:
+        return self.given.documents[: len(self.entities)]
 
     def filtered(self, types: Sequence[str], min_score: float) -> "Found":
         """The entities of these types with at least this score."""
@@ -46,7 +51,7 @@ class Found:
             [entity for entity in entities if entity.label in types and entity.score >= min_score]
             for entities in self.entities
         ]
-        return Found(self.documents, self.types, filtered)
+        return Found(self.given, self.types, filtered)
 
     def counts(self) -> Counter[str]:
         """How many entities there are of each type."""
@@ -59,31 +64,36 @@ class Tagger:
     def __init__(self, recognizer: LazyModel[EntityRecognizer]) -> None:
         self.recognizer = recognizer
 
-    def find(self, read: Callable[[str], list[Document]], source: str) -> Iterator[tuple[str, Any]]:
-        """Find the entities of what ``read`` makes of a text or a file; yields status and what was found."""
+    def find(self, given: Given, before: Found | None) -> Iterator[tuple[str, Any]]:
+        """Find the entities of what a run is given; yields status and what was found so far.
+
+        Args:
+            before: what an earlier run found of the first documents.
+        """
         try:
-            documents = read(source)
-            yield status("Reading"), None
-            with closing(label_all(self.recognizer, documents, _entities)) as runs:
+            yield status("Reading"), before
+            done = before.entities if before else []
+            with closing(label_all(self.recognizer, given.documents, _entities, done)) as runs:
                 for run in runs:
                     found = sum(map(len, run.results))
-                    yield run.line(counted(found, "entity", "entities")), self._found(run)
+                    yield run.line(counted(found, "entity", "entities")), self._found(given, run)
         except REFUSALS as error:
             yield refusal(error), gr.skip()  # what was found before stays
 
-    def _found(self, run: Run[list[Entity]]) -> Found | None:
+    def _found(self, given: Given, run: Run[list[Entity]]) -> Found | None:
         recognizer = self.recognizer.loaded
-        if recognizer is None or not run.results:
-            return None
-        return Found(run.documents[: len(run.results)], recognizer.types, run.results)
+        return Found(given, recognizer.types, run.results) if recognizer and run.results else None
 
-    def reset(self, found: Found | None) -> tuple[Any, ...]:
-        """Results, types and documents as components: all types chosen, the first document shown."""
+    def reset(self, found: Found | None, types: list[str] | None = None) -> tuple[Any, ...]:
+        """Results, types and documents as components: the first document shown, all types or those given."""
         if found is None:
             return gr.Column(visible=False), gr.skip(), gr.skip()
         return (
             gr.Column(visible=True),
-            gr.CheckboxGroup(choices=[(kind, kind) for kind in found.types], value=list(found.types)),
+            gr.CheckboxGroup(
+                choices=[(kind, kind) for kind in found.types],
+                value=[kind for kind in found.types if kind in (types or found.types)],
+            ),
             document_choice(found.documents),
         )
 
@@ -103,11 +113,15 @@ class Tagger:
             for e in found_there
         ]
         columns = [*(["Id"] if several else []), "Text", "Type", "Start", "End", "Score"]
-        nothing = ""
+        nothing, left = "", shown.counts().total()
         if not found.counts():
             nothing = f"Nothing was found. The model knows these types: {', '.join(found.types)}."
         elif not rows:
             nothing = "No entity is left: lower the score, or choose more types."
+        elif left < found.counts().total():
+            nothing = (
+                f"The filter leaves {left:,} of {found.counts().total():,} entities, in the downloads, too."
+            )
         return (
             gr.CheckboxGroup(choices=[(f"{kind} {counts[kind]:,}", kind) for kind in found.types]),
             marked(text, [Mark(e.label, e.start, e.end, e.score) for e in entities], found.types, "entity"),
@@ -121,7 +135,9 @@ class Tagger:
         if found is None:
             raise gr.Error("There is nothing to save yet: find entities first", print_exception=False)
         shown = found.filtered(types, min_score)
-        return f"entities{suffix_of(kind)}", entities_as(kind, shown.documents, shown.entities)
+        what = "entities" if shown.counts() == found.counts() else "entities-filtered"
+        name = found.given.file_name(what, len(found.documents), suffix_of(kind))
+        return name, entities_as(kind, shown.documents, shown.entities)
 
     async def ner(
         self, text: str, types: list[str] | None = None, min_score: float = 0.0
@@ -150,13 +166,13 @@ class Tagger:
         check_score("min_score", min_score)
         check_names("types", types)
         runs = label_all(self.recognizer, documents, partial(_entities_of, types or ()))
-        found = self._found(await last_of(runs))
+        found = self._found(Given("", documents), await last_of(runs))
         assert found is not None, "a run that has ended"
         return found.filtered(found.types if types is None else types, min_score).entities
 
 
-def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> gr.Textbox:
-    """Lay the tab out in the Blocks at hand and connect it; returns its text."""
+def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> Tab:
+    """Lay the tab out in the Blocks at hand and connect it."""
     tagger = Tagger(recognizer)
     with gr.Row(elem_classes="columns halves"):
         with gr.Column():
@@ -168,6 +184,7 @@ def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> gr.Textbox:
                 examples=EXAMPLES,
             )
         with gr.Column():
+            outdated = gr.HTML("", elem_classes="outdated")
             marks = gr.HTML(view("", _HINT), apply_default_css=False, elem_id="entities-view")
             with gr.Column(visible=False) as results:
                 types = gr.CheckboxGroup(
@@ -196,17 +213,18 @@ def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> gr.Textbox:
 
     chosen = [form.found, types, min_score, document]
     shown = [types, marks, notes, listed, plot]
-    connect(
+    refresh = connect(
         "entities",
         form,
+        outdated,
         tagger.find,
         [],
-        [(tagger.reset, [form.found], [results, types, document]), (tagger.show, chosen, shown)],
+        [(tagger.reset, [form.found, types], [results, types, document]), (tagger.show, chosen, shown)],
     )
     for control in (types, min_score, document):
         control.input(tagger.show, chosen, shown, trigger_mode="always_last", **QUICK)
     gr.api(tagger.ner, api_name="ner", concurrency_id="entities", concurrency_limit=1)
-    return form.text
+    return Tab({"passage": form.text, "types": types, "score": min_score}, form.file, refresh)
 
 
 def _entities(recognizer: EntityRecognizer, texts: list[str], progress: OnProgress) -> list[list[Entity]]:

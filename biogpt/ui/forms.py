@@ -6,15 +6,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gradio as gr
 
 from biogpt.text.documents import FORMATS, Document
-from biogpt.ui.inputs import passage, upload
-from biogpt.ui.runs import FILES, KEEP, PASSAGES, QUICK
+from biogpt.ui.inputs import Given, given
+from biogpt.ui.runs import IN_TURNS, KEEP, QUICK, Refresh
 from biogpt.ui.scripts import Buttons, script
-from biogpt.ui.status import counted, status
+from biogpt.ui.status import REFUSALS, counted, refusal, status
+
+
+class Results(Protocol):
+    """What a run found, as far as the form knows it.
+
+    Attributes:
+        given: what the run was to read.
+        documents: those that it has read: the first ones.
+    """
+
+    @property
+    def given(self) -> Given: ...
+
+    @property
+    def documents(self) -> Sequence[Document]: ...
 
 
 @dataclass(frozen=True)
@@ -24,9 +39,25 @@ class Form:
     text: gr.Textbox
     file: gr.File
     run: gr.Button
+    go_on: gr.Button
     stop: gr.Button
     line: gr.HTML
     found: gr.State
+
+
+@dataclass(frozen=True)
+class Tab:
+    """What the page has to know of a tab that labels texts.
+
+    Attributes:
+        controls: that a link holds, by the names of ``biogpt.ui.links``.
+        file: its file slot.
+        refresh: shows its results again.
+    """
+
+    controls: dict[str, gr.components.Component]
+    file: gr.File
+    refresh: Refresh
 
 
 def lay_out_form(
@@ -56,20 +87,10 @@ def lay_out_form(
     )
     with gr.Row(elem_classes="actions"):
         run = gr.Button(verb, variant="primary", elem_id=f"{name}-run", elem_classes="run")
+        go_on = gr.Button("Go on", visible=False, elem_id=f"{name}-go-on")
         stop = gr.Button("Stop", interactive=False, elem_id=f"{name}-stop", elem_classes="stop")
     line = gr.HTML(status("Ready"), elem_id=f"{name}-status", elem_classes="run-status")
-    with gr.Row(elem_classes="examples"):
-        gr.HTML("<span>Try</span>")
-        for row in examples.read_text(encoding="utf-8").splitlines():
-            example = json.loads(row)
-            values = [
-                example["text"],
-                status("Example", html.escape(example["source"])),
-                *example["settings"],
-            ]
-            gr.Button(example["name"], size="sm", min_width=0).click(
-                None, None, [text, line, *settings], js=script("given", values)
-            )
+    examples_row = gr.Row(elem_classes="examples")
     file = gr.File(
         label="Or a file: texts, a table, PubTator, PubMed, RIS",
         file_types=list(FORMATS),
@@ -77,58 +98,108 @@ def lay_out_form(
         elem_id=f"{name}-file",
         elem_classes="drop",
     )
-    return Form(text, file, run, stop, line, gr.State(None, time_to_live=KEEP))
+    with examples_row:
+        gr.HTML("<span>Try</span>")
+        for row in examples.read_text(encoding="utf-8").splitlines():
+            example = json.loads(row)
+            source = status("Example", html.escape(example["source"]))
+            values = [example["text"], source, None, *example["settings"]]
+            gr.Button(example["name"], size="sm", min_width=0).click(
+                None, None, [text, line, file, *settings], js=script("given", values)
+            )
+    file.change(None, file, [run, line], js=script("nameRun", verb, f"{verb} in the file"))
+    return Form(text, file, run, go_on, stop, line, gr.State(None, time_to_live=KEEP))
 
 
 def connect(
     name: str,
     form: Form,
-    work: Callable[..., Iterator[tuple[str, Any]]],
+    outdated: gr.HTML,
+    work: Callable[[Given, Any], Iterator[tuple[str, Any]]],
     settings: Sequence[gr.components.Component | gr.State],
     refresh: Sequence[tuple[Callable[..., Any], list[Any], list[Any]]],
-) -> None:
-    """Run on a click with the text, on an upload with the file; Stop ends either and keeps what is there.
+) -> Refresh:
+    """Run on a click with the file, or else the text; Stop keeps what is there, and a click goes on from it.
 
     Args:
         name: as of ``lay_out_form``.
-        work: given how to read, what to read and the values of ``settings``; yields status and what was found
-            so far, an object with ``documents``.
-        refresh: functions with inputs and outputs, which show ``form.found`` one after another.
-    """
-    buttons, clicks = [form.run, form.stop], Buttons(name)
+        outdated: says so when the results are not of what the form holds.
+        work: given what to read and what a run before found of it, or None; yields status and what was found
+            so far.
+        settings: whose values ``work`` finds in what it is given.
+        refresh: what shows ``form.found``.
 
-    def show(event: Any, idle: str) -> None:
-        for function, inputs, outputs in refresh:
-            event = event.then(function, inputs, outputs, **QUICK)
-        event.then(None, None, buttons, js=idle)
+    Returns:
+        What shows the form's results again.
+    """
+    buttons, clicks = [form.run, form.go_on, form.stop], Buttons(name, 3)
+    inputs: list[Any] = [form.text, form.file, *settings]
+    shown = Refresh([(_offer, [form.found], [form.go_on]), *refresh])
+
+    def start(text: str, path: str | None, *values: Any) -> Iterator[tuple[str, Any]]:
+        try:
+            asked = given(text, path, *values)
+        except REFUSALS as error:
+            yield refusal(error), gr.skip()  # what was found before stays
+            return
+        yield from work(asked, None)
+
+    def go_on(found: Results | None) -> Iterator[tuple[str, Any]]:
+        if found is None:
+            yield refusal(ValueError("What was read is gone: run it again")), gr.skip()
+            return
+        yield from work(found.given, found)
+
+    def then_show(event: Any, idle: str) -> None:
+        event = shown.after(event).then(None, None, buttons, js=idle)
+        event.then(None, inputs, outdated, js=script("outdated", name))
 
     runs: list[Any] = []
-    for trigger, read, source, line in (
-        (form.run.click, passage, form.text, PASSAGES),
-        (form.file.upload, upload, form.file, FILES),
-    ):
-        trigger(None, None, buttons, js=clicks.begun)
-        run = trigger(
-            partial(work, read),
-            [source, *settings],
+    for button, run, values in ((form.run, start, inputs), (form.go_on, go_on, [form.found])):
+        button.click(None, values, buttons, js=clicks.begun)
+        running = button.click(
+            run,
+            values,
             [form.line, form.found],
             show_progress="minimal",
             show_progress_on=form.line,
             api_visibility="private",
-            **line,
+            **IN_TURNS,
         )
-        run.failure(None, None, buttons, js=clicks.ended)  # refused by Gradio, a setting out of its range
-        show(run, clicks.ended)
-        runs.append(run)
+        running.failure(None, None, buttons, js=clicks.ended)  # refused by Gradio, a setting out of its range
+        then_show(running, clicks.ended)
+        runs.append(running)
     form.stop.click(None, None, None, js=clicks.stop)
     # The status comes after the cancelling, or else a last update could write over it.
-    show(form.stop.click(None, cancels=runs).then(_stopped, form.found, form.line, **QUICK), clicks.stopped)
+    stopped = form.stop.click(None, cancels=runs).then(
+        partial(ended, "Stopped"), form.found, form.line, **QUICK
+    )
+    then_show(stopped, clicks.stopped)
+    gr.on(
+        [component.change for component in inputs],
+        None,
+        inputs,
+        outdated,
+        js=script("outdated", name),
+    )
+    return Refresh([(partial(ended, "As you left it"), [form.found], [form.line]), *shown.steps])
 
 
-def _stopped(found: Any) -> str:
+def ended(state: str, found: Results | None) -> Any:
+    """The status of a run that has come to no end of its own."""
     if found is None:
-        return status("Stopped")
-    return status("Stopped", f"{counted(len(found.documents), 'text')} done; what was found stays below")
+        return status(state) if state == "Stopped" else gr.skip()
+    total, done = len(found.given.documents), len(found.documents)
+    if done == total:
+        return status(state, f"{counted(done, 'text')} done")
+    said = f"{done:,} of {counted(total, 'text')} done; what was found is kept: download it, or go on"
+    return status(state, said)
+
+
+def _offer(found: Results | None) -> gr.Button:
+    """The button that goes on with a run which was stopped or cut off."""
+    left = 0 if found is None else len(found.given.documents) - len(found.documents)
+    return gr.Button(f"Go on: {counted(left, 'text')} left", visible=left > 0)
 
 
 def document_choice(documents: Sequence[Document]) -> gr.Dropdown:

@@ -47,8 +47,8 @@ class Page(gr.Blocks):
     """Blocks that tell a client nothing of Python's: a fault is logged, and said in words of our own.
 
     No request is held open while nothing runs, as Gradio's heartbeat would be: browsers allow six to a host,
-    all tabs together. A closed tab ends its runs by the stream of their updates, and what is kept of a session
-    has its own time to live.
+    all tabs together. A closed tab ends its runs by the stream of their updates, and what is kept of a
+    session has its own time to live.
 
     Attributes:
         api: answers below ``/v1``.

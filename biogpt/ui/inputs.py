@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,33 @@ MOST_CHARACTERS = 2_000_000  # of a passage, or of a file's texts in all
 
 _SHOWN = 100  # characters of a value that is refused
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run is to read, and how.
+
+    Attributes:
+        name: of the file, without its ending; empty for a passage.
+        settings: values of the form's settings.
+    """
+
+    name: str
+    documents: Sequence[Document]
+    settings: tuple[Any, ...] = ()
+
+    def file_name(self, what: str, done: int, suffix: str) -> str:
+        """What a file of results is called: after what was read, and how much of it where that is a part."""
+        total = len(self.documents)
+        parts = [self.name, what, f"{done}-of-{total}" if done < total else ""]
+        return "-".join(filter(None, parts)) + suffix
+
+
+def given(text: str, path: str | None, *settings: Any) -> Given:
+    """A file's texts, or without one the passage; errors as of ``upload`` and ``passage``."""
+    if path is None:
+        return Given("", passage(text), settings)
+    return Given(Path(path).stem, upload(path), settings)
 
 
 def passage(text: str) -> list[Document]:

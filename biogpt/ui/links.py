@@ -30,9 +30,14 @@ _TEXTS = {
     "abstract": _PASSAGE,
     "task": 20,
     "labels": 2_000,
+    "types": 2_000,
 } | {row.control.link: row.control.characters for row in SETTINGS if isinstance(row.control, Box)}
 _NUMBERS = {
     row.control.link: (row.control, row.type is int) for row in SETTINGS if isinstance(row.control, Slider)
+} | {
+    "score": (Slider("Score", "score", 0, 1), False),
+    "threshold": (Slider("Threshold", "threshold", 0, 1), False),
+    "given": (Slider("Characters before the completion", "given", 0, _PASSAGE), True),
 }
 
 Value = str | float | int

@@ -74,19 +74,28 @@ def build_page(
         with gr.Tabs() as tabs:
             with gr.Tab("Write", id="write"):
                 write = write_tab(shelf, model)
-            controls = dict(write.controls)
+            labelling = []
             if recognizer.expected:
                 with gr.Tab("Entities", id="entities"):
-                    controls["passage"] = entities_tab(recognizer)
+                    labelling.append(entities_tab(recognizer))
             with gr.Tab("Classify", id="classify"):
-                controls |= classify_tab(classifier, sentence_classifier, shelf, model)
+                labelling.append(classify_tab(classifier, sentence_classifier, shelf, model))
             with gr.Tab("Models", id="models"):
                 chooser = models_tab(shelf, model, header, describe_model)
             with gr.Tab("Use it elsewhere", id="elsewhere"):
                 programs = gr.HTML(elsewhere(DEFAULT_ADDRESS), elem_id="programs")
         gr.HTML(f'<p class="note">{_FOOTER}</p>')
 
-        connect_links(page, Sharing(shelf, controls), link, line, tabs, model, chooser).then(
+        controls = dict(write.controls)
+        for tab in labelling:
+            controls |= tab.controls
+        files = [tab.file for tab in labelling]
+        arrived = connect_links(
+            page, Sharing(shelf, controls), link, line, tabs, model, chooser, write.work, files
+        )
+        for refresh in (write.refresh, *(tab.refresh for tab in labelling)):
+            arrived = refresh.after(arrived)
+        arrived.then(
             partial(_arrive, shelf, write, describe_model),
             [model, controls["length"]],
             [header, *write.fitted],

@@ -18,20 +18,31 @@ from biogpt.ui.status import counted, progress_bar, status
 
 Output = TypeVar("Output")  # what is found in one document
 
-# A passage need not wait for another visitor's file: they wait in two lines, and take turns on the model.
-# Programs have lines of their own.
+# Runs take turns on the model, some texts each, so that a long file holds nobody up: many are under way here.
+IN_TURNS: dict[str, Any] = {"concurrency_id": "runs", "concurrency_limit": 32}
 PASSAGES: dict[str, Any] = {"concurrency_id": "passages", "concurrency_limit": 1}
-FILES: dict[str, Any] = {"concurrency_id": "files", "concurrency_limit": 1}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 KEEP = 3600  # seconds that a visitor's texts and results are kept, for one who comes back
 
-_CHUNK = 8_000  # characters labelled before what is there so far is kept: a second or two with a small model
+_CHUNK = 8_000  # characters labelled in one turn, after which they are kept: a second or two, small model
 _TICK = 0.2  # seconds between looks at whether a run was stopped
 
 
 class _Stopped(Exception):
     """Raised inside a run that nobody waits for any more."""
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Functions that show what a run found, one after another, each with its inputs and outputs."""
+
+    steps: Sequence[tuple[Callable[..., Any], list[Any], list[Any]]]
+
+    def after(self, event: Any) -> Any:
+        for function, inputs, outputs in self.steps:
+            event = event.then(function, inputs, outputs, **QUICK)
+        return event
 
 
 @dataclass(frozen=True)
@@ -43,12 +54,14 @@ class Run(Generic[Output]):
         results: of the first of them; of all, once the run has ended.
         seconds: since its start.
         state: in words.
+        others: whose runs take turns with this one, or before its first turn those who are ahead of it.
     """
 
     documents: Sequence[Document]
     results: list[Output] = field(default_factory=list)
     seconds: float = 0.0
     state: str = "Reading"
+    others: int = 0
 
     @property
     def ended(self) -> bool:
@@ -62,7 +75,10 @@ class Run(Generic[Output]):
         """
         total, done = len(self.documents), len(self.results)
         texts = counted(total, "text") if self.ended else f"{done:,} of {counted(total, 'text')}"
-        facts = [found, texts if total > 1 else "", f"{self.seconds:.1f} s"]
+        others = f"{self.others:,} before you"
+        if self.state != "Waiting":
+            others = f"in turns with {counted(self.others, 'other')}"
+        facts = [found, texts if total > 1 else "", f"{self.seconds:.1f} s", others if self.others else ""]
         words = html.escape(" · ".join(filter(None, facts)))
         bar = "" if self.ended else progress_bar(done, total, "Texts done")
         return status("Finished" if self.ended else self.state, bar + words)
@@ -72,6 +88,7 @@ def label_all(
     model: LazyModel[Model],
     documents: Sequence[Document],
     label: Callable[[Model, list[str], OnProgress], list[Output]],
+    done: Sequence[Output] = (),
 ) -> Generator[Run[Output], None, None]:
     """Label documents in a thread, looking up often enough for Stop to act within one step of the model.
 
@@ -79,6 +96,7 @@ def label_all(
 
     Args:
         label: given the model, some texts, and what to call as it goes.
+        done: results of the first documents, from a run before.
 
     Yields:
         The run so far, several times a second and once at the end.
@@ -86,28 +104,34 @@ def label_all(
     Raises:
         Stopping: the model was closed.
     """
-    stopped = Event()
+    stopped, begun, ticket = Event(), Event(), Event()
     start = time.perf_counter()
-    results: list[Output] = []
+    results = list(done)
 
     def progress(done: int, total: int) -> None:
         if stopped.is_set():
             raise _Stopped
 
     def work(texts: list[str]) -> list[Output]:
-        with model.turn() as loaded:
+        with model.turn(ticket) as loaded:
+            begun.set()
             progress(0, len(texts))
             return label(loaded, texts, progress)
 
+    def so_far() -> Run[Output]:
+        waits = not begun.is_set() and model.line.ahead(ticket) > 0
+        state = "Waiting" if waits else "Reading" if model.loaded else f"Loading {model.name}"
+        others = model.line.ahead(ticket) if waits else max(0, len(model.line) - 1)
+        return Run(documents, list(results), time.perf_counter() - start, state, others)
+
     pool = ThreadPoolExecutor(1)
     try:
-        for texts in _chunks(documents):
-            state = f"Loading {model.name}" if model.loaded is None else "Reading"
+        for texts in _chunks(documents[len(results) :]):
             future = pool.submit(work, texts)
             while not future.done():
                 if model.closed.is_set():
                     raise Stopping
-                yield Run(documents, list(results), time.perf_counter() - start, state)
+                yield so_far()
                 wait([future], _TICK)
             results += future.result()
     finally:

@@ -8,7 +8,7 @@ _PAGE = assets() / "page.js"
 
 # The value of an HTML component drawn by a function, and what listens to its elements once they are there.
 COMPLETIONS = "${biogpt.completions(value)}"
-COMPLETIONS_EVENTS = "biogpt.listenToTokens(element, trigger)"
+COMPLETIONS_EVENTS = "biogpt.listenToTokens(element, trigger, props, watch)"
 ALTERNATIVES_EVENTS = "biogpt.listenToAlternatives(element, trigger)"
 ATTENTION = "${biogpt.attention(value)}"
 ATTENTION_EVENTS = "biogpt.listenToAttention(element, props, watch)"

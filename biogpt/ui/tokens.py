@@ -15,7 +15,7 @@ def _sample_shown(sample: Sample) -> dict[str, Any]:
         return {"pieces": [html.escape(sample.text)], "percents": [-1], "end": ""}
     starts = [0, *sample.ends]
     pieces = [html.escape(sample.text[start:end]) for start, end in zip(starts, sample.ends, strict=False)]
-    percents = [round(100 * math.exp(logprob)) for logprob in sample.logprobs]
+    percents = [-1 if math.isnan(p) else round(100 * math.exp(p)) for p in sample.logprobs]
     end = f'<span class="end">end of text, {percents[-1]} %</span>' if sample.finish_reason == "eos" else ""
     return {"pieces": pieces, "percents": percents, "end": end}
 
@@ -41,6 +41,8 @@ def choices(tokenizer: Tokenizer, samples: Sequence[Sample], sample: int, token:
     if not (0 <= sample < len(samples) and 0 <= token < len(samples[sample].ids)):
         return ""
     chosen = samples[sample]
+    if not chosen.alternatives[token]:
+        return ""
     title = html.escape(piece(tokenizer, chosen.ids[token]))
     items = []
     for rank, (other, logprob) in enumerate(chosen.alternatives[token]):

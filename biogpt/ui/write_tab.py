@@ -9,7 +9,7 @@ import gradio as gr
 
 from biogpt.generation.options import ON_PAGE, Setting, Slider
 from biogpt.serving.shelf import Shelf
-from biogpt.ui.runs import KEEP, PASSAGES, QUICK
+from biogpt.ui.runs import KEEP, PASSAGES, QUICK, Refresh
 from biogpt.ui.scripts import (
     ALTERNATIVES_EVENTS,
     ATTENTION,
@@ -21,7 +21,7 @@ from biogpt.ui.scripts import (
 )
 from biogpt.ui.status import status
 from biogpt.ui.tokens import shown
-from biogpt.ui.writing import Draft, Writer, replaced
+from biogpt.ui.writing import Writer
 
 # The service shares each step among its requests, and keeps the line: more may be under way here than run
 # there.
@@ -47,6 +47,7 @@ PRESETS: dict[str, tuple[float, ...]] = {
     "Creative": (1.0, 0.95, 6, 1),
     "Beam": (0.0, 1.0, 4, 4),
 }
+_COPY = "the browser lets no page copy here: the text is selected, press Ctrl + C (Cmd + C)"
 _MEAN = ("mean of all", 0)
 
 _HINT = (
@@ -65,6 +66,8 @@ class WriteTab:
     """The controls that a link holds, by the names of ``biogpt.ui.links``, and what shows their effect."""
 
     controls: dict[str, gr.components.Component]
+    work: gr.State
+    refresh: Refresh  # shows what was written again
     count: gr.HTML
     fit: Callable[[str, int], tuple[Any, ...]]
     fitted: list[gr.components.Component]  # what ``fit`` of a model's name and a length gives values for
@@ -96,14 +99,14 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
         model: the name of the visitor's model.
     """
     writer = Writer(shelf)
-    undo_list, draft = gr.State([], time_to_live=KEEP), gr.State(None, time_to_live=KEEP)
+    work = gr.State(None, time_to_live=KEEP)
     with gr.Row(elem_classes="columns"):
         with gr.Column(elem_classes="work"):
             parts = _lay_out()
         with gr.Column(elem_classes="settings"):
-            settings = _settings(draft)
-    _connect_runs(writer, parts, model, draft, undo_list, list(settings.values()))
-    _connect_rest(writer, parts, model, draft, undo_list)
+            settings = _settings(work)
+    _connect_runs(writer, parts, model, work, list(settings.values()))
+    _connect_rest(writer, parts, model, work)
     gr.api(writer.endpoint(), api_name="generate", **TOGETHER)
 
     def fit(name: str, length: int) -> tuple[Any, ...]:
@@ -121,7 +124,8 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     model.change(fit, [model, settings["length"]], fitted, **QUICK).then(
         writer.count, [model, parts.text], parts.count, **QUICK
     )
-    return WriteTab({"text": parts.text, **settings}, parts.count, fit, fitted, writer.count)
+    refresh = Refresh([(writer.recall, [parts.text, work], _written(parts, work))])
+    return WriteTab({"text": parts.text, **settings}, work, refresh, parts.count, fit, fitted, writer.count)
 
 
 def _lay_out() -> _Parts:
@@ -144,6 +148,7 @@ def _lay_out() -> _Parts:
             "continue": gr.Button("Continue", elem_id="continue"),
             "regenerate": gr.Button("Regenerate", elem_id="regenerate"),
             "undo": gr.Button("Undo", elem_id="undo"),
+            "redo": gr.Button("Redo", elem_id="redo"),
             "copy": gr.Button("Copy", elem_id="copy"),
         }
     line = gr.HTML(status("Ready"), elem_id="status")
@@ -174,19 +179,19 @@ def _lay_out() -> _Parts:
     return _Parts(text, count, typed, actions, line, examples, view, alternatives, layer, head, look, looked)
 
 
+def _written(parts: _Parts, work: gr.State) -> list[Any]:
+    """What ``Writer.write`` yields values of."""
+    return [parts.text, parts.view, parts.status, work, parts.count]
+
+
 def _connect_runs(
-    writer: Writer,
-    parts: _Parts,
-    model: gr.State,
-    draft: gr.State,
-    undo_list: gr.State,
-    settings: list[Any],
+    writer: Writer, parts: _Parts, model: gr.State, work: gr.State, settings: list[Any]
 ) -> None:
     """What writes, and Stop."""
 
     def in_session(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        def handler(request: gr.Request, draft: Draft | None, *values: Any) -> Iterator[Any]:
-            yield from run(*values, draft=draft, session=request.session_hash)
+        def handler(request: gr.Request, *values: Any) -> Iterator[Any]:
+            yield from run(*values, session=request.session_hash)
 
         return handler
 
@@ -194,22 +199,22 @@ def _connect_runs(
         yield from writer.branch(*values, event=event, session=request.session_hash)
 
     actions = parts.actions
-    buttons = [actions[name] for name in ("generate", "continue", "regenerate", "undo", "stop")]
+    buttons = [actions[name] for name in ("generate", "continue", "regenerate", "undo", "redo", "stop")]
     clicks = Buttons("write", len(buttons), cleared=1)
-    given = [parts.text, undo_list, *settings]
+    given = [parts.text, work, *settings]
     runs: list[Any] = []
     for listen, run, inputs in (
-        (actions["generate"].click, in_session(writer.write), [draft, model, *given]),
-        (actions["continue"].click, in_session(writer.write), [draft, model, *given]),
-        (actions["regenerate"].click, in_session(writer.rewrite), [draft, model, *given]),
-        (parts.alternatives.select, on_branch, [draft, *given]),
+        (actions["generate"].click, in_session(writer.write), [model, *given]),
+        (actions["continue"].click, in_session(writer.write), [model, *given]),
+        (actions["regenerate"].click, in_session(writer.rewrite), [model, *given]),
+        (parts.alternatives.select, on_branch, given),
     ):
         # The alternatives are those of the text before.
         listen(None, None, [parts.alternatives, *buttons], js=clicks.begun)
         event = listen(
             run,
             inputs,
-            [parts.text, parts.view, parts.status, draft, undo_list, parts.count],
+            _written(parts, work),
             show_progress="minimal",
             show_progress_on=parts.status,
             api_visibility="private",
@@ -221,38 +226,38 @@ def _connect_runs(
     stop = actions["stop"]
     stop.click(None, None, None, js=clicks.stop)
     # The status comes after the cancelling, or else a last token could write over it.
-    stop.click(None, cancels=runs).then(writer.stopped, draft, parts.status, **QUICK).then(
-        None, None, buttons, js=clicks.stopped
-    )
+    stop.click(None, cancels=runs).then(
+        writer.stopped, [parts.text, work], _written(parts, work), **QUICK
+    ).then(None, None, buttons, js=clicks.stopped)
 
 
-def _connect_rest(
-    writer: Writer, parts: _Parts, model: gr.State, draft: gr.State, undo_list: gr.State
-) -> None:
+def _connect_rest(writer: Writer, parts: _Parts, model: gr.State, work: gr.State) -> None:
     """What changes the text, or shows something of it, and writes nothing."""
-    text, undo, copy = parts.text, parts.actions["undo"], parts.actions["copy"]
+    text, copy = parts.text, parts.actions["copy"]
+    both, written = [text, work], _written(parts, work)
 
     def then_count(event: Any) -> None:
         event.then(writer.count, [model, text], parts.count, **QUICK)
 
-    undo.click(None, None, parts.alternatives, js=script("given", ""))
-    undone = [text, parts.view, parts.status, draft, undo_list, parts.count]
-    then_count(undo.click(writer.undo, [text, undo_list], undone, **QUICK))
-    copy.click(None, text, None, js=script("copyText")).then(
-        lambda: status("Copied"), None, parts.status, **QUICK
-    )
-    parts.view.select(writer.choose, draft, parts.alternatives, **QUICK)
-    parts.view.submit(writer.keep, draft, [text, parts.view, draft], **QUICK)
+    changes: list[tuple[Any, Callable[..., Any]]] = [
+        (parts.actions["undo"].click, writer.undo),
+        (parts.actions["redo"].click, writer.redo),
+        (parts.view.submit, writer.keep),
+    ]
     for button, prompt in zip(parts.examples, EXAMPLES.values(), strict=True):
-        both = [text, undo_list]
-        then_count(button.click(partial(replaced, prompt), both, both, **QUICK))
+        changes.append((button.click, partial(writer.replaced, prompt)))
+    for listen, change in changes:
+        listen(None, None, parts.alternatives, js=script("given", ""))
+        then_count(listen(change, both, written, **QUICK))
+    copy.click(None, text, parts.status, js=script("copyText", status("Copied"), status("Not copied", _COPY)))
+    parts.view.select(writer.choose, work, parts.alternatives, **QUICK)
     parts.typed.click(writer.count, [model, text], parts.count, trigger_mode="always_last", **QUICK)
     for listen in (parts.look.click, parts.layer.input, parts.head.input):
         inputs = [model, text, parts.layer, parts.head]
         listen(writer.attention, inputs, parts.looked, api_visibility="private", **PASSAGES)
 
 
-def _settings(draft: gr.State) -> dict[str, gr.Slider | gr.Textbox]:
+def _settings(work: gr.State) -> dict[str, gr.Slider | gr.Textbox]:
     """Lay the settings out; returns their controls in the order of ``ON_PAGE``, by their names in links."""
     preset = gr.Radio(
         list(PRESETS),
@@ -267,8 +272,8 @@ def _settings(draft: gr.State) -> dict[str, gr.Slider | gr.Textbox]:
         reuse = gr.Button("Reuse the last seed", size="sm")
 
     reuse.click(
-        lambda last: gr.skip() if last is None else str(last.status.seed),
-        draft,
+        lambda last: str(last.draft.status.seed) if last and last.draft else gr.skip(),
+        work,
         controls["seed"],
         **QUICK,
     )

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, Signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -26,6 +26,8 @@ _LOOK = 0.25  # seconds between looks at a request that waits in line, so that S
 _SINGLY = 24  # tokens that come one by one; only the first one while others write, too
 _PACE = 1 / 15  # seconds between later updates, at least
 _UPDATES = 40  # a second, for all who write together
+
+VERSIONS = 50  # that Undo brings back
 
 _FINISHED = {
     "eos": "Finished: end of text",
@@ -47,9 +49,6 @@ Returns:
     text: all of the completion so far, the prompt left out; tokens: its length; seed: gives the same text
     again; finish_reason: null until the last update, then "eos", "length" or "stop".
 """
-
-# Before and after: the text as it was, and what was then given to the model; a branch lets them differ.
-Undo = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,8 @@ class WritingStatus:
     seed: int | None
 
     def line(self) -> str:
+        if not self.limit:
+            return status(self.state)
         facts = [f"{self.positions:,} of {self.limit:,} positions"]
         if self.tokens > 1:
             facts.append(f"{(self.tokens - 1) / self.rest:,.0f} tokens/s")
@@ -87,7 +88,8 @@ class Draft:
 
     Attributes:
         model: its name.
-        prompt: what the model was given.
+        prompt: what is before the samples.
+        given: what the model was given: the prompt, and what of the samples is of runs before.
         samples: as many as were asked for.
         status: of the run.
 
@@ -96,8 +98,50 @@ class Draft:
 
     model: str
     prompt: str
+    given: str
     samples: list[Sample]
     status: WritingStatus
+
+    def texts(self) -> list[str]:
+        """What the textbox may hold of it."""
+        return [self.prompt + sample.text for sample in self.samples] + [self.given] * (len(self.samples) > 1)
+
+    @property
+    def text(self) -> str:
+        """What the textbox holds when the run has ended."""
+        return self.given if len(self.samples) > 1 else self.prompt + self.samples[0].text
+
+    def before(self) -> "Draft":
+        """What the run went on with."""
+        sample = self.samples[0]
+        return replace(self, samples=[sample.cut(sample.known, sample.base)])
+
+
+def opened(model: str, text: str, given: int) -> Draft:
+    """A text that was opened from a link, whose first characters were given; its tokens are not known."""
+    seen = WritingStatus("Opened from a link", 0, 0, 0, 0.0, 0.0, None)
+    return Draft(model, text[:given], text[:given], [Sample([], text[given:])], seen)
+
+
+class Version(NamedTuple):
+    """A text that was on the screen, and the draft that it came from."""
+
+    text: str
+    draft: Draft | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a visitor has written, and what Undo and Redo bring back, the nearest one last."""
+
+    draft: Draft | None = None
+    past: tuple[Version, ...] = ()
+    future: tuple[Version, ...] = ()
+
+    def then(self, before: Version, draft: Draft | None) -> "Work":
+        """With a new text on the screen, which Undo takes back."""
+        kept = () if before.text == "" else (before,)
+        return Work(draft, (*self.past, *kept)[-VERSIONS:])
 
 
 class _Run:
@@ -109,6 +153,7 @@ class _Run:
         prompt: what it continues.
         options: as asked for; fewer tokens are made where the model has no room for so many.
         start: ``time.perf_counter()`` when it was asked for.
+        earlier: the draft whose text the prompt is, whose tokens stay known.
 
     Attributes:
         prompt: what it continues.
@@ -123,26 +168,26 @@ class _Run:
         prompt: Prompt,
         options: GenerationOptions,
         start: float,
+        earlier: Draft | None = None,
     ) -> None:
         self._is_cut = 1 <= prompt.room < options.max_new_tokens
         self.options = replace(options, max_new_tokens=prompt.room) if self._is_cut else options
         self._generator = generator
         self.prompt = prompt
         self._start = self._first = start
-        samples = [Sample([]) for _ in range(options.num_return_sequences)]
         limit = prompt.length + prompt.room
         self.draft = Draft(
             model,
+            prompt.text if earlier is None else earlier.prompt,
             prompt.text,
-            samples,
+            options.num_return_sequences * [Sample([]) if earlier is None else earlier.samples[0]],
             WritingStatus("Writing", prompt.length, limit, 0, 0.0, 0.0, options.seed),
         )
 
     def begin(self, prompt: Prompt) -> None:
         """Take in how the service reads the prompt: it may open the last word."""
         self.prompt = prompt
-        for sample in self.draft.samples:
-            sample.context = list(prompt.ids)
+        self.draft.samples = [sample.going_on(prompt.ids) for sample in self.draft.samples]
 
     def add(self, steps: Sequence[Step]) -> None:
         """Take steps in: one at least."""
@@ -154,10 +199,9 @@ class _Run:
             sample.add(step) if self.options.num_beams == 1 else sample.replace(step)
         last = steps[-1]
         if self.options.num_beams > 1 and last.finish_reason:
-            samples[0] = self._generator.run(partial(scored, self._generator, self.prompt.text, last.text))
-            samples[0].finish_reason = last.finish_reason
+            self.draft.samples = [_read_back(self._generator, self.draft)]
         tokens = before.tokens + len(steps)
-        longest = tokens if len(samples) == 1 else max(len(sample.ids) for sample in samples)
+        longest = tokens if len(samples) == 1 else max(len(sample.ids) - sample.known for sample in samples)
         self.draft.status = replace(
             before,
             state=self._state(last),
@@ -176,10 +220,8 @@ class _Run:
 
     def shown(self) -> tuple[str, dict[str, Any], str, str]:
         """Text, view, status and count; several samples are in the view alone."""
-        samples, said = self.draft.samples, self.draft.status
-        completion = samples[0].text if len(samples) == 1 else ""
-        text = self.prompt.text
-        return text + completion, shown(text, samples), said.line(), _count(said.positions, said.limit)
+        said = self.draft.status
+        return self.draft.text, _view(self.draft), said.line(), _count(said.positions, said.limit)
 
 
 class Writer:
@@ -192,25 +234,24 @@ class Writer:
         self,
         model: str,
         text: str,
-        undo: Undo,
+        work: Work | None,
         *settings: Any,
-        draft: Draft | None = None,
-        before: str | None = None,
+        before: Version | None = None,
         session: Hashable = None,
     ) -> Iterator[tuple[Any, ...]]:
         """Continue the text.
 
         Args:
             model: name of the one to write with.
+            work: whose draft goes on where the text is the draft's.
             settings: values of the page's controls, in their order.
-            draft: of the last run; where the text is its own, it goes on as one run would.
-            before: the text that Undo brings back, when it is another one.
+            before: what Undo brings back, when it is not the text.
             session: whose text it is, for the reuse of prompts.
 
         Yields:
-            Text, view, status, draft, undo list and count, as tokens come. A refusal changes the status
-            alone.
+            Text, view, status, work and count, as tokens come. A refusal changes the status alone.
         """
+        work = work or Work()
         try:
             options = replace(_options(settings).with_seed(), top_logprobs=ALTERNATIVES)
             start = time.perf_counter()
@@ -218,97 +259,120 @@ class Writer:
                 if generator is None:
                     yield _only_status(status("Loading", html.escape(title(model))))
             assert generator is not None
-            prompt = _continued(generator, model, text, draft) or _encoded(generator, text)
-            run = _Run(model, generator, prompt, options, start)
+            earlier = _goes_on(work, model, text)
+            prompt = _continued(generator, text, earlier) or _encoded(generator, text)
+            run = _Run(model, generator, prompt, options, start, earlier)
             stream = generator.stream(run.prompt, run.options, session)
             run.begin(stream.prompt)
             with closing(_groups(stream)) as groups:
                 # A Stop before the first token must not report the run before this one.
-                yield _only_status(status("Reading the prompt"), draft=None)
-                once: tuple[Any, Any] = run.draft, [*undo, (text if before is None else before, text)]
+                written = work.then(before or Version(text, work.draft), run.draft)
+                yield _only_status(status("Reading the prompt"), work=written)
                 for group in groups:
                     if isinstance(group, int):
                         yield _only_status(status("Waiting", f"{group} in line"))
                         continue
                     run.add(group)
                     *shown_now, count = run.shown()
-                    yield (*shown_now, *once, count)
-                    once = gr.skip(), gr.skip()  # Gradio spends time on what it is given
+                    yield (*shown_now, gr.skip(), count)  # Gradio spends time on what it is given
         except REFUSALS as error:
             yield _only_status(_refusal(error))
 
     def rewrite(
-        self,
-        model: str,
-        text: str,
-        undo: Undo,
-        *settings: Any,
-        draft: Draft | None = None,
-        session: Hashable = None,
+        self, model: str, text: str, work: Work | None, *settings: Any, session: Hashable = None
     ) -> Iterator[tuple[Any, ...]]:
-        """Take the last completion back and write another; without one, continue the text.
-
-        Where the reader has changed the completion, Undo brings that back first.
-        """
-        before = None
-        if _completed(text, undo):
-            (before, prompt), rest = undo[-1], undo[:-1]
-            if draft is not None and text not in (
-                draft.prompt,
-                *(draft.prompt + sample.text for sample in draft.samples),
-            ):
-                before, rest = text, undo
-            text, undo = prompt, rest
-        yield from self.write(model, text, undo, *settings, before=before, session=session)
+        """Write another completion in place of the last one; without one, continue the text."""
+        before, draft = None, work.draft if work else None
+        if work is not None and draft is not None and text.startswith(draft.given):
+            before = Version(text, draft)
+            text, work = draft.given, replace(work, draft=draft.before())
+        yield from self.write(model, text, work, *settings, before=before, session=session)
 
     def branch(
-        self,
-        draft: Draft | None,
-        text: str,
-        undo: Undo,
-        *settings: Any,
-        event: gr.EventData,
-        session: Hashable = None,
+        self, text: str, work: Work | None, *settings: Any, event: gr.EventData, session: Hashable = None
     ) -> Iterator[tuple[Any, ...]]:
         """Continue from a token of the draft with another in its place; ``event`` says which."""
         try:
-            if draft is None:
+            draft = work.draft if work else None
+            if work is None or draft is None:
                 raise ValueError("That text is gone: generate again")
-            sample = draft.samples[event.sample]
-            other = sample.alternatives[event.token][event.rank][0]
-            generator = self.shelf.take(draft.model)
-            prompt = draft.prompt + generator.run(partial(branched, generator, sample, event.token, other))
+            sample, generator = draft.samples[event.sample], self.shelf.take(draft.model)
+            branch = generator.run(partial(branched, generator, sample, event.token, event.rank))
         except REFUSALS as error:
             yield _only_status(_refusal(error))
             return
         except (IndexError, AttributeError):
             yield _only_status(_refusal(ValueError("That token is gone: choose another")))
             return
-        yield from self.write(draft.model, prompt, undo, *settings, before=text, session=session)
+        before, work = Version(text, draft), replace(work, draft=replace(draft, samples=[branch]))
+        prompt = draft.prompt + branch.text
+        yield from self.write(draft.model, prompt, work, *settings, before=before, session=session)
 
-    def choose(self, draft: Draft | None, event: gr.EventData) -> str:
+    def choose(self, work: Work | None, event: gr.EventData) -> str:
         """The alternatives of the token that was chosen."""
+        draft = work.draft if work else None
         if draft is None:
             return ""
         return choices(self.shelf.take(draft.model).tokenizer, draft.samples, event.sample, event.token)
 
-    def keep(self, draft: Draft | None, event: gr.EventData) -> tuple[Any, ...]:
-        """Make one of several samples the text: text, view and draft."""
-        if draft is None or not 0 <= event.sample < len(draft.samples):
-            return gr.skip(), gr.skip(), gr.skip()
-        sample = draft.samples[event.sample]
-        return draft.prompt + sample.text, shown(draft.prompt, [sample]), replace(draft, samples=[sample])
+    def keep(self, text: str, work: Work | None, event: gr.EventData) -> tuple[Any, ...]:
+        """Make one of several samples the text: what ``write`` yields."""
+        draft = work.draft if work else None
+        if work is None or draft is None or not 0 <= event.sample < len(draft.samples):
+            return _only_status(status("That sample is gone"))
+        kept = replace(draft, samples=[draft.samples[event.sample]])
+        return _brought(Version(kept.text, kept), "Taken", work.then(Version(text, draft), kept))
 
-    def undo(self, text: str, undo: Undo) -> tuple[Any, ...]:
-        """Take the last completion back: what ``write`` yields."""
-        if not _completed(text, undo):
+    def undo(self, text: str, work: Work | None) -> tuple[Any, ...]:
+        """Bring back the text before the last change, or the completion before it was edited."""
+        work = work or Work()
+        edited = work.draft is not None and text not in work.draft.texts()
+        if not edited and not work.past:
             return _only_status(status("Nothing to undo"))
-        before = undo[-1][0]
-        return before, shown(before, []), status("Undone"), None, undo[:-1], gr.skip()
+        version = Version(work.draft.text, work.draft) if edited and work.draft else work.past[-1]
+        past = work.past if edited else work.past[:-1]
+        future = (*work.future, Version(text, work.draft))[-VERSIONS:]
+        return _brought(version, "Undone", Work(version.draft, past, future))
 
-    def stopped(self, draft: Draft | None) -> str:
-        """The status after Stop."""
-        return status("Stopped") if draft is None else replace(draft.status, state="Stopped").line()
+    def redo(self, text: str, work: Work | None) -> tuple[Any, ...]:
+        """Bring back what Undo took."""
+        if work is None or not work.future:
+            return _only_status(status("Nothing to redo"))
+        *future, version = work.future
+        past = (*work.past, Version(text, work.draft))[-VERSIONS:]
+        return _brought(version, "Redone", Work(version.draft, past, tuple(future)))
+
+    def replaced(self, prompt: str, text: str, work: Work | None) -> tuple[Any, ...]:
+        """A prompt in place of the text, which Undo brings back."""
+        work = work or Work()
+        if text == prompt and work.draft is None:
+            return _only_status(gr.skip())
+        return _brought(Version(prompt, None), "Ready", work.then(Version(text, work.draft), None))
+
+    def stopped(self, text: str, work: Work | None) -> tuple[Any, ...]:
+        """What there is after Stop, or when the page is there again: what ``write`` yields."""
+        draft = work.draft if work else None
+        if work is None or draft is None:
+            return _only_status(status("Stopped"))
+        if draft.status.limit and draft.status.tokens == 0:
+            version = work.past[-1] if work.past else Version(text, None)
+            return _brought(version, "Stopped", Work(version.draft, work.past[:-1]))
+        sample = draft.samples[0]
+        if sample.finish_reason is None and len(sample.text) > (sample.ends or [0])[-1]:
+            draft.samples = [_read_back(self.shelf.take(draft.model), draft)]
+        draft.status = replace(draft.status, state="Stopped")
+        count = _count(draft.status.positions, draft.status.limit)
+        return draft.text, _view(draft), draft.status.line(), gr.skip(), count
+
+    def recall(self, text: str, work: Work | None) -> tuple[Any, ...]:
+        """What to show of a text when the page is there again, or was opened from a link."""
+        draft = work.draft if work else None
+        if draft is None:
+            return _only_status(gr.skip())
+        cut_off = any(sample.finish_reason is None for sample in draft.samples) and draft.status.limit
+        if cut_off and draft.text.startswith(text):
+            return self.stopped(text, work)
+        return gr.skip(), _view(draft), draft.status.line(), gr.skip(), gr.skip()
 
     def count(self, model: str, text: str) -> str:
         """How much of the model's positions a text takes."""
@@ -405,15 +469,28 @@ def _encoded(generator: TextGenerator, text: str) -> Prompt:
     return generator.prompt(text)
 
 
-def _continued(generator: TextGenerator, model: str, text: str, draft: Draft | None) -> Prompt | None:
-    """The prompt by the ids of the draft, where the text is all that these say and no more."""
+def _goes_on(work: Work, model: str, text: str) -> Draft | None:
+    """The draft with the one sample whose text this is, or of what that run went on with."""
+    draft = work.draft
     if draft is None or draft.model != model:
         return None
-    for sample in draft.samples:
-        complete = sample.is_made and sample.finish_reason != "stop" and not sample.held
-        if complete and sample.ids and text == draft.prompt + sample.text:
-            return generator.continued(text, [*sample.context, *sample.ids])
-    return None
+    samples = [*draft.samples, *draft.before().samples]
+    return next((replace(draft, samples=[s]) for s in samples if text == draft.prompt + s.text), None)
+
+
+def _continued(generator: TextGenerator, text: str, draft: Draft | None) -> Prompt | None:
+    """The prompt by the ids of the draft, where these say all of the text and no more."""
+    sample = draft.samples[0] if draft else Sample([])
+    is_known = sample.context and sample.is_made and sample.finish_reason != "stop" and not sample.held
+    return generator.continued(text, [*sample.context, *sample.ids]) if is_known else None
+
+
+def _read_back(generator: TextGenerator, draft: Draft) -> Sample:
+    """The text of a beam search, which tells nothing of its tokens: they are read once more."""
+    [sample] = draft.samples
+    read = generator.run(partial(scored, generator, draft.prompt, sample.text))
+    known = sum(end <= len(sample.base) for end in read.ends)
+    return replace(read, base=sample.base, known=known, finish_reason=sample.finish_reason)
 
 
 def _groups(stream: Stream) -> Generator[list[Step] | int, None, None]:
@@ -463,19 +540,20 @@ def _read(row: Setting, value: Any) -> Any:
     return int(text) if text else None
 
 
-def _completed(text: str, undo: Undo) -> bool:
-    """Whether the text still is the last prompt and what follows it; a text typed anew is not taken back."""
-    return bool(undo) and text.startswith(undo[-1][1])
+def _view(draft: Draft) -> dict[str, Any]:
+    return shown(draft.prompt, draft.samples) | {"text": draft.text}
 
 
-def replaced(prompt: str, text: str, undo: Undo) -> tuple[str, Undo]:
-    """A prompt in place of the text, which Undo brings back."""
-    return prompt, undo if text in ("", prompt) else [*undo, (text, prompt)]
+def _brought(version: Version, state: str, work: Work) -> tuple[Any, ...]:
+    """A text that is on the screen again: what ``write`` yields."""
+    draft = version.draft
+    view = _view(draft) if draft else shown(version.text, []) | {"text": version.text}
+    return version.text, view, status(state), work, gr.skip()
 
 
-def _only_status(line: str, **changes: Any) -> tuple[Any, ...]:
-    """What ``write`` yields when nothing but the status changes, and the draft if it is given."""
-    return (gr.skip(), gr.skip(), line, changes.get("draft", gr.skip()), gr.skip(), gr.skip())
+def _only_status(line: Any, work: Any = None) -> tuple[Any, ...]:
+    """What ``write`` yields when nothing but the status changes, and what was written if it is given."""
+    return gr.skip(), gr.skip(), line, gr.skip() if work is None else work, gr.skip()
 
 
 def _count(taken: int, limit: int) -> str:
