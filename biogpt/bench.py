@@ -428,14 +428,8 @@ def _spare(streams: int) -> int:
 
 def _make_weights(task: str, config: BioGptConfig, folder: Path) -> None:
     torch.manual_seed(0)
-    shape = replace(
-        config,
-        id2label=None if task == "generate" else _LABELS,
-        problem_type=None,
-        bidirectional_layers=0,
-        word_encoder_size=0,
-        word_encoder_groups=(),
-    )
+    plain = config.with_new_head(None if task == "generate" else _LABELS)
+    shape = replace(plain, problem_type=None, bidirectional_layers=0)
     model = HEADS[task](shape)
     model.half().save_pretrained(folder)
 

@@ -202,6 +202,6 @@ def _with_whole(weights: dict[str, Tensor], whole: dict[str, Tensor], config: Bi
     ]
     if labels and labels[0] != config.num_labels:
         names = {index: f"LABEL_{index}" for index in range(labels[0])}
-        config = replace(config, id2label=names, word_encoder_size=0, word_encoder_groups=())
+        config = config.with_new_head(names)
     rows = whole[EMBEDDING].shape[0] if EMBEDDING in whole else config.vocab_size
     return replace(config, vocab_size=rows)

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -117,14 +116,9 @@ class PretrainedModel(Head):
             config = merge_adapter(folder, weights, config)
         _check_vocabulary(tokenizer_folder(folder), config)
         if labels is not None:
-            config = replace(
-                config,
-                id2label=_label_names(labels),
-                word_encoder_size=0,
-                word_encoder_groups=(),
-                label_chain=False,
-                read_layers=0,
-            )
+            config = config.with_new_head(_label_names(labels))
+        elif issubclass(cls, LanguageModel):
+            config = config.with_new_head(config.id2label)  # or what reads such a head would not be said
         with torch.device("meta"):
             model = cls(config)
         count = sum(parameter.numel() for parameter in model.biogpt.parameters())  # the same for all heads

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -24,6 +24,7 @@ _OWN = (  # unknown to other software
     "word_form_rows",
     "word_form_size",
 )
+_OF_A_HEAD = ("word_encoder_size", "word_encoder_groups", "label_chain", "read_layers")
 _AT_LEAST_ONE = (
     "vocab_size",
     "hidden_size",
@@ -200,6 +201,13 @@ class BioGptConfig:
     @property
     def num_labels(self) -> int:
         return len(self.labels)
+
+    def with_new_head(self, labels: dict[int, str] | None) -> "BioGptConfig":
+        """The same decoder below a plain head: what described the head is left out."""
+        plain: dict[str, Any] = {
+            field.name: field.default for field in fields(self) if field.name in _OF_A_HEAD
+        }
+        return replace(self, id2label=labels, **plain)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "BioGptConfig":
