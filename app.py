@@ -158,6 +158,8 @@ def main() -> None:
         end(page, CLIENTS, GRACE - CLIENTS)
         _leave()
 
+    # A process forked for one text on ZeroGPU is ended by a signal, too, and has nobody to tell.
+    os.register_at_fork(after_in_child=lambda: _on_signal(signal.SIG_DFL))
     _on_signal(told_to_end)
     try:
         allowed = options.allow_origin.split(",")
@@ -166,7 +168,7 @@ def main() -> None:
         parser.error(str(error))
 
 
-def _on_signal(handler: Callable[..., None]) -> None:
+def _on_signal(handler: Callable[..., None] | signal.Handlers) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
 

@@ -575,8 +575,8 @@ class Watched:
     @property
     def is_busy(self) -> bool:
         """Whether anything is written or read."""
-        locks = [model._lock for model in self.models] + [self.shelf.reading]
-        return self.engine.is_busy or any(lock.locked() for lock in locks)
+        lines = [model.line for model in self.models] + [self.shelf.reading]
+        return self.engine.is_busy or any(len(line) for line in lines)
 
 
 @pytest.fixture(scope="module")
