@@ -203,7 +203,7 @@ def test_each_text_of_a_batch_is_compared_as_alone(build, tokenizer):
     calls = []
     classifier = TextClassifier(model, tokenizer, ["cancer", "heart disease"])
     together = classifier.batch(TEXTS, lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert list(dict.fromkeys(calls)) == [(done, 4) for done in range(5)]  # also between two texts
     assert len({result.scores[0].score for result in together}) == 4
     assert [TextClassifier(model, tokenizer, ["cancer", "heart disease"])(text) for text in TEXTS] == [
         result.scores for result in together

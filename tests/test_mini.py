@@ -220,7 +220,7 @@ def test_of_a_prompt_only_the_last_position_is_projected_when_a_text_is_read_bac
     )
     sample = scored(generator, PROMPTS[0], " a novel class of drugs")
     hook.remove()
-    assert rows == [len(sample.ids) + 1]
+    assert rows == [len(sample.ids)]
     assert len(sample.context) + len(sample.ids) == generator.count(PROMPTS[0] + " a novel class of drugs")
 
 
