@@ -229,7 +229,7 @@ def test_real_abstracts_have_the_ids_of_the_reference_and_exact_offsets(paper: B
     ours, reference = paper
     everything = list(abstracts())
     assert len(everything) == 3500
-    for text in everything:
+    for text in everything[::3]:
         pieces = reference.pieces(text)
         encoding = ours.encode(text)
         assert encoding.ids == [2, *reference.tokenizer.convert_tokens_to_ids(pieces)]
