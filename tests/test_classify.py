@@ -120,9 +120,12 @@ def test_sentences_are_scored_as_the_text_up_to_their_end(build, tokenizer):
 def test_rows_of_sentences_read_each_once_with_context():
     pieces = [[10 * n + k for k in range(4)] for n in range(1, 9)] + [[7] * 20] + [[9, 9]]
     read = []
-    for ids, reads in sentence_rows(pieces, 20, 2):
+    for ids, first, reads, begins in sentence_rows(pieces, 20, 2):
         assert len(ids) <= 21
         assert ids[0] == 2
+        assert first == len(read)
+        whole = [ids[begin : at + 1] for begin, at in zip(begins, reads, strict=True)]
+        assert whole == pieces[first : first + len(reads)]
         read += [ids[at] for at in reads]
         if len(read) > 6 and ids[-1] not in (7, 9):  # a later row begins with sentences of the one before
             assert reads[0] > 4
@@ -146,6 +149,65 @@ def test_a_sentence_longer_than_the_model_is_read_by_its_end(build, tokenizer):
     with torch.no_grad():
         end = classifier.model(torch.tensor([[2, *pieces[-63:]]])).logits.softmax(-1)
     assert roles[1].score == pytest.approx(end.max().item(), abs=1e-5)
+
+
+def test_an_abstract_is_read_both_ways_whole_however_long(build, tokenizer):
+    """Windows are the decoder's alone: the layers above read the sentences of all of them."""
+    model = build(pooling="mean", sentence_encoder_size=4, label_chain=True)
+    torch.nn.init.normal_(model.chain.transitions)
+    classifier = TextClassifier(model, tokenizer)
+    for text in (" ".join(TEXTS[:2]), " ".join(TEXTS[:3] * 8)):
+        spans = sentence_spans(text)
+        pieces = [tokenizer.encode(text[a:b], special_tokens=False).ids for a, b in spans]
+        vectors = []
+        for ids, _, reads, begins in sentence_rows(pieces, 63, 2):
+            hidden = model.biogpt(torch.tensor([ids])).last_hidden_state[0]
+            for begin, read in zip(begins, reads, strict=True):
+                tokens = torch.nn.functional.layer_norm(hidden[begin : read + 1], (24,))
+                vectors.append(tokens.mean(dim=0))
+        scores = model.read(torch.stack(vectors), [len(spans)])
+        expected = model.chain.log_marginals(scores, [len(spans)]).exp()
+        found = classifier.sentences(text)
+        assert [role.label for role in found] == ["abc"[index] for index in expected.argmax(dim=1)]
+        assert [role.score for role in found] == pytest.approx(expected.amax(dim=1).tolist(), abs=1e-5)
+    assert len(vectors) > 20  # several windows
+
+
+def test_a_head_for_sentences_labels_no_text_as_a_whole(build, tokenizer):
+    classifier = TextClassifier(build(sentence_encoder_size=4), tokenizer)
+    with pytest.raises(ValueError, match=r"labels the sentences of an abstract.*--sentences"):
+        classifier("We studied aspirin.")
+
+
+def test_calibration_changes_scores_and_no_ranking_and_is_kept(build, tokenizer, tmp_path):
+    kinds = [
+        ("single_label_classification", {"pooling": "mean"}),
+        ("single_label_classification", {"sentence_encoder_size": 4, "label_chain": True}),
+        ("multi_label_classification", {}),
+    ]
+    for number, (problem, changes) in enumerate(kinds):
+        model = build(problem, **changes)
+        classifier = TextClassifier(model, tokenizer)
+        text, spans = TEXTS[2], [(0, 20), (21, len(TEXTS[2]))]
+        raw = classifier.sentence_probabilities(text, spans)
+        bias = 0.5 if classifier.multi_label else 0.0
+        model.config = replace(model.config, score_temperature=2.0, score_bias=bias)
+        model.save_pretrained(tmp_path / str(number))
+        tokenizer.save_pretrained(tmp_path / str(number))
+        kept = TextClassifier.from_pretrained(tmp_path / str(number), precision="float32")
+        scores = kept.sentence_probabilities(text, spans)
+        if classifier.multi_label:
+            expected = 1 / (1 + np.exp(-(np.log(raw / (1 - raw)) / 2 + 0.5)))
+        else:
+            expected = np.sqrt(raw) / np.sqrt(raw).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        assert np.abs(scores - raw).max() > 0.01
+        assert np.array_equal(np.argsort(scores, axis=1), np.argsort(raw, axis=1))
+        if not changes.get("sentence_encoder_size"):
+            assert [s.label for s in kept(text)] == [s.label for s in classifier(text)]
+            whole = by_label(kept(text))
+            model.config = replace(model.config, score_temperature=1.0, score_bias=0.0)
+            assert whole != pytest.approx(by_label(classifier(text)), abs=0.01)
 
 
 @pytest.mark.parametrize("span", [(-1, 3), (2, 2), (3, 2), (0, 10), (4, 5)])

@@ -1,13 +1,15 @@
 """BioGptConfig: what it reads from a checkpoint, what it refuses, what others read from it."""
 
 import json
+import math
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from biogpt.model.config import BioGptConfig
 
+MULTI_LABEL = "multi_label_classification"
 MICROSOFT_BIOGPT = {
     "activation_dropout": 0.0,
     "architectures": ["BioGptForCausalLM"],
@@ -70,7 +72,12 @@ def test_every_value_of_the_file_is_taken():
         "word_form_size": 4,
         "label_chain": True,
         "read_layers": 2,
-        "problem_type": "regression",
+        "pooling": "mean",
+        "pooling_size": 7,
+        "sentence_encoder_size": 6,
+        "score_temperature": 1.5,
+        "score_bias": 0.0,
+        "problem_type": "single_label_classification",
         "id2label": {"0": "O", "1": "B-Gene", "2": "B-Disease", "3": "B-Species"},
     }
     assert set(values) == {field.name for field in fields(BioGptConfig)}
@@ -178,7 +185,8 @@ def test_transformers_reads_to_dict():
     # The first is None, and absent from the reference's class; the others are ours, and unset.
     unset = {"classifier_dropout", "passage_copies", "bidirectional_layers", "label_piece"}
     unset |= {"word_encoder_size", "word_encoder_groups", "word_form_rows", "word_form_size"}
-    unset |= {"label_chain", "read_layers"}
+    unset |= {"label_chain", "read_layers", "pooling", "sentence_encoder_size"}
+    unset |= {"score_temperature", "score_bias", "pooling_size"}
     assert not unset & config.to_dict().keys()
     for field in fields(config):
         if field.name not in unset:
@@ -189,6 +197,7 @@ def test_transformers_reads_to_dict():
 
 def test_the_shape_of_a_word_encoder_is_written_whole():
     """Its table's rows are addresses: a default that changed later would read other words' rows."""
+    assert BioGptConfig(pooling="attention").to_dict()["pooling_size"] == 256
     written = BioGptConfig(word_encoder_size=8).to_dict()
     assert (written["word_form_rows"], written["word_form_size"]) == (8192, 32)
 
@@ -235,10 +244,39 @@ def test_a_config_cannot_be_changed():
         ({"passage_copies": 0}, "passage_copies is 0"),
         ({"bidirectional_layers": 25}, "bidirectional_layers is 25; expected 0 to num_hidden_layers, 24"),
         ({"label_piece": "middle"}, "label_piece is 'middle'; expected one of first, last"),
+        ({"pooling": "min"}, "pooling is 'min'; expected one of last, mean, attention"),
+        ({"pooling_size": 0}, "pooling_size is 0; expected at least 1"),
+        (
+            {"pooling": "attention", "sentence_encoder_size": 4},
+            "expected 'last' or 'mean' for sentences, or 0",
+        ),
+        ({"sentence_encoder_size": -1}, "sentence_encoder_size is -1; expected 0 or more"),
+        ({"sentence_encoder_size": 2**25}, "sentence_encoder_size is 33554432; expected at most"),
+        (
+            {"sentence_encoder_size": 4, "problem_type": MULTI_LABEL},
+            "expected single_label_classification: a sentence has one role",
+        ),
+        (
+            {"label_chain": True},
+            "word_encoder_size 0 and sentence_encoder_size 0; expected 1 or more for one",
+        ),
+        ({"score_temperature": 0}, "score_temperature is 0; expected more than 0"),
+        ({"score_temperature": math.inf}, "score_temperature is inf; expected more than 0, and finite"),
+        (
+            {"score_bias": math.nan, "problem_type": MULTI_LABEL},
+            "score_bias is nan; expected a finite number",
+        ),
+        ({"score_bias": 0.5}, "score_bias is 0.5 and problem_type None; expected 0"),
     ],
 )
 def test_fields_of_our_own_are_checked_and_come_back(changes, message):
     with pytest.raises(ValueError, match=message):
         BioGptConfig(**changes)
-    config = BioGptConfig(passage_copies=2, bidirectional_layers=3, label_piece="last")
-    assert BioGptConfig.from_dict(config.to_dict()) == config
+    for config in (
+        BioGptConfig(passage_copies=2, bidirectional_layers=3, label_piece="last"),
+        BioGptConfig(sentence_encoder_size=4, label_chain=True, score_temperature=1.7),
+        BioGptConfig(pooling="attention", problem_type=MULTI_LABEL, score_temperature=0.5, score_bias=-0.3),
+    ):
+        assert BioGptConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    plain = replace(config.with_new_head({0: "a", 1: "b"}), problem_type=None)
+    assert plain == BioGptConfig(id2label={0: "a", 1: "b"})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -227,6 +228,140 @@ def test_roles_of_sentences_through_the_command_line(base, tmp_path):
     classifier = TextClassifier.from_pretrained(tmp_path / "run" / "best", precision="float32")
     roles = classifier.sentences("We asked. We counted cells. Cells died.")
     assert [role.label for role in roles] == ["AIM", "METHOD", "RESULT"]
+
+
+def test_roles_that_hang_on_what_follows_need_a_sentence_encoder(base, tmp_path):
+    """The same first sentence is an aim before one sentence, and background before another."""
+    numbers = range(12)
+    (tmp_path / "a.txt").write_text(
+        "".join(
+            f"###{n}a\nAIM\tWe asked {n}.\nMETHOD\tCells grew.\n\n"
+            f"###{n}b\nBACKGROUND\tWe asked {n}.\nRESULT\tMice died.\n\n"
+            for n in numbers
+        )
+    )
+    command = ["train", "classify", "--sentences", "--model", str(base), "--device", "cpu", "--lr", "1e-2"]
+    files = ["--train", str(tmp_path / "a.txt"), "--dev", str(tmp_path / "a.txt")]
+    often = ["--epochs", "25", "--frozen-epochs", "25", "--editions", "1", "--arithmetic", "float32"]
+    encoder = ["--sentence-encoder", "16", "--pooling", "mean", "--read-layers", "1"]
+    accuracy = {}
+    for name, more in (("plain", []), ("encoder", encoder)):
+        assert main([*command, *files, *often, *more, "--out", str(tmp_path / name)]) == 0
+        accuracy[name] = json.loads((tmp_path / name / "best/metrics.json").read_text())["dev"]["accuracy"]
+    assert accuracy["plain"] <= 0.75  # half of the first sentences at best
+    assert accuracy["encoder"] == 1
+    best = tmp_path / "encoder" / "best"
+    config = json.loads((best / "config.json").read_text())
+    assert (config["sentence_encoder_size"], config["label_chain"], config["pooling"]) == (
+        16,
+        True,
+        "mean",
+    )
+    assert not [key for key in load_file(best / "model.safetensors") if key.startswith("biogpt.")]
+    classifier = TextClassifier.from_pretrained(best, precision="float32")
+    for second, roles in (("Cells grew.", ["AIM", "METHOD"]), ("Mice died.", ["BACKGROUND", "RESULT"])):
+        assert [role.label for role in classifier.sentences(f"We asked 5. {second}")] == roles
+    assert (
+        main([*command, *files, "--out", str(tmp_path / "b"), "--sentence-encoder", "4", "--balanced"]) == 1
+    )
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_calibration_through_the_command_line(base, tmp_path, capsys, multi_label):
+    """A head too sure of itself, on labels of which a third are wrong, is told to be less so."""
+    words = {"spread": "Tumours invade and spread.", "vessels": "Vessels grow towards tumours."}
+    rows = [f"{label}\t{text}" for label, text in words.items()]
+    (tmp_path / "train.tsv").write_text("\n".join(rows * 8) + "\n")
+    wrong = [f"{label}\t{text}" for label, text in zip(words, reversed(words.values()), strict=True)]
+    (tmp_path / "dev.tsv").write_text("\n".join(rows * 6 + wrong * 3) + "\n")
+    kind = ["--multi-label"] if multi_label else []
+    train = ["train", "classify", "--model", str(base), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    often = ["--epochs", "32", "--lr", "5e-3", "--arithmetic", "float32"]
+    assert main([*train, "--train", str(tmp_path / "train.tsv"), *often, *kind]) == 0
+    best = tmp_path / "run" / "best"
+    texts = list(words.values())
+    before = TextClassifier.from_pretrained(best, precision="float32").batch(texts)
+    fit = ["train", "calibrate", str(tmp_path / "dev.tsv"), "--device", "cpu", "--precision", "float32"]
+    shares = []
+    for _ in range(2):  # done again, it starts from what the head says without the first calibration
+        capsys.readouterr()
+        assert main([*fit, "--model", str(best), *kind]) == 0
+        said = re.fullmatch(
+            r"temperature (\S+?)(?:, bias (\S+))?; .* (\S+) before, (\S+) after\n", capsys.readouterr().out
+        )
+        assert float(said[3]) > 0.1 > 0.05 > float(said[4])
+        assert bool(said[2]) == multi_label
+        config = json.loads((best / "config.json").read_text())
+        assert config["score_temperature"] == float(said[1]) > 1.2
+        after = TextClassifier.from_pretrained(best, precision="float32").batch(texts)
+        shares.append([result.scores[0].score for result in after])
+    assert shares[0] == pytest.approx(shares[1], abs=1e-3)
+    assert shares[0] == pytest.approx([2 / 3] * 2, abs=0.05)
+    for one, other in zip(before, after, strict=True):
+        assert [score.label for score in one.scores] == [score.label for score in other.scores]
+    assert main(["evaluate", "classify", str(tmp_path / "dev.tsv"), "--model", str(best), *kind]) == 0
+    assert float(re.search(r"calibration error (\S+)", capsys.readouterr().out)[1]) < 0.05
+    assert main([*fit, "--model", "mini-hoc-of-nobody", *kind]) == 1
+    (tmp_path / "sure.tsv").write_text("\n".join(rows) + "\n")
+    fit[2] = str(tmp_path / "sure.tsv")
+    kept = (best / "config.json").read_bytes()
+    assert main([*fit, "--model", str(best), *kind]) == 1
+    assert "calibrate on more texts that it was not trained on" in capsys.readouterr().err
+    assert (best / "config.json").read_bytes() == kept
+
+
+@pytest.mark.slow
+def test_a_tagger_too_sure_of_itself_is_calibrated(base, corpora, tmp_path, capsys):
+    """On sentences of which a third do not mark the drug that it finds."""
+    train = ["train", "ner", "--model", str(base), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    often = [
+        "--epochs",
+        "60",
+        "--batch-tokens",
+        "128",
+        "--lr",
+        "5e-3",
+        "--arithmetic",
+        "float32",
+        "--word-encoder",
+        "8",
+    ]
+    assert main([*train, "--train", str(corpora / "drugs.tsv"), *often]) == 0
+    best = tmp_path / "run" / "best"
+    sentence = "naloxone\t{tag}\nraises\tO\nEGFR\tO\nhere\tO\n.\tO\n\n"
+    dev = tmp_path / "dev.tsv"
+    dev.write_text(sentence.format(tag="B-Drug") * 6 + sentence.format(tag="O") * 3)
+    text = "naloxone raises EGFR here ."
+    [before] = EntityRecognizer.from_pretrained(best, precision="float32")(text)
+    fit = [
+        "train",
+        "calibrate",
+        "--entities",
+        "--model",
+        str(best),
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+    ]
+    shares = []
+    for _ in range(2):  # done again, it starts from what the head says without the first calibration
+        capsys.readouterr()
+        assert main([*fit, str(dev)]) == 0
+        said = re.fullmatch(r"temperature (\S+?); .* (\S+) before, (\S+) after\n", capsys.readouterr().out)
+        assert float(said[2]) > 0.2 > 0.05 > float(said[3])
+        assert json.loads((best / "config.json").read_text())["score_temperature"] == float(said[1]) > 1.2
+        [after] = EntityRecognizer.from_pretrained(best, precision="float32")(text)
+        assert replace(after, score=0.0) == replace(before, score=0.0)
+        shares.append(after.score)
+    assert shares == pytest.approx([2 / 3] * 2, abs=0.05)
+    assert main(["evaluate", "ner", str(dev), "--model", str(best), "--precision", "float32"]) == 0
+    assert float(re.search(r"calibration error (\S+)", capsys.readouterr().out)[1]) < 0.05
+    kept = (best / "config.json").read_bytes()
+    assert main([*fit, str(corpora / "drugs.tsv")]) == 1
+    assert "all or none are right" in capsys.readouterr().err
+    assert main([*fit[:4], "mini-hoc-of-nobody", str(dev)]) == 1
+    assert (best / "config.json").read_bytes() == kept
 
 
 def test_training_stops_when_the_dev_score_no_longer_rises(base, tmp_path):

@@ -297,9 +297,81 @@ def test_a_planted_fault_breaks_the_comparison(head, fault, tiny_config, lively,
 def test_a_fault_in_pooling_breaks_the_comparison(tiny_config, lively, reference_of, monkeypatch):
     model = lively(BioGptForSequenceClassification, tiny_config())
     reference = reference_of(model)
-    monkeypatch.setattr(BioGptForSequenceClassification, "_last_token", lambda *_: -1)
+    monkeypatch.setattr(
+        BioGptForSequenceClassification,
+        "_spans",
+        lambda _, ids, hidden: [(row, 1, hidden.shape[1] - 1) for row in range(len(hidden))],
+    )
     with pytest.raises(AssertionError, match="right padding, no cache"):
         assert_parity(model, reference, random_rows(5, [9, 4, 7]))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@torch.no_grad()
+def test_what_is_pooled_are_the_tokens_alone(tiny_config, lively, pooling):
+    """The separator and padding are left out, and whatever else is in the batch."""
+    config = tiny_config(pooling=pooling, pooling_size=6, read_layers=1)
+    model = lively(BioGptForSequenceClassification, config)
+    rows = random_rows(3, [9, 4, 7])
+    if pooling == "attention":
+        nn.init.normal_(model.attention.bias)
+    for side in ("left", "right"):
+        logits = model(*pad(rows, side)).logits
+        for row, together in zip(rows, logits, strict=True):
+            states = model.biogpt(row[None], output_hidden_states=True).hidden_states[1][0, 1:]
+            if pooling == "mean":
+                centred = states - states.mean(dim=1, keepdim=True)
+                normed = centred / (centred.pow(2).mean(dim=1, keepdim=True) + 1e-5).sqrt()
+                expected = model.score.weight @ model.norm(normed.sum(dim=0) / len(normed))
+            else:
+                attention = model.attention
+                tokens = nn.functional.gelu(attention.inner(model.norm(states)))
+                expected = []
+                for label in range(3):
+                    weights = (tokens @ attention.query.weight[label]).exp()
+                    vector = sum(w * token for w, token in zip(weights, tokens, strict=True)) / weights.sum()
+                    expected.append(vector @ model.score.weight[label] + attention.bias[label])
+                expected = torch.stack(expected)
+            assert_close(together, expected, side)
+    alone = model(torch.tensor([[EOS]])).logits  # nothing but the separator, which is then read itself
+    assert alone.isfinite().all()
+
+
+@torch.no_grad()
+def test_sentences_are_read_both_ways_and_no_abstract_sees_another(tiny_config, lively):
+    """Beside torch's own bidirectional layer, which reads one abstract at a time."""
+    config = tiny_config(sentence_encoder_size=4, label_chain=True)
+    model = lively(BioGptForSequenceClassification, config)
+    reader, size = model.sentences, 4
+    beside = nn.LSTM(8, size, batch_first=True, bidirectional=True)
+    for name, weight in reader.ahead.named_parameters():
+        beside.get_parameter(name).copy_(weight)
+        beside.get_parameter(f"{name}_reverse").copy_(reader.back.get_parameter(name))
+    torch.manual_seed(0)
+    counts = [3, 1, 5]
+    vectors = torch.randn(9, 15)
+    together = model.read(vectors, counts)
+    shares = model.probabilities(together, counts)
+    for first, count in ((0, 3), (3, 1), (4, 5)):
+        own = vectors[first : first + count]
+        states, _ = beside(nn.functional.gelu(reader.inner(model.norm(own)))[None])
+        assert_close(together[first : first + count], states[0] @ model.score.weight.T)
+        alone = model.read(own, [count])
+        marginals = model.chain.log_marginals(alone, [count]).exp()
+        assert_close(model.probabilities(alone, [count]), marginals)
+        assert_close(shares[first : first + count], model.probabilities(alone, [count]))
+    assert not torch.allclose(model.read(vectors[:3].flip(0), [3]).flip(0), together[:3])
+
+
+def test_fields_of_another_head_are_refused(tiny_config):
+    for changes in ({"pooling": "mean"}, {"sentence_encoder_size": 4}):
+        with pytest.raises(ValueError, match=rf"{next(iter(changes))} is .* not for token classification"):
+            BioGptForTokenClassification(tiny_config(**changes))
+    with pytest.raises(ValueError, match="word_encoder_size is 4, which is not for sequence classification"):
+        BioGptForSequenceClassification(tiny_config(word_encoder_size=4))
+    model = BioGptForSequenceClassification(tiny_config(sentence_encoder_size=4))
+    with pytest.raises(ValueError, match=r"labels the sentences of a text; use TextClassifier\.sentences"):
+        model(torch.tensor([[EOS, 5]]))
 
 
 def sequence_labels(kind, num_labels):

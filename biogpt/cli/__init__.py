@@ -73,6 +73,11 @@ COMMANDS: dict[str, Command | Commands] = {
                 f"Fine-tune a head that labels texts. {_ON_AGAIN}",
                 "biogpt.cli.train",
             ),
+            "calibrate": Command(
+                "make the scores of a head the shares in which they are right",
+                "Fit a temperature to labelled texts, and write it into the config of a head.",
+                "biogpt.cli.train",
+            ),
         },
     ),
     "bench": Command(

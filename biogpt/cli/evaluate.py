@@ -36,8 +36,9 @@ def _evaluate_ner(chosen: argparse.Namespace) -> None:
         _check_known(f"the types of {corpus.name}", corpus.types, recognizer.types, "; FILE:old=New renames")
     result = EntityObjective(corpora, corpora, {}).evaluate(recognizer.model, recognizer.tokenizer)
     assert result is not None
-    for name, scores in result.metrics.items():
-        print(f"{name}\n{_scores(scores)}", end="")
+    for name, metrics in result.metrics.items():
+        scores = dict(metrics)
+        print(f"{name}\ncalibration error {scores.pop('calibration_error'):.4f}\n{_scores(scores)}", end="")
 
 
 def _evaluate_classify(chosen: argparse.Namespace) -> None:
@@ -53,8 +54,9 @@ def _evaluate_classify(chosen: argparse.Namespace) -> None:
     result = task.evaluate(classifier.model, classifier.tokenizer)
     assert result is not None
     scores = dict(result.metrics)
-    if "accuracy" in scores:
-        print(f"accuracy {scores.pop('accuracy'):.4f}")
+    for name in ("accuracy", "calibration_error"):
+        if name in scores:
+            print(f"{name.replace('_', ' ')} {scores.pop(name):.4f}")
     print(_scores(scores), end="")
 
 

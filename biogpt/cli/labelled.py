@@ -1,8 +1,9 @@
 """Labelled files, as training and evaluation read them."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from biogpt.training.labelled import read_labelled, read_sections
 from biogpt.training.objectives import EntityCorpus, SentenceObjective, TextObjective
@@ -61,14 +62,18 @@ def read_scored(name: str, discontinuous: bool = True) -> EntityCorpus:
 
 
 def labelling_task(
-    chosen: argparse.Namespace, train: Sequence[Path], dev: Sequence[Path]
+    chosen: argparse.Namespace,
+    train: Sequence[Path],
+    dev: Sequence[Path],
+    settings: Mapping[str, Any] | None = None,
 ) -> SentenceObjective | TextObjective:
-    """What the files of ``add_labelled`` are to teach."""
+    """What the files of ``add_labelled`` are to teach, with ``settings`` of the config."""
     splits = (train, dev)
     if chosen.sentences:
-        return SentenceObjective(
-            *([abstract for path in split for abstract in read_sections(path)] for split in splits)
+        learned_from, scored_on = (
+            [abstract for path in split for abstract in read_sections(path)] for split in splits
         )
+        return SentenceObjective(learned_from, scored_on, settings)
     how = chosen.text_column, chosen.label_column, chosen.separator, chosen.none_label
     learned, scored = ([t for path in split for t in read_labelled(path, *how)] for split in splits)
-    return TextObjective(learned, scored, chosen.multi_label)
+    return TextObjective(learned, scored, chosen.multi_label, settings)

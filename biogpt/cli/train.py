@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from biogpt.checkpoint.push import check_hub_id, push_to_hub
-from biogpt.cli.arguments import flag, whole
+from biogpt.cli.arguments import add_model, flag, whole
 from biogpt.cli.labelled import (
     TAGGED_FILES,
     add_labelled,
@@ -14,7 +14,9 @@ from biogpt.cli.labelled import (
     read_corpus,
     read_scored,
 )
+from biogpt.model.config import POOLINGS
 from biogpt.runners.precision import DEVICES
+from biogpt.training.calibration import calibrate, calibrate_entities
 from biogpt.training.finetune import Objective, finetune
 from biogpt.training.objectives import EntityObjective
 from biogpt.training.options import ARITHMETIC, FinetuneOptions, PretrainOptions
@@ -75,12 +77,7 @@ def add_ner(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="read the words both ways above the decoder, this wide; 0: do not (%(default)s)",
     )
-    parser.add_argument(
-        "--read-layers",
-        type=whole(0),
-        default=0,
-        help="read what so many of the decoder's layers say; 0: all of them (%(default)s)",
-    )
+    _add_read_layers(parser)
     _add_finetuning(parser)
     parser.set_defaults(run=_train_ner)
 
@@ -91,8 +88,53 @@ def add_classify(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dev", nargs="+", type=Path, default=[], metavar="FILE", help="to score on")
     add_labelled(parser)
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="last",
+        help="what of a text or sentence is read: its last token, the mean of all, or, of texts, a mean "
+        "whose weights each label learns (%(default)s)",
+    )
+    parser.add_argument(
+        "--pooling-size",
+        type=whole(1),
+        default=256,
+        help="width of the layer below --pooling attention (%(default)s)",
+    )
+    parser.add_argument(
+        "--sentence-encoder",
+        type=whole(0),
+        default=0,
+        metavar="SIZE",
+        help="with --sentences, read them both ways above the decoder, this wide, and their roles as a "
+        "chain; 0: do not (%(default)s)",
+    )
+    _add_read_layers(parser)
     _add_finetuning(parser)
     parser.set_defaults(run=_train_classify)
+
+
+def add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="labelled files that were not trained on: TSV or JSONL"
+    )
+    add_model(parser, None, "required: the folder of a trained head, whose config is changed")
+    add_labelled(parser)
+    parser.add_argument(
+        "--entities",
+        action="store_true",
+        help="the head is a tagger, and the files are tagged text, as of train ner",
+    )
+    parser.set_defaults(run=_calibrate)
+
+
+def _add_read_layers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--read-layers",
+        type=whole(0),
+        default=0,
+        help="read what so many of the decoder's layers say; 0: all of them (%(default)s)",
+    )
 
 
 def _add_finetuning(parser: argparse.ArgumentParser) -> None:
@@ -154,9 +196,38 @@ def _train_ner(chosen: argparse.Namespace) -> None:
 
 def _train_classify(chosen: argparse.Namespace) -> None:
     options = _finetune_options(chosen)
+    if chosen.sentence_encoder and not chosen.sentences:
+        raise ValueError(
+            f"--sentence-encoder {chosen.sentence_encoder} reads the sentences of abstracts; add "
+            "--sentences, or leave it out"
+        )
+    if chosen.pooling == "attention" and chosen.sentences:
+        raise ValueError("--pooling attention is for whole texts; choose mean or last for --sentences")
     train, dev = ([str(path) for path in split] for split in (chosen.train, chosen.dev))
-    task = labelling_task(chosen, chosen.train, chosen.dev)
-    _finetune(chosen, options, task, {"train": train, "dev": dev})
+    settings = {
+        "pooling": chosen.pooling,
+        "pooling_size": chosen.pooling_size,
+        "sentence_encoder_size": chosen.sentence_encoder,
+        "read_layers": chosen.read_layers,
+    }
+    task = labelling_task(chosen, chosen.train, chosen.dev, settings)
+    _finetune(chosen, options, task, {"train": train, "dev": dev} | settings)
+
+
+def _calibrate(chosen: argparse.Namespace) -> None:
+    if chosen.model is None:
+        raise ValueError("name the folder of the head to calibrate (--model FOLDER)")
+    folder, how = Path(chosen.model), (chosen.device, chosen.precision)
+    if chosen.entities:
+        done = calibrate_entities(folder, [read_scored(name) for name in chosen.files], *how)
+    else:
+        files = [Path(name) for name in chosen.files]
+        done = calibrate(folder, labelling_task(chosen, files, files), *how)
+    bias = f", bias {done.bias}" if chosen.multi_label else ""
+    print(
+        f"temperature {done.temperature}{bias}; expected calibration error {done.before:.4f} before, "
+        f"{done.after:.4f} after"
+    )
 
 
 def _finetune_options(chosen: argparse.Namespace) -> FinetuneOptions:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -11,6 +12,7 @@ logger = logging.getLogger(__name__)
 MODEL_TYPE = "biogpt"
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 LABEL_PIECES = ("first", "last")
+POOLINGS = ("last", "mean", "attention")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 _OWN = (  # unknown to other software
@@ -23,8 +25,22 @@ _OWN = (  # unknown to other software
     "read_layers",
     "word_form_rows",
     "word_form_size",
+    "pooling",
+    "pooling_size",
+    "sentence_encoder_size",
+    "score_temperature",
+    "score_bias",
 )
-_OF_A_HEAD = ("word_encoder_size", "word_encoder_groups", "label_chain", "read_layers")
+_OF_A_HEAD = (  # and of what it was trained for
+    "word_encoder_size",
+    "word_encoder_groups",
+    "label_chain",
+    "read_layers",
+    "pooling",
+    "sentence_encoder_size",
+    "score_temperature",
+    "score_bias",
+)
 _AT_LEAST_ONE = (
     "vocab_size",
     "hidden_size",
@@ -35,7 +51,9 @@ _AT_LEAST_ONE = (
     "passage_copies",
     "word_form_rows",
     "word_form_size",
+    "pooling_size",
 )
+_MAYBE_NONE = ("word_encoder_size", "sentence_encoder_size")
 _MOST = 2**24  # of any of these sizes, and of none is nearly as much known: their products stay numbers
 _MOST_LABELS = 100_000
 _PROBABILITIES = (
@@ -61,9 +79,17 @@ class BioGptConfig:
       ways, above the decoder. For token classification; 0 has none.
     - ``word_encoder_groups``: the types of entities, by the layer that finds them; one for all when empty.
     - ``word_form_rows``, ``word_form_size``: of the table of spellings that these layers read, too.
-    - ``label_chain``: the labels of words are scored as a chain, above a word encoder.
+    - ``label_chain``: the labels of words or sentences are scored as a chain, above the encoder of either.
     - ``read_layers``: a head reads what so many of the decoder's layers say, and the others are left out; 0:
       what all of them say, normalised. Not for a language model.
+    - ``pooling``: what of a text or sentence is read: ``"last"``, its last token, as the reference does, or
+      ``"mean"``, the mean over its tokens; or ``"attention"``, of a text, a mean whose weights each label
+      learns. For sequence classification, as what follows.
+    - ``pooling_size``: width of the layer above which labels attend to tokens.
+    - ``sentence_encoder_size``: width, each way, of the recurrent layer that reads the sentences of an
+      abstract both ways, above the decoder; 0 has none.
+    - ``score_temperature``, ``score_bias``: by the one logits are divided to give calibrated probabilities
+      (Guo et al. 2017, arXiv:1706.04599); the other is added then, where a text may have several labels.
 
     ``layer_norm_eps`` is kept because checkpoints carry it, but every LayerNorm runs at 1e-5, as in
     the reference (``transformers`` ``models/biogpt/modeling_biogpt.py`` never reads it).
@@ -101,6 +127,11 @@ class BioGptConfig:
     word_form_size: int = 32
     label_chain: bool = False
     read_layers: int = 0
+    pooling: str = "last"
+    pooling_size: int = 256
+    sentence_encoder_size: int = 0
+    score_temperature: float = 1.0
+    score_bias: float = 0.0
     problem_type: str | None = None
     id2label: dict[int, str] | None = None
 
@@ -110,7 +141,10 @@ class BioGptConfig:
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"config: {name} is {getattr(self, name)}; expected at least 1")
-        for name in (*_AT_LEAST_ONE, "word_encoder_size"):
+        for name in _MAYBE_NONE:
+            if getattr(self, name) < 0:
+                raise ValueError(f"config: {name} is {getattr(self, name)}; expected 0 or more")
+        for name in (*_AT_LEAST_ONE, *_MAYBE_NONE):
             if getattr(self, name) > _MOST:
                 raise ValueError(f"config: {name} is {getattr(self, name)}; expected at most {_MOST}")
         _check_label_count(len(self.id2label or ()))
@@ -142,10 +176,13 @@ class BioGptConfig:
                 f"config: read_layers is {self.read_layers} and bidirectional_layers "
                 f"{self.bidirectional_layers}; expected 0 for one of them"
             )
-        if self.word_encoder_size < 0:
-            raise ValueError(f"config: word_encoder_size is {self.word_encoder_size}; expected 0 or more")
-        if self.label_chain and not self.word_encoder_size:
-            raise ValueError("config: label_chain is true and word_encoder_size 0; expected 1 or more")
+        if self.label_chain and not (self.word_encoder_size or self.sentence_encoder_size):
+            raise ValueError(
+                "config: label_chain is true, word_encoder_size 0 and sentence_encoder_size 0; expected 1 or "
+                "more for one of them"
+            )
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"config: pooling is {self.pooling!r}; expected one of {', '.join(POOLINGS)}")
         if self.label_piece not in LABEL_PIECES:
             raise ValueError(
                 f"config: label_piece is {self.label_piece!r}; expected one of {', '.join(LABEL_PIECES)}"
@@ -154,6 +191,7 @@ class BioGptConfig:
             raise ValueError(
                 f"config: problem_type is {self.problem_type!r}; expected one of {', '.join(PROBLEM_TYPES)}"
             )
+        self._check_scores()
         for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(
@@ -172,6 +210,30 @@ class BioGptConfig:
                 f"config: word_encoder_groups has the types {grouped}; expected each of "
                 f"{sorted(kinds)} once, "
                 f"and a word_encoder_size (it is {self.word_encoder_size})"
+            )
+
+    def _check_scores(self) -> None:
+        """What turns logits into probabilities."""
+        temperature, bias = self.score_temperature, self.score_bias
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"config: score_temperature is {temperature}; expected more than 0, and finite")
+        if not math.isfinite(bias):
+            raise ValueError(f"config: score_bias is {bias}; expected a finite number")
+        multi_label = self.problem_type == "multi_label_classification"
+        if bias and not multi_label:
+            raise ValueError(
+                f"config: score_bias is {bias} and problem_type {self.problem_type!r}; expected 0: only "
+                "labels that do not exclude each other can all be made likelier"
+            )
+        if self.sentence_encoder_size and self.pooling == "attention":
+            raise ValueError(
+                f"config: pooling is 'attention' and sentence_encoder_size {self.sentence_encoder_size}; "
+                "expected 'last' or 'mean' for sentences, or 0: labels attend to the tokens of whole texts"
+            )
+        if self.sentence_encoder_size and self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"config: sentence_encoder_size is {self.sentence_encoder_size} and problem_type "
+                f"{self.problem_type!r}; expected single_label_classification: a sentence has one role"
             )
 
     @property
@@ -268,9 +330,11 @@ class BioGptConfig:
         """The content of a ``config.json`` that ``transformers`` reads as well."""
         values: dict[str, Any] = {"model_type": MODEL_TYPE}
         values |= {name: value for name, value in asdict(self).items() if value is not None}
-        table = ("word_form_rows", "word_form_size") if self.word_encoder_size else ()
+        shape = {"word_form_rows", "word_form_size"} if self.word_encoder_size else set()
+        if self.pooling == "attention":
+            shape.add("pooling_size")
         for field in fields(self):
-            if field.name in _OWN and field.name not in table and values[field.name] == field.default:
+            if field.name in _OWN and field.name not in shape and values[field.name] == field.default:
                 del values[field.name]
         if self.id2label is not None:
             values["id2label"] = {str(index): label for index, label in self.id2label.items()}

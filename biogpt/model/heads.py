@@ -157,21 +157,26 @@ class LanguageModel(Head):
         return HeadOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
 
 
-class WordReader(nn.Module):
-    """A bidirectional LSTM over the words of several rows; see ``WordEncoder``."""
+class Reader(nn.Module):
+    """A bidirectional LSTM over the words, or the sentences, of several rows.
 
-    def __init__(self, config: BioGptConfig) -> None:
+    Args:
+        width: D of what is read.
+        size: H, each way.
+        dropout: before each of its layers, and after the last.
+    """
+
+    def __init__(self, width: int, size: int, dropout: float) -> None:
         super().__init__()
-        size = config.word_encoder_size
-        self.dropout = nn.Dropout(_dropout(config))
-        self.inner = nn.Linear(config.hidden_size + WordEncoder.FORMS * config.word_form_size, 2 * size)
+        self.dropout = nn.Dropout(dropout)
+        self.inner = nn.Linear(width, 2 * size)
         self.ahead = nn.LSTM(2 * size, size, batch_first=True)
         self.back = nn.LSTM(2 * size, size, batch_first=True)
 
-    def forward(self, words: Tensor, counts: list[int]) -> Tensor:
-        """[W, D + forms] and the words of each row, to [W, 2H]."""
-        rows = self.dropout(F.gelu(self.inner(self.dropout(words)))).split(counts)
-        # Both ways start at a row's own end, so padding never comes before a word.
+    def forward(self, read: Tensor, counts: list[int]) -> Tensor:
+        """[W, D], row after row, and how many each row has, to [W, 2H]; a row does not depend on others."""
+        rows = self.dropout(F.gelu(self.inner(self.dropout(read)))).split(counts)
+        # Both ways start at a row's own end, so padding never comes before what is read.
         ahead, _ = self.ahead(nn.utils.rnn.pad_sequence(rows, batch_first=True))
         back, _ = self.back(nn.utils.rnn.pad_sequence([row.flip(0) for row in rows], batch_first=True))
         joined = [
@@ -207,7 +212,10 @@ class WordEncoder(nn.Module):
         forms = torch.empty(config.word_form_rows, config.word_form_size)
         self.forms = nn.Embedding.from_pretrained(forms, freeze=False)
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.readers = nn.ModuleList(WordReader(config) for _ in self.groups)
+        width = config.hidden_size + self.FORMS * config.word_form_size
+        self.readers = nn.ModuleList(
+            Reader(width, config.word_encoder_size, _dropout(config)) for _ in self.groups
+        )
         if not forms.is_meta:
             nn.init.normal_(self.forms.weight, std=0.1)
         kinds = [label.partition("-")[2] for label in config.labels]
@@ -253,6 +261,13 @@ class WordEncoder(nn.Module):
         return logits
 
 
+def _refuse(config: BioGptConfig, head: str, name: str, wanted: int | str) -> None:
+    """Refuse a config with a field that is for another head."""
+    value = getattr(config, name)
+    if value != wanted:
+        raise ValueError(f"config: {name} is {value!r}, which is not for {head}: expected {wanted!r}")
+
+
 def _dropout(config: BioGptConfig) -> float:
     dropout = config.classifier_dropout
     return config.hidden_dropout_prob if dropout is None else dropout
@@ -263,6 +278,8 @@ class TokenClassifier(Head):
 
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__(config)
+        for name, wanted in (("pooling", "last"), ("sentence_encoder_size", 0)):
+            _refuse(config, "token classification", name, wanted)
         self.biogpt = BioGptModel(config)
         self.dropout = nn.Dropout(_dropout(config))
         self.words = WordEncoder(config) if config.word_encoder_size else None
@@ -298,10 +315,13 @@ class TokenClassifier(Head):
         return self.classifier(self.dropout(hidden))
 
     def log_probabilities(self, scores: Tensor, counts: list[int]) -> Tensor:
-        """Log-probabilities of the labels of each word, [W, N] float32, from what ``read`` gave."""
+        """Calibrated log-probabilities of the labels of each word, [W, N] float32, from what ``read`` gave.
+
+        A temperature changes no label: of any two ways to label the words, the likelier one stays that.
+        """
         if self.chain is not None:
-            return self.chain.log_marginals(scores, counts)
-        return scores.float().log_softmax(dim=-1)
+            scores = self.chain.log_marginals(scores, counts)
+        return (scores.float() / self.config.score_temperature).log_softmax(dim=-1)
 
     def forward(
         self,
@@ -355,14 +375,101 @@ class TokenClassifier(Head):
         return HeadOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
 
 
+def pooled(hidden: Tensor, spans: Sequence[tuple[int, int, int]], pooling: str) -> Tensor:
+    """What is read of a batch: the state of a token, or the mean of those of a text or sentence.
+
+    Args:
+        hidden: [B, T, D] of the decoder.
+        spans: (row, first token, last token) of R reads.
+        pooling: as in ``BioGptConfig``.
+
+    Returns:
+        [R, D]: for ``mean``, float32, each token normalised by itself first; else the state of the last token
+        as it is.
+    """
+    if pooling != "mean":
+        rows, _, last = torch.tensor(spans, device=hidden.device).T
+        return hidden[rows, last]
+    stretches = (hidden[row, first : last + 1].float() for row, first, last in spans)
+    return torch.stack([F.layer_norm(tokens, tokens.shape[-1:]).mean(dim=0) for tokens in stretches])
+
+
+class LabelAttention(nn.Module):
+    """A vector of a text for each label: the mean of its tokens, weighted by what the label looks for.
+
+    As in Mullenbach et al. 2018 (arXiv:1802.05695), with a layer on each token in place of their convolution.
+
+    Args:
+        config: with ``pooling_size`` P.
+    """
+
+    def __init__(self, config: BioGptConfig) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(_dropout(config))
+        self.inner = nn.Linear(config.hidden_size, config.pooling_size)
+        self.query = nn.Linear(config.pooling_size, config.num_labels, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.num_labels))
+
+    def forward(self, tokens: Tensor, counts: list[int], weight: Tensor) -> Tensor:
+        """[W, D] tokens, text after text, and how many each has, to [B, N] scores by ``weight`` [N, P]."""
+        inner = self.dropout(F.gelu(self.inner(self.dropout(tokens))))
+        vectors = torch.stack([self.query(text).softmax(dim=0).T @ text for text in inner.split(counts)])
+        return (vectors * weight).sum(dim=-1) + self.bias
+
+
 class SequenceClassifier(Head):
-    """BioGPT with a linear layer, without bias, on the last token that is not padding."""
+    """BioGPT with a linear layer, without bias, on the last token that is not padding.
+
+    With ``pooling`` or ``read_layers``, what is read is normalised first; with the pooling ``attention`` it
+    is the tokens, and each label has a vector of its own made of them. With ``sentence_encoder_size`` a text
+    is read sentence by sentence: a recurrent layer reads the vectors of the sentences of an abstract both
+    ways, and with ``label_chain`` their labels are scored as a chain (Jin & Szolovits 2018, arXiv:1808.06161;
+    the decoder is in the place of their layer of words).
+    """
 
     def __init__(self, config: BioGptConfig) -> None:
         super().__init__(config)
+        _refuse(config, "sequence classification", "word_encoder_size", 0)
         self.biogpt = BioGptModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        width, size = config.hidden_size, config.sentence_encoder_size
+        is_plain = config.pooling == "last" and not size and not config.read_layers
+        self.norm = None if is_plain else nn.LayerNorm(width)
+        self.dropout = nn.Dropout(0.0 if is_plain else _dropout(config))
+        self.attention = LabelAttention(config) if config.pooling == "attention" else None
+        self.sentences = Reader(width, size, _dropout(config)) if size else None
+        self.chain = LabelChain(config.num_labels) if config.label_chain else None
+        inner = config.pooling_size if self.attention is not None else 2 * size or width
+        self.score = nn.Linear(inner, config.num_labels, bias=False)
         initialize(self.score, config)
+
+    def read(self, vectors: Tensor, counts: list[int]) -> Tensor:
+        """Score the labels of texts, or of the sentences of abstracts.
+
+        Args:
+            vectors: [R, D] that ``pooled`` gave of R texts, sentences, or tokens for attention.
+            counts: sentences of each abstract, for a sentence encoder; tokens of each text, for attention.
+                They sum to R.
+
+        Returns:
+            [R, N] logits; [B, N] of the B texts with attention. Those of a text, or an abstract, do not
+            depend on the others.
+        """
+        if self.norm is not None:
+            vectors = self.norm(vectors.to(self.norm.weight.dtype))
+        if self.attention is not None:
+            return self.attention(vectors, counts, self.score.weight)
+        if self.sentences is not None:
+            return self.score(self.sentences(vectors, counts))
+        return self.score(self.dropout(vectors))
+
+    def probabilities(self, scores: Tensor, counts: list[int]) -> Tensor:
+        """Calibrated probabilities of the labels, [R, N] float32, from what ``read`` gave."""
+        config, scores = self.config, scores.float()
+        if config.problem_type == "multi_label_classification":
+            return (scores / config.score_temperature + config.score_bias).sigmoid()
+        if self.chain is not None:
+            scores = self.chain.log_marginals(scores, counts)
+        return (scores / config.score_temperature).softmax(dim=-1)
 
     def forward(
         self,
@@ -387,7 +494,16 @@ class SequenceClassifier(Head):
 
         Returns:
             ``logits`` [B, N]; ``loss``: mean cross-entropy, binary cross-entropy or squared error.
+
+        Raises:
+            ValueError: the model has a sentence encoder, which needs to know the sentences; or as
+                ``BioGptModel.forward``.
         """
+        if self.sentences is not None:
+            raise ValueError(
+                f"a model with sentence_encoder_size {self.config.sentence_encoder_size} labels the "
+                "sentences of a text; use TextClassifier.sentences, or pooled() and read()"
+            )
         out = self.biogpt(
             input_ids,
             attention_mask,
@@ -400,17 +516,27 @@ class SequenceClassifier(Head):
             output_hidden_states,
         )
         hidden = out.last_hidden_state
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        logits = self.score(hidden[rows, self._last_token(input_ids, hidden)])
+        spans = self._spans(input_ids, hidden)
+        counts = [1] * len(spans)
+        if self.attention is not None:
+            counts = [last + 1 - first for _, first, last in spans]
+            spans = [(row, token, token) for row, first, last in spans for token in range(first, last + 1)]
+        logits = self.read(pooled(hidden, spans, self.config.pooling), counts)
         loss = self._loss(logits, labels) if labels is not None else None
         return HeadOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
 
-    def _last_token(self, input_ids: Tensor | None, hidden: Tensor) -> Tensor | int:
-        """Index of the rightmost token that is not padding, [B]; embeddings count as unpadded."""
+    def _spans(self, input_ids: Tensor | None, hidden: Tensor) -> list[tuple[int, int, int]]:
+        """Of each row the first token after the separator, and the last that is not padding.
+
+        Embeddings count as unpadded, and of a row of padding its first token is read, as in the reference.
+        """
         if input_ids is None:
-            return -1
-        index = torch.arange(input_ids.shape[1], device=hidden.device)
-        return (index * (input_ids != self.config.pad_token_id)).argmax(dim=1)
+            return [(row, min(1, hidden.shape[1] - 1), hidden.shape[1] - 1) for row in range(len(hidden))]
+        spans = []
+        for row, padded in enumerate((input_ids == self.config.pad_token_id).tolist()):
+            tokens = [index for index, is_padding in enumerate(padded) if not is_padding] or [0]
+            spans.append((row, tokens[:2][-1], tokens[-1]))
+        return spans
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits.float()

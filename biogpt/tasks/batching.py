@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from biogpt.model.heads import Head
+from biogpt.model.heads import Head, pooled
 from biogpt.runners.threads import side_by_side
 from biogpt.text.results import Look, OnProgress, go_on
 
@@ -30,16 +30,27 @@ class Window(NamedTuple):
         ids: [T] token ids, control tokens and copies included.
         first: which of the text's results the window's first one is: of its words, or of its windows.
         reads: the position at which each result is read, so ``len(reads)`` of them from ``first`` on.
+        begins: where the tokens begin whose mean is read, up to each read; for a head that pools so.
     """
 
     ids: list[int]
     first: int
     reads: list[int]
+    begins: Sequence[int] = ()
 
     @property
     def stretch(self) -> slice:
         """Its share of the text's results."""
         return slice(self.first, self.first + len(self.reads))
+
+
+class Read(Protocol):
+    """A row of tokens and where it is read."""
+
+    @property
+    def reads(self) -> Sequence[int]: ...
+    @property
+    def begins(self) -> Sequence[int]: ...
 
 
 class TextWindow(NamedTuple):
@@ -66,8 +77,8 @@ def read_windows(
     Args:
         pad_token_id: fills up the shorter windows of a batch, on the right.
         windows: of each text.
-        score: what a head makes of the hidden states [R, D] at all reads of some windows, in their order: one
-            result a window.
+        score: what a head makes of the states at all reads of some windows, [R, D] in their order: one result
+            a window.
         progress: called after each batch, once its results have been taken.
 
     Yields:
@@ -79,7 +90,7 @@ def read_windows(
     on_cpu = model.device.type == "cpu"
 
     def read(batch: Sequence[TextWindow]) -> Sequence[Scores]:
-        return score(_hidden_states(model, pad_token_id, [window for _, window in batch]), batch)
+        return score(states_of(model, pad_token_id, [window for _, window in batch]), batch)
 
     batches = list(_batches(pending, _CPU_BATCH_TOKENS if on_cpu else _BATCH_TOKENS))
     results = side_by_side(read, batches) if on_cpu else map(read, batches)
@@ -90,8 +101,8 @@ def read_windows(
             progress(int((unread == 0).sum()), len(windows))
 
 
-def _hidden_states(model: Head, pad_token_id: int, windows: Sequence[Window]) -> Tensor:
-    """[R, D] hidden states at all reads of some windows, read as one padded batch.
+def states_of(model: Head, pad_token_id: int, windows: Sequence[Window]) -> Tensor:
+    """[R, D] at all reads of some windows, read as one padded batch; see ``biogpt.model.heads.pooled``.
 
     A decoder never looks at padding on the right, so it needs a mask only where layers look both ways.
     """
@@ -105,11 +116,16 @@ def _hidden_states(model: Head, pad_token_id: int, windows: Sequence[Window]) ->
     hidden = model.biogpt(
         ids.to(model.device), mask.to(model.device) if needs_mask else None
     ).last_hidden_state
-    rows = torch.tensor(
-        [row for row, window in enumerate(windows) for _ in window.reads], device=model.device
-    )
-    positions = torch.tensor([read for window in windows for read in window.reads], device=model.device)
-    return hidden[rows, positions]
+    return pooled(hidden, spans_of(windows), model.config.pooling)
+
+
+def spans_of(rows: Sequence[Read]) -> list[tuple[int, int, int]]:
+    """(row, first, last) of all that is read in some rows; see ``biogpt.model.heads.pooled``."""
+    return [
+        (index, begin, read)
+        for index, row in enumerate(rows)
+        for begin, read in zip(row.begins or row.reads, row.reads, strict=True)
+    ]
 
 
 def _batches(windows: Sequence[TextWindow], most: int) -> Iterator[Sequence[TextWindow]]:

@@ -20,7 +20,7 @@ from biogpt.checkpoint.pretrained import (
     BioGptTokenizer,
 )
 from biogpt.runners.threads import rest_threads
-from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, looking, read_windows
+from biogpt.tasks.batching import NOT_FINITE, TextWindow, Window, looking, read_windows, states_of
 from biogpt.tasks.phrases import Phrases
 from biogpt.text.plain import is_blank
 from biogpt.text.results import Classification, LabelScore, OnProgress, SentenceLabel
@@ -171,16 +171,32 @@ class TextClassifier:
             ValueError: the text is empty, a span is not within it or shows nothing, or this
                 classifier compares labels of your own.
         """
+        if spans is None:
+            look = looking(progress, 1)
+            spans = [
+                (start, end) for start, end in sentence_spans(text, look) if not is_blank(text[start:end])
+            ]
+        found = self.sentence_probabilities(text, spans, progress)
+        return [
+            SentenceLabel(self.labels[int(row.argmax())], start, end, float(row.max()))
+            for (start, end), row in zip(spans, found, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def sentence_probabilities(
+        self, text: str, spans: Sequence[tuple[int, int]], progress: OnProgress | None = None
+    ) -> np.ndarray:
+        """[S, N] probabilities of all labels of each sentence; arguments and errors as of ``sentences``."""
         model = self.model
         if not isinstance(model, BioGptForSequenceClassification):
             raise ValueError(
                 "labels of your own are for whole texts; sentences need a trained head, as mini-rct"
             )
+        if model.attention is not None:
+            raise ValueError(
+                "this head labels texts as a whole, not their sentences; choose a head such as mini-rct"
+            )
         look = looking(progress, 1)
-        if spans is None:
-            spans = [
-                (start, end) for start, end in sentence_spans(text, look) if not is_blank(text[start:end])
-            ]
         if not spans:
             raise ValueError("the text is empty; there is nothing to classify")
         for start, end in spans:
@@ -193,29 +209,32 @@ class TextClassifier:
         pieces = [
             self.tokenizer.encode(text[a:b], special_tokens=False, look=look).ids[-room:] for a, b in spans
         ]
-        found: list[tuple[int, float]] = []
-        for ids, reads in sentence_rows(pieces, room, self.tokenizer.eos_token_id):
+        vectors = []
+        for window in sentence_rows(pieces, room, self.tokenizer.eos_token_id):
             if progress is not None:
-                progress(len(found), len(spans))
-            hidden = model.biogpt(torch.tensor([ids], device=model.device)).last_hidden_state
-            probabilities = self._probabilities(model.score(hidden[0, reads]))
-            found += [(int(row.argmax()), float(row.max())) for row in probabilities]
-        return [
-            SentenceLabel(self.labels[label], start, end, score)
-            for (start, end), (label, score) in zip(spans, found, strict=True)
-        ]
+                progress(window.first, len(spans))
+            vectors.append(states_of(model, self.tokenizer.pad_token_id, [window]))
+        return self._probabilities(torch.cat(vectors), [len(spans)])
 
     def _read(self, texts: Sequence[str], progress: OnProgress | None) -> list[Classification]:
         """Label texts by a trained head."""
         model, limit = self.model, self.model.config.max_position_embeddings
         assert isinstance(model, BioGptForSequenceClassification)
+        if model.sentences is not None:
+            raise ValueError(
+                "this head labels the sentences of an abstract, not texts as a whole; use sentences "
+                "(--sentences), or a head such as mini-hoc"
+            )
 
-        def score(hidden: Tensor, batch: Sequence[TextWindow]) -> Sequence[np.ndarray]:
+        def score(states: Tensor, batch: Sequence[TextWindow]) -> Sequence[np.ndarray]:
             """[N] probabilities for each window."""
-            return list(self._probabilities(model.score(hidden)))
+            return list(self._probabilities(states, [len(window.reads) for _, window in batch]))
 
         look = looking(progress, len(texts))
-        windows = [list(_windows(self.tokenizer.encode(text, look=look).ids, limit)) for text in texts]
+        windows = [
+            list(_windows(self.tokenizer.encode(text, look=look).ids, limit, model.config.pooling))
+            for text in texts
+        ]
         found = [np.empty((len(of_text), len(self.labels)), dtype=np.float32) for of_text in windows]
         for (text, window), scores in read_windows(
             model, self.tokenizer.pad_token_id, windows, score, progress
@@ -228,20 +247,21 @@ class TextClassifier:
             results.append(Classification(self._ranked(whole), windows=len(of_text)))
         return results
 
-    def _probabilities(self, logits: Tensor) -> np.ndarray:
-        logits = logits.float()
-        if not logits.isfinite().all():
+    def _probabilities(self, states: Tensor, counts: list[int]) -> np.ndarray:
+        """[R, N] of all that was read; ``counts`` as of ``SequenceClassifier.read``."""
+        model = self.model
+        assert isinstance(model, BioGptForSequenceClassification)
+        scores = model.read(states, counts)
+        if not scores.isfinite().all():
             raise FloatingPointError(NOT_FINITE)
-        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)).cpu().numpy()
+        return model.probabilities(scores, counts).cpu().numpy()
 
     def _ranked(self, probabilities: np.ndarray) -> list[LabelScore]:
         order = np.argsort(-probabilities, kind="stable")
         return [LabelScore(self.labels[index], float(probabilities[index])) for index in order]
 
 
-def sentence_rows(
-    pieces: Sequence[list[int]], room: int, separator: int
-) -> Iterator[tuple[list[int], list[int]]]:
+def sentence_rows(pieces: Sequence[list[int]], room: int, separator: int) -> Iterator[Window]:
     """Rows of whole sentences: each sentence is read in one row, after as many before it as half a row holds.
 
     Args:
@@ -249,30 +269,41 @@ def sentence_rows(
         room: tokens of a row beside the separator in front.
 
     Yields:
-        Token ids, and the positions of the last pieces of the sentences that this row is for.
+        Windows, each read at the last pieces of the sentences that it is for, from their first ones on.
     """
-    ids, reads = [separator], list[int]()
+    ids, done = [separator], 0
+    begins, reads = list[int](), list[int]()
     ends = list[int]()  # of all sentences in the row, context included
     for sentence in pieces:
         if len(ids) + len(sentence) > room + 1:
-            yield ids, reads
+            yield Window(ids, done, reads, begins)
+            done += len(reads)
             spare = min(room // 2, room - len(sentence))
             begin = next((end + 1 for end in ends if len(ids) - end - 1 <= spare), len(ids))
             ids = [separator, *ids[begin:]]
-            reads, ends = [], [end - begin + 1 for end in ends if end >= begin]
+            begins, reads, ends = [], [], [end - begin + 1 for end in ends if end >= begin]
+        begins.append(min(len(ids), len(ids) + len(sentence) - 1))
         ids = ids + sentence
         reads.append(len(ids) - 1)
         ends.append(len(ids) - 1)
-    yield ids, reads
+    yield Window(ids, done, reads, begins)
 
 
-def _windows(ids: list[int], limit: int) -> Iterator[Window]:
+def text_window(ids: list[int], pooling: str, number: int = 0) -> Window:
+    """A stretch of a text that is labelled as a whole: all of it but the separator in front may be read."""
+    last = len(ids) - 1
+    first = min(1, last)
+    if pooling == "attention":
+        return Window(ids, number, list(range(first, last + 1)))
+    return Window(ids, number, [last], [first])
+
+
+def _windows(ids: list[int], limit: int, pooling: str) -> Iterator[Window]:
     """Stretches of at most ``limit`` ids, the separator in front of each, overlapping by half."""
     separator, rest = ids[:1], ids[1:]
     room = limit - 1
     starts = range(0, max(1, len(rest) - room // 2), room - room // 2)
     for number, start in enumerate(starts):
-        stretch = separator + rest[start : start + room]
-        yield Window(stretch, number, [len(stretch) - 1])
+        yield text_window(separator + rest[start : start + room], pooling, number)
         if start + room >= len(rest):
             return

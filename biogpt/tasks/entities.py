@@ -81,7 +81,7 @@ class EntityRecognizer:
         words = [words_of(self.tokenizer, text, look) for text in texts]
         scores = self.log_probabilities(words, progress)
         return [
-            self._entities(text, words_of_text, scores_of_text, look)
+            self.entities_of(text, words_of_text, scores_of_text, look)
             for text, words_of_text, scores_of_text in zip(texts, words, scores, strict=True)
         ]
 
@@ -127,8 +127,14 @@ class EntityRecognizer:
             results[text][stretch][deeper] = scores[deeper]
         return results
 
-    def _entities(self, text: str, words: Words, scores: np.ndarray, look: Look = go_on) -> list[Entity]:
-        """The entities that the likeliest labels of the words spell, their brackets in pairs."""
+    def entities_of(self, text: str, words: Words, scores: np.ndarray, look: Look = go_on) -> list[Entity]:
+        """The entities that the likeliest labels of the words spell, their brackets in pairs.
+
+        Args:
+            words: of the text, from ``words_of``.
+            scores: [W, N] of them, from ``log_probabilities``.
+            look: called every few milliseconds.
+        """
         path = self.scheme.decode(scores, look)
         entities = []
         for first, end, kind in self.scheme.spans(path):

@@ -27,7 +27,9 @@ from biogpt.checkpoint.pretrained import (
     BioGptTokenizer,
 )
 from biogpt.model.config import BioGptConfig
+from biogpt.model.heads import pooled
 from biogpt.runners.precision import bfloat16_pays, choose_device
+from biogpt.tasks.batching import spans_of
 from biogpt.tasks.words import forms_of
 from biogpt.training.loop import TrainingProgress, TrainingRun
 from biogpt.training.optimizer import make_optimizers
@@ -49,10 +51,11 @@ class Example:
     Attributes:
         ids: T token ids.
         reads: R positions at which labels are read.
-        targets: [R, N] float32, 1 for a right label. One label a read: any of those with 1 counts as right;
-            multi-label: all of them do.
+        targets: [R, N] float32, 1 for a right label, or [1, N] where a text is read at all tokens to be
+            labelled as a whole. One label a read: any of those with 1 counts as right; multi-label: all do.
         words: [R] the words that are read, for a word encoder.
         types: of entities that are annotated here, the only ones that a word encoder scores.
+        begins: [R], for a head that pools, where the tokens begin whose mean is read, up to the read.
         states: [R, D] bfloat16, what a frozen decoder says at the reads, once that was kept.
     """
 
@@ -61,6 +64,7 @@ class Example:
     targets: np.ndarray
     words: Sequence[str] = ()
     types: Collection[str] = ()
+    begins: Sequence[int] = ()
     states: Tensor | None = None
 
 
@@ -229,14 +233,12 @@ class FinetuneLoop:
         return drawn
 
     def _read(self, batch: Sequence[Example]) -> Tensor:
-        """[R, D] of the decoder at all reads of a batch."""
+        """[R, D] of the decoder at all reads of a batch, see ``biogpt.model.heads.pooled``."""
         if batch[0].states is not None:
             states = [example.states for example in batch if example.states is not None]
             return torch.cat(states).to(self.device, torch.float32)
         ids, mask = self._padded(batch)
-        places = [(row, read) for row, example in enumerate(batch) for read in example.reads]
-        rows, reads = torch.tensor(places, device=self.device).T
-        return self._hidden_of(ids, mask)[rows, reads].float()
+        return pooled(self._hidden_of(ids, mask), spans_of(batch), self.model.config.pooling).float()
 
     @property
     def frozen(self) -> bool:
@@ -256,7 +258,7 @@ class FinetuneLoop:
         if not self.options.balanced:
             return None
         if self.model.config.label_chain:
-            raise ValueError("balanced weighs label by label, and a word encoder learns chains of labels")
+            raise ValueError("balanced weighs label by label, and this head learns chains of labels")
         targets = np.concatenate([example.targets for example in examples])
         present = np.maximum(targets.sum(axis=0), 1)
         if self.objective.multi_label:
@@ -269,7 +271,7 @@ class FinetuneLoop:
         """Mean loss of a batch, nats a read; see ``label_loss``."""
         logits = head_logits(self.model, self._read(batch), batch)
         targets = torch.from_numpy(np.concatenate([example.targets for example in batch])).to(self.device)
-        if isinstance(self.model, BioGptForTokenClassification) and self.model.chain is not None:
+        if self.model.chain is not None:
             return self.model.chain.loss(logits.float(), targets, [len(example.reads) for example in batch])
         return label_loss(logits, targets, weights, self.objective.multi_label)
 
@@ -404,12 +406,12 @@ def _padded_length(example: Example, options: FinetuneOptions) -> int:
 
 
 def head_logits(model: Head, hidden: Tensor, batch: Sequence[Example]) -> Tensor:
-    """Scores of the labels at the R positions that a batch reads: [R, D] to [R, N]."""
+    """Scores of the labels from what a batch reads, [R, D]: [R, N], or as ``SequenceClassifier.read``."""
+    counts = [len(example.reads) for example in batch]
     if isinstance(model, BioGptForSequenceClassification):
-        return model.score(hidden)
+        return model.read(hidden, counts)
     words = [word for example in batch for word in example.words]
     forms = forms_of(words, model.config, hidden.device)
-    counts = [len(example.reads) for example in batch]
     return model.read(hidden, forms, counts, [example.types for example in batch])
 
 

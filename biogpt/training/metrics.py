@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
+from biogpt.text.results import Entity
 
 ALL = "micro"  # the row of a table that counts all labels together
 NONE = "none"
+_BINS = 15
 
 
 class Labelled(Protocol):
@@ -94,6 +96,42 @@ def _scores(gold: Sequence[set[tuple]], predicted: Sequence[set[tuple]]) -> dict
     labels = sorted(support | found)
     scores = {label: Scores(support[label], found[label], correct[label]) for label in labels}
     return scores | {ALL: Scores(support.total(), found.total(), correct.total())}
+
+
+def entity_hits(
+    gold: Sequence[Sequence[Labelled]], predicted: Sequence[Sequence[Entity]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of the entities found, and 1 for each that is right as in ``entity_scores``: [R] each."""
+    hits = [
+        (entity.score, (entity.start, entity.end, entity.label) in right)
+        for right, entities in zip(map(_triples, gold), predicted, strict=True)
+        for entity in entities
+    ]
+    scores, right = np.array(hits, dtype=float).reshape(-1, 2).T
+    return scores, right
+
+
+def calibration_error(probabilities: np.ndarray, right: np.ndarray, multi_label: bool = True) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): how far scores are from shares of hits.
+
+    The mean distance, over 15 bins of like scores, weighted by their size, between the mean score and how
+    often it was right.
+
+    Args:
+        probabilities: [R, N], or [R] of entities.
+        right: of the same shape, 1 for what is right.
+        multi_label: every label counts; else the likeliest of each row alone.
+    """
+    if multi_label:
+        scores, hits = probabilities.ravel(), right.ravel()
+    else:
+        scores = probabilities.max(axis=1)
+        hits = right[np.arange(len(right)), probabilities.argmax(axis=1)]
+    if not len(scores):
+        return 0.0
+    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    distances = np.bincount(bins, weights=scores - hits, minlength=_BINS)
+    return float(np.abs(distances).sum() / len(scores))
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> np.ndarray:

@@ -13,7 +13,7 @@ from biogpt.checkpoint.pretrained import (
     BioGptTokenizer,
 )
 from biogpt.model.config import BioGptConfig
-from biogpt.tasks.classification import TextClassifier, sentence_rows
+from biogpt.tasks.classification import TextClassifier, sentence_rows, text_window
 from biogpt.tasks.entities import EntityRecognizer, windows_of
 from biogpt.tasks.tags import OUTSIDE
 from biogpt.tasks.words import Words, words_of
@@ -33,9 +33,11 @@ from biogpt.training.metrics import (
     ALL,
     NONE,
     Scores,
+    calibration_error,
     classification_scores,
     confusion,
     entity_confusion,
+    entity_hits,
     entity_scores,
 )
 
@@ -186,7 +188,8 @@ class EntityObjective:
             known = [[entity for entity in entities if entity.label in corpus.types] for entities in found]
             scores = entity_scores(gold, known)
             best.append(scores[ALL].f1)
-            metrics[_unused(corpus.name, metrics)] = _table(scores)
+            error = calibration_error(*entity_hits(gold, known))
+            metrics[_unused(corpus.name, metrics)] = {"calibration_error": round(error, 4), **_table(scores)}
             matrix += entity_confusion(gold, known, self.types)
         score = float(np.mean(best))
         return Evaluation(score, metrics, (matrix, [*self.types, NONE]))
@@ -281,6 +284,7 @@ class TextObjective:
     Args:
         train, dev: the texts; a text too long for the model is learned from by its beginning.
         multi_label: whether a text may have several labels, or none.
+        settings: of the config: ``pooling``, ``pooling_size``, ``read_layers``.
 
     Raises:
         ValueError: without ``multi_label``, a text has not just one label; or there is only one label.
@@ -288,7 +292,13 @@ class TextObjective:
 
     head = BioGptForSequenceClassification
 
-    def __init__(self, train: Sequence[LabelledText], dev: Sequence[LabelledText], multi_label: bool) -> None:
+    def __init__(
+        self,
+        train: Sequence[LabelledText],
+        dev: Sequence[LabelledText],
+        multi_label: bool,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         odd = [text for text in (*train, *dev) if len(text.labels) != 1]
         if odd and not multi_label:
             raise ValueError(
@@ -301,7 +311,7 @@ class TextObjective:
         if len(self.labels) < 2:
             raise ValueError(f"the training texts have the labels {list(self.labels)}; expected at least two")
         _check_known({label for text in dev for label in text.labels}, self.labels)
-        self.settings: dict[str, Any] = {}
+        self.settings = _head_settings(settings)
 
     def examples(
         self, tokenizer: BioGptTokenizer, config: BioGptConfig, random: np.random.Generator
@@ -310,8 +320,9 @@ class TextObjective:
         examples = []
         for text in self.train:
             ids = tokenizer.encode(text.text).ids[: config.max_position_embeddings]
+            window = text_window(ids, config.pooling)
             target = np.array([[label in text.labels for label in self.labels]], dtype=np.float32)
-            examples.append(Example(ids, [len(ids) - 1], target))
+            examples.append(Example(window.ids, window.reads, target, begins=window.begins))
         return examples
 
     def evaluate(
@@ -320,15 +331,17 @@ class TextObjective:
         """Micro-F1 at 0.5 for several labels a text, else accuracy."""
         if not self.dev:
             return None
-        classifier = TextClassifier(model, tokenizer)
-        found = []
-        for result in classifier.batch([text.text for text in self.dev]):
-            scores = result.scores
-            found.append(
-                {s.label for s in scores if s.score >= 0.5} if self.multi_label else {scores[0].label}
-            )
-        gold = [set(text.labels) for text in self.dev]
-        return _classification(gold, found, self.labels, self.multi_label)
+        return _classification(*self.probabilities(model, tokenizer), self.labels, self.multi_label)
+
+    def probabilities(
+        self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the head says of the dev split, and what is right, 0 or 1: [texts, N] each."""
+        results = TextClassifier(model, tokenizer).batch([text.text for text in self.dev])
+        by_label = [{score.label: score.score for score in result.scores} for result in results]
+        found = [[scores[label] for label in self.labels] for scores in by_label]
+        right = [[label in text.labels for label in self.labels] for text in self.dev]
+        return np.array(found), np.array(right, dtype=float)
 
 
 class SentenceObjective:
@@ -336,16 +349,23 @@ class SentenceObjective:
 
     Args:
         train, dev: abstracts, sentence by sentence.
+        settings: of the config: ``pooling``, ``sentence_encoder_size``, ``read_layers``. With a sentence
+            encoder, which also reads the sentences after it, roles are learned as a chain.
     """
 
     head = BioGptForSequenceClassification
     multi_label = False
 
-    def __init__(self, train: Sequence[LabelledSentences], dev: Sequence[LabelledSentences]) -> None:
+    def __init__(
+        self,
+        train: Sequence[LabelledSentences],
+        dev: Sequence[LabelledSentences],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.train, self.dev = train, dev
         self.labels = tuple(dict.fromkeys(label for abstract in train for label in abstract.labels))
         _check_known({label for abstract in dev for label in abstract.labels}, self.labels)
-        self.settings: dict[str, Any] = {}
+        self.settings = _head_settings(settings)
 
     def examples(
         self, tokenizer: BioGptTokenizer, config: BioGptConfig, random: np.random.Generator
@@ -357,9 +377,9 @@ class SentenceObjective:
         for abstract in self.train:
             pieces = [tokenizer.encode(text, special_tokens=False).ids[-room:] for text in abstract.sentences]
             labels = iter(abstract.labels)
-            for ids, reads in sentence_rows(pieces, room, config.eos_token_id):
-                targets = [right[self.labels.index(next(labels))] for _ in reads]
-                examples.append(Example(ids, reads, np.stack(targets)))
+            for window in sentence_rows(pieces, room, config.eos_token_id):
+                targets = np.stack([right[self.labels.index(next(labels))] for _ in window.reads])
+                examples.append(Example(window.ids, window.reads, targets, begins=window.begins))
         return examples
 
     def evaluate(
@@ -368,18 +388,24 @@ class SentenceObjective:
         """Accuracy over all sentences of the dev split."""
         if not self.dev:
             return None
+        return _classification(*self.probabilities(model, tokenizer), self.labels, False)
+
+    def probabilities(
+        self, model: BioGptForSequenceClassification, tokenizer: BioGptTokenizer
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the head says of the dev split, and what is right, 0 or 1: [sentences, N] each."""
         classifier = TextClassifier(model, tokenizer)
-        gold: list[set[str]] = []
-        found: list[set[str]] = []
+        order = [classifier.labels.index(label) for label in self.labels]
+        found, right = [], []
         for abstract in self.dev:
             ends = np.cumsum([len(sentence) + 1 for sentence in abstract.sentences])
             spans = [
                 (int(end) - 1 - len(sentence), int(end) - 1)
                 for end, sentence in zip(ends, abstract.sentences, strict=True)
             ]
-            found += [{role.label} for role in classifier.sentences(" ".join(abstract.sentences), spans)]
-            gold += [{label} for label in abstract.labels]
-        return _classification(gold, found, self.labels, False)
+            found.append(classifier.sentence_probabilities(" ".join(abstract.sentences), spans)[:, order])
+            right += [[label == role for label in self.labels] for role in abstract.labels]
+        return np.concatenate(found), np.array(right, dtype=float)
 
 
 def _check_known(found: Set[str], known: Sequence[str]) -> None:
@@ -392,16 +418,30 @@ def _check_known(found: Set[str], known: Sequence[str]) -> None:
         )
 
 
+def _head_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those given; the sentences of an abstract that are read together are labelled as a chain."""
+    chosen = dict(settings or {})
+    return chosen | {"label_chain": True} if chosen.get("sentence_encoder_size") else chosen
+
+
 def _classification(
-    gold: Sequence[set[str]], found: Sequence[set[str]], labels: Sequence[str], multi_label: bool
+    probabilities: np.ndarray, right: np.ndarray, labels: Sequence[str], multi_label: bool
 ) -> Evaluation:
+    """Scores from [R, N] probabilities, and 1 for what is right."""
+    chosen = probabilities >= 0.5 if multi_label else np.eye(len(labels))[probabilities.argmax(axis=1)]
+    gold, found = (
+        [{label for label, has in zip(labels, row, strict=True) if has} for row in rows]
+        for rows in (right, chosen)
+    )
     scores = classification_scores(gold, found)
+    error = {"calibration_error": round(calibration_error(probabilities, right, multi_label), 4)}
     if multi_label:
-        return Evaluation(scores[ALL].f1, _table(scores))
+        return Evaluation(scores[ALL].f1, error | _table(scores))
     true, guessed = ([label for single in sets for label in single] for sets in (gold, found))
     matrix = confusion(true, guessed, labels)
     accuracy = float(np.trace(matrix) / matrix.sum())
-    return Evaluation(accuracy, {"accuracy": round(accuracy, 4), **_table(scores)}, (matrix, list(labels)))
+    metrics = {"accuracy": round(accuracy, 4), **error, **_table(scores)}
+    return Evaluation(accuracy, metrics, (matrix, list(labels)))
 
 
 def _table(scores: Mapping[str, Scores]) -> dict[str, Any]:
