@@ -273,7 +273,7 @@ def test_a_score_is_the_probability_of_exactly_this_span(tokenizer):
     text = "alpha beta gamma"
     words = words_of(tokenizer, text)
     p = np.array([[0.1, 0.7, 0.1, 0.05, 0.05], [0.05, 0.05, 0.8, 0.05, 0.05], [0.5, 0.05, 0.4, 0.03, 0.02]])
-    found = tagger._entities(text, words, np.log(p))
+    found = tagger.entities_of(text, words, np.log(p))
     assert found == [Entity("Disease", 0, 10, "alpha beta", pytest.approx(0.7 * 0.8 * 0.6))]
 
 
@@ -319,7 +319,7 @@ def test_entities_keep_apart_when_brackets_are_completed(tokenizer):
     for index in range(len(words.texts)):
         scores[index, 0 if index not in inside else 1 if words.texts[index] in ("HSP", "tRNA") else 2] = -0.1
     found = [
-        (entity.text, text[entity.start : entity.end]) for entity in tagger._entities(text, words, scores)
+        (entity.text, text[entity.start : entity.end]) for entity in tagger.entities_of(text, words, scores)
     ]
     assert all(one == other for one, other in found)
     assert found[0][0] == "(HSP)70"

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biogpt.model.heads import Head, pooled
+from biogpt.model.heads import Head
+from biogpt.model.readers import pooled
 from biogpt.runners.threads import side_by_side
 from biogpt.text.results import Look, OnProgress, go_on
 
@@ -102,7 +103,7 @@ def read_windows(
 
 
 def states_of(model: Head, pad_token_id: int, windows: Sequence[Window]) -> Tensor:
-    """[R, D] at all reads of some windows, read as one padded batch; see ``biogpt.model.heads.pooled``.
+    """[R, D] at all reads of some windows, read as one padded batch; see ``biogpt.model.readers.pooled``.
 
     A decoder never looks at padding on the right, so it needs a mask only where layers look both ways.
     """
@@ -120,7 +121,7 @@ def states_of(model: Head, pad_token_id: int, windows: Sequence[Window]) -> Tens
 
 
 def spans_of(rows: Sequence[Read]) -> list[tuple[int, int, int]]:
-    """(row, first, last) of all that is read in some rows; see ``biogpt.model.heads.pooled``."""
+    """(row, first, last) of all that is read in some rows; see ``biogpt.model.readers.pooled``."""
     return [
         (index, begin, read)
         for index, row in enumerate(rows)

@@ -27,7 +27,7 @@ from biogpt.checkpoint.pretrained import (
     BioGptTokenizer,
 )
 from biogpt.model.config import BioGptConfig
-from biogpt.model.heads import pooled
+from biogpt.model.readers import pooled
 from biogpt.runners.precision import bfloat16_pays, choose_device
 from biogpt.tasks.batching import spans_of
 from biogpt.tasks.words import forms_of
@@ -233,7 +233,7 @@ class FinetuneLoop:
         return drawn
 
     def _read(self, batch: Sequence[Example]) -> Tensor:
-        """[R, D] of the decoder at all reads of a batch, see ``biogpt.model.heads.pooled``."""
+        """[R, D] of the decoder at all reads of a batch, see ``biogpt.model.readers.pooled``."""
         if batch[0].states is not None:
             states = [example.states for example in batch if example.states is not None]
             return torch.cat(states).to(self.device, torch.float32)
