@@ -163,7 +163,7 @@ def test_mini_hoc_finds_the_hallmarks_of_the_test_split(shared_data):
     )
     found = [{score.label for score in result.scores if score.score >= 0.5} for result in results]
     scores = classification_scores([set(text.labels) for text in texts], found)
-    assert scores["micro"].f1 == pytest.approx(0.775, abs=0.002)
+    assert scores["micro"].f1 == pytest.approx(0.813, abs=0.002)
     assert scores["micro"].support == 486
 
 
