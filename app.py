@@ -138,6 +138,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.error(f"cannot load the model {options.model!r}: {error}")
 
+    print(f"Starting with {options.model} …", flush=True)
     from biogpt.ui.page import check_address, end, serve
 
     try:  # before a thread loads the model: Python cannot end well while one is inside torch
@@ -158,12 +159,18 @@ def main() -> None:
         end(page, CLIENTS, GRACE - CLIENTS)
         _leave()
 
+    def listening(address: str, link: str | None) -> None:
+        print(f"The page is at {address}", flush=True)
+        if options.share:
+            print(link or "No public link: gradio.live cannot be reached from here", flush=True)
+
     # A process forked for one text on ZeroGPU is ended by a signal, too, and has nobody to tell.
     os.register_at_fork(after_in_child=lambda: _on_signal(signal.SIG_DFL))
     _on_signal(told_to_end)
     try:
         allowed = options.allow_origin.split(",")
-        serve(page, options.host, options.port, options.share, options.mcp, shelf.health, allowed)
+        health = shelf.health
+        serve(page, options.host, options.port, options.share, options.mcp, health, allowed, listening)
     except OSError as error:
         parser.error(str(error))
 
@@ -251,7 +258,8 @@ def _load(shelf: Any) -> None:
     from biogpt.serving.engine import Stopping
 
     with suppress(ValueError, Stopping):
-        shelf.take()
+        generator = shelf.take()
+        print(f"{shelf.default}: {generator.description}", flush=True)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@
     document.addEventListener("input", countTyped);
     document.addEventListener("keydown", pressByKey);
     document.addEventListener("click", dismiss);
+    document.addEventListener("click", copyExample);
   }
 
   /* Buttons of a form, the last of which stops what the others begin. They are switched here, since Stop also
@@ -161,6 +162,13 @@
       area.remove();
       return done;
     }
+  }
+
+  async function copyExample(event) {
+    const button = event.target.closest?.(".programs button");
+    if (!button) return;
+    const code = button.parentElement.querySelector("code");
+    button.textContent = (await copied(code.textContent)) ? "Copied" : "Not copied: select it";
   }
 
   // Samples are side by side in the view; the text holds the prompt alone.

@@ -100,6 +100,9 @@ def main() -> None:
                         plain = options.widths == [1180] and options.schemes == ["light"]
                         file = f"{name}.png" if plain else f"{name}-{width}-{scheme}.png"
                         page.screenshot(path=options.out / file, full_page=True)
+                        if plain and name == "write":  # what other sites show of a link to the page
+                            page.set_viewport_size({"width": 1200, "height": 630})
+                            page.screenshot(path=options.out / "preview.png")
                         page.close()
     finally:
         server.terminate()

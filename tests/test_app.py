@@ -263,6 +263,24 @@ def test_without_a_network_it_starts_and_reaches_for_nothing(started) -> None:
     assert not outbound.exists(), outbound.read_text()
 
 
+def test_the_terminal_names_the_page_and_how_its_model_computes(checkpoint: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "app.py", "--port", port, "--model", str(checkpoint), "--precision", "float32"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        first, *others = (next(process.stdout) for _ in range(3))
+        assert first == f"Starting with {checkpoint} …\n"
+        assert f"The page is at http://127.0.0.1:{port}/\n" in others
+        assert any(line.startswith(f"{checkpoint.name}: float32 · CPU") for line in others), others
+    finally:
+        process.terminate()
+        assert "launch" not in process.communicate()[0]
+
+
 LONG = "Naloxone reverses the antihypertensive effect of clonidine in rats. " * 3000
 
 

@@ -24,7 +24,7 @@ from test_page import (
     wait_for_status,
 )
 
-from biogpt.ui.elsewhere import CURL, filled
+from biogpt.ui.elsewhere import CURL, JAVASCRIPT, filled
 
 __all__ = ["browser", "page", "server"]  # fixtures
 
@@ -193,6 +193,18 @@ def test_health_and_the_example_for_curl(server) -> None:
     answer = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, timeout=120, check=True)
     assert "event: complete" in answer.stdout
     assert '"tokens": 40' in answer.stdout
+
+
+def test_an_example_is_copied_and_does_what_it_says(server, page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("tab", name="Use it elsewhere").click()
+    page.get_by_role("button", name="Copy the JavaScript example").click()
+    page.locator(".programs button", has_text="Copied").wait_for()
+    code = page.evaluate("navigator.clipboard.readText()")
+    assert code == filled(JAVASCRIPT, server.url.rstrip("/"))
+    with page.expect_console_message(timeout=60_000) as said:
+        page.evaluate(f"(async () => {{ {code} }})()")
+    assert len(said.value.text.split()) > 10
 
 
 def test_the_tools_of_the_mcp_server(server) -> None:

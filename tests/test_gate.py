@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import platform
+import re
 import time
 import urllib.error
 import urllib.request
@@ -350,6 +351,19 @@ def test_another_site_is_refused_everywhere_and_browsers_are_told_what_not_to_do
     assert embedders == "'self' https://huggingface.co https://*.huggingface.co"
 
 
+def test_a_link_to_the_page_is_shown_with_its_own_words_and_picture(url: str) -> None:
+    shown = urllib.request.urlopen(url).read().decode()
+    tags = re.findall(r'<meta (?:property|name)="((?:og|twitter):\w+)" content="([^"]*)"', shown)
+    assert len(re.findall(r'<meta\s[^>]*"(?:og|twitter):', shown)) == len(tags) == len(dict(tags)) == 6
+    told = dict(tags)
+    assert (told["og:title"], told["og:url"]) == ("BioGPT", url)
+    assert "biomedical text" in told["og:description"]
+    with urllib.request.urlopen(told["og:image"]) as picture:
+        assert picture.headers["Content-Type"] == "image/png"
+        content = picture.read()
+    assert [int.from_bytes(content[at : at + 4], "big") for at in (16, 20)] == [1200, 630]
+
+
 def _same(text: str) -> str:
     return text
 
@@ -375,25 +389,26 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Page, str]]:
 
 def test_what_is_kept_of_calls_and_of_those_who_left_is_bounded(echo: tuple[Page, str]) -> None:
     page, url = echo
-    with urllib.request.urlopen(f"{url}gradio_api/heartbeat/visitor") as beat:
-        beat.readline()
 
-        def change(session: str) -> None:
-            [index] = [index for index, function in page.fns.items() if function.api_name != "echo"]
-            given = {"fn_index": index, "data": ["mine"], "session_hash": session}
-            assert post(url, "gradio_api/queue/join", given)[0] == 200
-            urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={session}").read()
+    def change(session: str) -> None:
+        [index] = [index for index, function in page.fns.items() if function.api_name != "echo"]
+        given = {"fn_index": index, "data": ["mine"], "session_hash": session}
+        assert post(url, "gradio_api/queue/join", given)[0] == 200
+        urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={session}").read()
 
-        change("visitor")
-        for number in range(40):
-            change(f"gone-{number}")
-        for _ in range(300):
-            body = {"data": ["x"]}
-            _, asked = post(url, "gradio_api/call/echo", body)
-            assert last_event(url, "echo", asked["event_id"]) == ("complete", ["x"])
-        kept = set(page.state_holder.session_data)
-        assert "visitor" in kept, "whoever is there keeps what is theirs"
-        assert len(kept) <= 1 + 20 + 1
+    change("visitor")
+    for number in range(10):
+        change(f"another-{number}")
+    for _ in range(300):
+        body = {"data": ["x"]}
+        _, asked = post(url, "gradio_api/call/echo", body)
+        assert last_event(url, "echo", asked["event_id"]) == ("complete", ["x"])
+    assert "visitor" in page.state_holder.session_data, "calls of programs drive nobody out"
+    for number in range(40):
+        change(f"later-{number}")
+    kept = set(page.state_holder.session_data)
+    assert "later-39" in kept
+    assert len(kept) <= 20 + 1
 
 
 def test_memory_is_given_back_once_nobody_calls(

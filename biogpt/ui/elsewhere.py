@@ -25,15 +25,12 @@ curl -sN {address}/gradio_api/call/generate/$id
 """
 
 JAVASCRIPT = """
-const call = "{address}/gradio_api/call";
-const asked = await fetch(`${call}/v2/generate`, {
+const answer = await fetch("{address}/v1/completions", {
   method: "POST",
   headers: {"Content-Type": "application/json"},
-  body: JSON.stringify({prompt: "COVID-19 is", max_new_tokens: 40}),
+  body: JSON.stringify({prompt: "COVID-19 is", max_tokens: 40}),
 });
-const {event_id} = await asked.json();
-const answer = await fetch(`${call}/generate/${event_id}`);
-for await (const chunk of answer.body.pipeThrough(new TextDecoderStream())) console.log(chunk);
+console.log((await answer.json()).choices[0].text);
 """
 
 MCP = """
@@ -55,7 +52,8 @@ def elsewhere(address: str) -> str:
         ("MCP", "For assistants that use tools: start with python app.py --mcp, then add this server.", MCP),
     )
     blocks = "".join(
-        f'<section><h2>{title}</h2><p>{text}</p><pre tabindex="0" aria-label="{title} example"><code>'
+        f'<section><h2>{title}</h2><p>{text}</p><button aria-label="Copy the {title} example">Copy</button>'
+        f'<pre tabindex="0" aria-label="{title} example"><code>'
         f"{html.escape(filled(code, address))}</code></pre></section>"
         for title, text, code in sections
     )

@@ -14,6 +14,9 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import gradio as gr
+from gradio.route_utils import get_root_url
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +24,7 @@ from biogpt.serving.engine import Stopping
 from biogpt.serving.turns import CLIENT
 from biogpt.ui.inputs import as_given
 from biogpt.ui.line import BUSY, RETRY, FairQueue, client_of
+from biogpt.ui.scripts import with_preview
 from biogpt.ui.status import api_error
 
 logger = logging.getLogger(__name__)
@@ -33,9 +37,8 @@ _MOST_BYTES = 32_000_000  # of a call's body: more than the longest text, each o
 _READ = re.compile(r"/gradio_api/(call/(v2/)?[^/]+/(?P<event>[^/]+)/?|queue/data)$")
 _DIRECT = 2  # calls of a task that may run at once without waiting in its line (``/run``)
 _UNREAD = 10.0  # seconds after which a call that nobody reads is given up
-_KEPT = 200  # sessions whose state is kept though nobody is there: a page reloaded, a network that failed
+_KEPT = 200  # sessions whose state is kept though they ask for nothing: pages that are read, or were closed
 _IDLE = 30.0  # seconds without a call after which memory is given back
-_THERE = re.compile(r"/gradio_api/heartbeat/([^/]+)/?$")  # open as long as a page is
 _TOOLS = re.compile(r"/gradio_api/mcp/?$")
 _API = re.compile(r"/v1/")
 # What the page's own functions raise when they are called with what no control can hold.
@@ -86,10 +89,10 @@ class Page(gr.Blocks):
             holder.session_data.pop(session, None)
             holder.time_last_used.pop(session, None)
 
-    def tidy(self, there: Container[str]) -> None:
-        """Forget sessions, those used least lately first, until few are kept of those who are not there."""
-        gone = [session for session in list(self.state_holder.session_data) if session not in there]
-        for session in gone[:-_KEPT]:
+    def tidy(self, busy: Container[str]) -> None:
+        """Forget sessions, those used least lately first, until few are kept beside those that are busy."""
+        idle = [session for session in list(self.state_holder.session_data) if session not in busy]
+        for session in idle[:-_KEPT]:
             self.forget(session)
 
     def get_config_file(self) -> Any:
@@ -170,7 +173,6 @@ class Gate:
         self._timers: dict[str, asyncio.TimerHandle] = {}  # of sessions that nobody reads yet
         self._read: Counter[str] = Counter()  # how often each session is being read
         self._ending: set[asyncio.Task[None]] = set()
-        self._there: Counter[str] = Counter()  # sessions of open pages
         self._rest: asyncio.TimerHandle | None = None
         self._direct: Counter[str] = Counter()  # calls of each task that run beside its line
 
@@ -201,8 +203,8 @@ class Gate:
                 await self._read_out(session, scope, receive, sent)
             elif is_tool:
                 await self._use_tool(scope, receive, sent)
-            elif (page := _THERE.search(scope["path"])) is not None:
-                await self._stay(page[1], scope, receive, sent)
+            elif scope["method"] == "GET" and scope["path"] == scope.get("root_path", "") + "/":
+                await self._show(scope, receive, sent)
             else:
                 await self.app(scope, receive, sent)
         except Exception:
@@ -213,18 +215,18 @@ class Gate:
         finally:
             self.page.under_way -= is_awaited
             if is_awaited:
-                self.page.tidy(self._there.keys() | self._calls.keys() | self._read.keys())
+                self.page.tidy(self._calls.keys() | self._read.keys())
                 self._rest_later()
 
-    async def _stay(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """The connection that a page keeps open."""
-        self._there[session] += 1
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self._there[session] -= 1
-            if not self._there[session]:
-                del self._there[session]
+    async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The page itself, with what other sites show of a link to it."""
+        answer = _Answer()
+        await self.app(scope, receive, answer.keep)
+        if answer.start["status"] == 200:
+            root = get_root_url(Request(scope), "/", scope.get("root_path") or None)
+            answer.body = with_preview(answer.body.decode(), f"{root.rstrip('/')}/").encode()
+            MutableHeaders(scope=answer.start)["content-length"] = str(len(answer.body))
+        await answer.send(send)
 
     def _rest_later(self) -> None:
         if self._rest is not None:

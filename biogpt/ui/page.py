@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Mount, Route
 
 from biogpt.serving.engine import Stopping
@@ -27,7 +27,7 @@ from biogpt.ui.gate import Gate, Page
 from biogpt.ui.hosts import SiteCheck, Sites
 from biogpt.ui.models import models_tab, title
 from biogpt.ui.runs import QUICK
-from biogpt.ui.scripts import head, script
+from biogpt.ui.scripts import PICTURE, PICTURE_PATH, head, script
 from biogpt.ui.sharing import Sharing, connect_links
 from biogpt.ui.theme import STYLE_SHEET, theme
 from biogpt.ui.write_tab import WriteTab, write_tab
@@ -146,6 +146,7 @@ def serve(
     mcp: bool = False,
     health: Callable[[], tuple[int, str]] = lambda: (200, "serving"),
     allowed: Sequence[str] = (),
+    listening: Callable[[str, str | None], None] = lambda *_: None,
 ) -> None:
     """Serve the page until the process is told to end.
 
@@ -155,6 +156,7 @@ def serve(
         health: HTTP status and a word, for ``/health``.
         share: ask gradio.live for a public link; needs the network.
         allowed: other hosts and origins that the page may be asked by, as in ``Sites``.
+        listening: called with the page's address, and its public link where there is one, once it answers.
 
     Raises:
         OSError: the port is taken, or the address is not this machine's.
@@ -165,16 +167,21 @@ def serve(
         status, state = health()
         return JSONResponse({"status": state}, status)
 
+    def picture(request: Request) -> FileResponse:
+        return FileResponse(PICTURE)
+
     sites = Sites(allowed, host, os.environ)
     check = Middleware(SiteCheck, sites=sites, shared=lambda: getattr(page, "share_url", None))
     page.launch(
         mcp_server=mcp,
         app_kwargs={
-            "routes": [Route("/health", answer), Mount("/v1", page.api)],
+            "routes": [Route("/health", answer), Route(PICTURE_PATH, picture), Mount("/v1", page.api)],
             "middleware": [check, Middleware(Gate, page=page)],
         },
         server_name=host,
         server_port=port,
+        quiet=True,  # what it would say is of ``launch`` and its arguments
+        prevent_thread_lock=True,
         share=share,
         show_error=False,  # of Python's; ``Page`` words all that are ours
         footer_links=["api", "settings"],
@@ -191,6 +198,8 @@ def serve(
         head=head(),
         js=script("start"),
     )
+    listening(page.local_url, getattr(page, "share_url", None))
+    page.block_thread()
 
 
 def check_address(host: str, port: int) -> None:

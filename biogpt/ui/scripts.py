@@ -1,10 +1,16 @@
-"""How Python names what the browser does: functions of ``assets/page.js``."""
+"""How Python names what the browser does: functions of ``assets/page.js``, and its head."""
 
+import html
 import json
+import re
 
 from biogpt.paths import assets
 
 _PAGE = assets() / "page.js"
+PICTURE = assets() / "screenshots" / "preview.png"
+PICTURE_PATH = "/preview.png"
+_PREVIEW = re.compile(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>\s*')
+_SAID = "Completes, tags and classifies biomedical text, in the browser, and says why each word was written."
 
 # The value of an HTML component drawn by a function, and what listens to its elements once they are there.
 COMPLETIONS = "${biogpt.completions(value)}"
@@ -17,6 +23,20 @@ ATTENTION_EVENTS = "biogpt.listenToAttention(element, props, watch)"
 def head() -> str:
     """For the page's head: the functions are there before Gradio makes the first component."""
     return f"<script>{_PAGE.read_text(encoding='utf-8')}</script>"
+
+
+def with_preview(page: str, address: str) -> str:
+    """The page with what other sites show of a link to it, in place of what Gradio says of itself.
+
+    Args:
+        address: of the page, with a slash at its end.
+    """
+    values = {"title": "BioGPT", "description": _SAID, "image": address.rstrip("/") + PICTURE_PATH}
+    tags = {f'property="og:{name}"': value for name, value in values.items()}
+    tags |= {'property="og:type"': "website", 'property="og:url"': address}
+    tags |= {'name="twitter:card"': "summary_large_image"}
+    ours = "".join(f'<meta {name} content="{html.escape(value)}">' for name, value in tags.items())
+    return _PREVIEW.sub("", page).replace("</head>", f"{ours}</head>", 1)
 
 
 def script(name: str, *given: object) -> str:
