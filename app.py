@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread, Timer
 from typing import Any, NoReturn
@@ -95,8 +96,10 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         "hosts of other web sites that may ask this page, or the name that a proxy serves it by, with commas "
         "between; *: any",
     )
+    add("auth", "", "NAME:PASSWORD, or a file with such lines: who may use the page at all", _passwords)
     add_switch("share", "ask gradio.live for a public link")
     add_switch("mcp", "offer the endpoints as tools of an MCP server, too")
+    add_switch("metrics", "tell Prometheus of requests, at /metrics; needs the package prometheus-client")
     return parser
 
 
@@ -104,6 +107,17 @@ def _port(value: str) -> int:
     if not (value.isascii() and value.isdigit() and 1 <= int(value) <= 65535):
         raise argparse.ArgumentTypeError(f"{value!r} is no port; expected a whole number from 1 to 65535")
     return int(value)
+
+
+def _passwords(value: str) -> dict[str, str]:
+    from biogpt.ui.auth import read_passwords
+
+    try:
+        return read_passwords(value) if value else {}
+    except OSError:
+        raise argparse.ArgumentTypeError("expected NAME:PASSWORD, or a file with such lines") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _number(value: str) -> int:
@@ -139,7 +153,10 @@ def main() -> None:
         parser.error(f"cannot load the model {options.model!r}: {error}")
 
     print(f"Starting with {options.model} …", flush=True)
+    if options.metrics and find_spec("prometheus_client") is None:
+        parser.error("--metrics needs the package prometheus-client: pip install prometheus-client")
     from biogpt.ui.page import check_address, end, serve
+    from biogpt.ui.requests import metrics_of
 
     try:  # before a thread loads the model: Python cannot end well while one is inside torch
         check_address(options.host, options.port)
@@ -148,6 +165,9 @@ def main() -> None:
 
     page, shelf = build(options)
     globals()["demo"] = page
+    metrics = metrics_of(page.lines.requests, page.lines.waiting, shelf.counts) if options.metrics else None
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("biogpt").setLevel(logging.INFO)
 
     def told_to_end(*_: object) -> None:
         _on_signal(_leave)  # a second one is not to wait
@@ -169,8 +189,18 @@ def main() -> None:
     _on_signal(told_to_end)
     try:
         allowed = options.allow_origin.split(",")
-        health = shelf.health
-        serve(page, options.host, options.port, options.share, options.mcp, health, allowed, listening)
+        serve(
+            page,
+            options.host,
+            options.port,
+            options.share,
+            options.mcp,
+            shelf.health,
+            allowed,
+            listening,
+            options.auth,
+            metrics,
+        )
     except OSError as error:
         parser.error(str(error))
 

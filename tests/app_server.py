@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.model.config import BioGptConfig
@@ -69,7 +69,10 @@ def save_tiny(folder: Path) -> None:
 
 @contextmanager
 def app_server(
-    *arguments: str, environment: Mapping[str, str] | None = None, path: str = "health"
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    path: str = "health",
+    log: IO[str] | None = None,
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The address of the page, as soon as ``path`` answers with success, and its process, ended after use."""
     with socket.socket() as probe:
@@ -80,6 +83,7 @@ def app_server(
         cwd=ROOT,
         env=clean_environment() | dict(environment or {}),
         stdout=subprocess.DEVNULL,
+        stderr=log,
     )
     url = f"http://127.0.0.1:{port}/"
     try:

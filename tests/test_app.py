@@ -34,6 +34,8 @@ FLAGS = (
     "mcp",
     "max-waiting",
     "allow-origin",
+    "auth",
+    "metrics",
 )
 
 # Python runs this at start: each attempt to reach anything but this machine is refused and noted in a file.
@@ -99,6 +101,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "BIOGPT_MCP": "1",
         "BIOGPT_MAX_WAITING": "3",
         "BIOGPT_ALLOW_ORIGIN": "lab.example",
+        "BIOGPT_AUTH": "ann:secret",
+        "BIOGPT_METRICS": "yes",
     }
     assert vars(build_parser({}).parse_args([])) == {
         "model": "mini",
@@ -114,6 +118,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "mcp": False,
         "max_waiting": 16,
         "allow_origin": "",
+        "auth": {},
+        "metrics": False,
     }
     assert vars(build_parser(environment).parse_args([])) == {
         "model": "somewhere/else",
@@ -129,6 +135,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "mcp": True,
         "max_waiting": 3,
         "allow_origin": "lab.example",
+        "auth": {"ann": "secret"},
+        "metrics": True,
     }
     flags = ["--model", "mini", "--port", "9002", "--share", "false"]
     chosen = build_parser(environment).parse_args(flags)
@@ -150,6 +158,7 @@ def test_on_a_space_the_page_is_reached_from_outside() -> None:
         ([], {"BIOGPT_PORT": "70000"}, "'70000' is no port"),
         (["--max-waiting", "0"], {}, "'0' is no number of requests"),
         ([], {"BIOGPT_SHARE": "perhaps"}, "'perhaps' is neither true nor false"),
+        (["--auth", "secret-of-ann"], {}, "expected NAME:PASSWORD, or a file"),
         (["--colour", "red"], {}, "--colour"),
     ],
 )
@@ -160,6 +169,7 @@ def test_a_wrong_value_is_one_line_and_status_2(arguments, environment, message,
     line = capsys.readouterr().err
     assert message in line
     assert line.count("\n") == 1
+    assert "secret" not in line
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ Nothing here locks or waits, but for the short ``lock`` around the lists; one th
 
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable
+from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
 
@@ -58,6 +60,8 @@ class Slot:
 
     Attributes:
         results: what was made, in order; an exception when the request failed, None after the last.
+        first_after: seconds from its making to its first result, 0 before.
+        tokens: results that are tokens.
         taken: how many results the reader has taken; see ``lead``.
         lost: what the model must be fed again, prompt first, after a step that failed; None if nothing is.
         failures: steps that failed since the last result.
@@ -68,12 +72,14 @@ class Slot:
     def __init__(
         self, search: Search, session: Hashable = None, lead: int | None = None, client: Hashable = None
     ) -> None:
+        self._begun = time.monotonic()
         self.search = search
         self.session = session
         self.lead = lead
         self.client = client
         self.results: SimpleQueue[Result | Exception | None] = SimpleQueue()
-        self.made = self.taken = self.failures = 0
+        self.made = self.taken = self.failures = self.tokens = 0
+        self.first_after = 0.0
         self.lost: deque[list[list[int]]] | None = None
         self.cancelled = False
         self.skip = False
@@ -103,7 +109,10 @@ class Slot:
         return self.lost[0] if self.lost else self.search.feed
 
     def put(self, result: Result) -> None:
+        if not self.made:
+            self.first_after = time.monotonic() - self._begun
         self.made += 1
+        self.tokens += isinstance(result, Token)
         self.failures = 0
         self.results.put(result)
 
@@ -111,6 +120,26 @@ class Slot:
         """Give the reader an error, and leave before the next step."""
         self.results.put(error)
         self.cancelled = True
+
+
+@dataclass
+class Counts:
+    """What engines have written since they began.
+
+    Attributes:
+        texts: that have their first token.
+        tokens: of all of them.
+        first_seconds: until those first tokens, waiting included, summed.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    first_seconds: float = 0.0
+
+    def add(self, other: "Counts") -> None:
+        self.texts += other.texts
+        self.tokens += other.tokens
+        self.first_seconds += other.first_seconds
 
 
 class Engine:
@@ -142,6 +171,7 @@ class Engine:
         self._turns = Turns()  # of those who wait to run
         self._reading = Turns()  # of those whose prompts are read
         self.prompts = PromptStore(runner.stretch)
+        self.counts = Counts()  # of those that have left
 
     def submit(self, slot: Slot) -> None:
         """Let a slot wait for its turn.
@@ -300,6 +330,7 @@ class Engine:
         for slots in lists:
             for slot in [slot for slot in slots if slot.cancelled or slot.search.done]:
                 slots.remove(slot)
+                self.counts.add(Counts(slot.made > 0, slot.tokens, slot.first_after))
                 slot.results.put(None)
                 if slot.cache is not None:
                     self.runner.close(slot.cache)

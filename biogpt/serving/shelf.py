@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from biogpt.checkpoint.hub import HUB_ID, embedded_names
 from biogpt.checkpoint.inventory import language_models
-from biogpt.serving.engine import Stopping
+from biogpt.serving.engine import Counts, Stopping
 from biogpt.serving.text_generator import TextGenerator
 
 logger = logging.getLogger(__name__)
@@ -230,6 +230,13 @@ class Shelf:
     def cannot_load(self, name: str, error: Exception) -> NotLoaded:
         """What to tell a visitor; the cause only where any model may be named, and so any folder."""
         return _cannot_load(name, error, tell=self.allowed is None)
+
+    def counts(self) -> Counts:
+        """What the models that are there have written."""
+        counts = Counts()
+        for generator in list(self._known):
+            counts.add(generator.counts)
+        return counts
 
     def source(self, name: str) -> str:
         """What is loaded for a name: an embedded name, a folder or a Hub id."""

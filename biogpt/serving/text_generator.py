@@ -31,7 +31,7 @@ from biogpt.generation.options import GenerationOptions
 from biogpt.generation.search import Hypothesis, Token, start_search
 from biogpt.model.config import BioGptConfig
 from biogpt.runners import runner_for
-from biogpt.serving.engine import Engine, Result, Slot
+from biogpt.serving.engine import Counts, Engine, Result, Slot
 from biogpt.serving.turns import CLIENT
 from biogpt.serving.worker import Health, Worker
 from biogpt.text.tokenizer import moses_text, settled_part
@@ -282,6 +282,11 @@ class TextGenerator:
     def description(self) -> str:
         """A line for people: in which precision it computes, and on what."""
         return self._worker.engine.runner.description
+
+    @property
+    def counts(self) -> Counts:
+        """What it has written since it was made."""
+        return self._worker.engine.counts
 
     def share_cores(self) -> None:
         """Leave cores to what else runs on this machine, such as a page; call it before the first request.

@@ -32,6 +32,7 @@ from biogpt.ui.completions import Completion, Piece, Refused
 from biogpt.ui.door import Door, Events, Line, from_thread, refusal, wrong
 from biogpt.ui.entities import Tagger
 from biogpt.ui.inputs import as_given, passages, sendable
+from biogpt.ui.requests import Requests
 from biogpt.ui.runs import label_all, last_of
 from biogpt.ui.status import REFUSALS
 
@@ -155,11 +156,12 @@ class Api:
         return _listed(name, [{"labels": rows} for rows in found])
 
 
-def api_of(shelf: Shelf, tagger: Tagger, labeller: Labeller, stopping: Event) -> ASGIApp:
+def api_of(shelf: Shelf, tagger: Tagger, labeller: Labeller, stopping: Event, requests: Requests) -> ASGIApp:
     """The ASGI application to be mounted at ``/v1``.
 
     Args:
         stopping: set once requests are to be refused.
+        requests: are told of each.
     """
     api = Api(shelf, tagger, labeller)
     wrongs: dict[int | str, dict[str, Any]] = {"default": {"model": WrongAnswer, "description": "An error"}}
@@ -191,7 +193,7 @@ def api_of(shelf: Shelf, tagger: Tagger, labeller: Labeller, stopping: Event) ->
 
     for kind in (*REFUSALS, Exception):
         app.add_exception_handler(kind, failed)
-    return Door(app, stopping)
+    return Door(app, stopping, requests)
 
 
 def _documents(given: str | list[str]) -> list[Document]:

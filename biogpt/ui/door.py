@@ -16,11 +16,13 @@ from biogpt.ui.completions import Refused
 from biogpt.ui.gate import FAULT
 from biogpt.ui.inputs import sendable
 from biogpt.ui.line import BUSY, RETRY
+from biogpt.ui.requests import Requests, how_of
 
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 1_000_000  # of a body
 _DRAINED = 32 * MOST_BYTES  # read and dropped of one that is larger, so that its sender hears why
+_ASKED = ("completions", "score", "ner", "classify")
 _HALF = 400  # characters of an error's beginning, and of its end
 
 T = TypeVar("T")
@@ -101,10 +103,11 @@ class Door:
 
     Args:
         stopping: set once requests are to be refused.
+        requests: are told of each that has a body.
     """
 
-    def __init__(self, app: ASGIApp, stopping: Event) -> None:
-        self.app, self.stopping = app, stopping
+    def __init__(self, app: ASGIApp, stopping: Event, requests: Requests) -> None:
+        self.app, self.stopping, self.requests = app, stopping, requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _body(receive)
@@ -112,6 +115,24 @@ class Door:
         if refused is not None:
             await refused(scope, receive, send)
             return
+        if scope["method"] != "POST":
+            await self._serve(body, scope, receive, send)
+            return
+        asked = scope["path"].rpartition("/")[2]
+        with self.requests.begin(f"/v1/{asked if asked in _ASKED else ''}", len(body or b"")) as served:
+            status = 500
+
+            async def sent(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send(message)
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    served.how = how_of(status)
+
+            await self._serve(body, scope, receive, sent)
+
+    async def _serve(self, body: bytes | None, scope: Scope, receive: Receive, send: Send) -> None:
         unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         left = asyncio.ensure_future(_leaving(receive))
 

@@ -8,6 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
@@ -23,13 +24,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from biogpt.serving.engine import Stopping
 from biogpt.serving.turns import CLIENT
 from biogpt.ui.inputs import as_given
-from biogpt.ui.line import BUSY, RETRY, FairQueue, client_of
+from biogpt.ui.line import BUSY, FAULTY, RETRY, FairQueue, client_of, task_of
+from biogpt.ui.requests import Served, how_of
 from biogpt.ui.scripts import with_preview
 from biogpt.ui.status import api_error
 
 logger = logging.getLogger(__name__)
 
-FAILED = "Failed"  # title of an error that is a fault of ours, not of what was sent
 FAULT = "The service failed at this request; its log says why. Try again, or with another text"
 _UNFIT = "A setting is out of its range, or is none of its choices; programs call {}"
 _MOST_BYTES = 32_000_000  # of a call's body: more than the longest text, each of its characters escaped
@@ -135,7 +136,7 @@ class Page(gr.Blocks):
             function = block_fn if not isinstance(block_fn, int) else self.fns[block_fn]
             if function.api_visibility == "private" and isinstance(error, _OF_GARBAGE):
                 raise self._unfit() from error
-            raise api_error(RuntimeError(FAULT), FAILED) from error
+            raise api_error(RuntimeError(FAULT), FAULTY) from error
 
     def _unfit(self) -> gr.Error:
         names = ", ".join(f"/{name}" for name in self.endpoints())
@@ -255,12 +256,20 @@ class Gate:
             await _later(BUSY)(scope, receive, send)
             return
         self._direct[task] += 1
+        served = (
+            self.page.lines.requests.begin(task_of(self.page.fns[index]), len(body))
+            if task
+            else nullcontext()
+        )
         try:
-            await self.app(scope, _replay(body, receive), answer.keep)
+            with served:
+                await self.app(scope, _replay(body, receive), answer.keep)
+                if answer.start["status"] == 500 and json.loads(answer.body).get("title") != FAULTY:
+                    answer.start["status"] = 422  # Gradio knows no other status for a refusal
+                if isinstance(served, Served):
+                    served.how = how_of(answer.start["status"])
         finally:
             self._direct[task] -= 1
-        if answer.start["status"] == 500 and json.loads(answer.body).get("title") != FAILED:
-            answer.start["status"] = 422  # Gradio knows no other status for a refusal
         if answer.start["status"] == 200 and way in ("call", "call/v2", "queue"):
             event = json.loads(answer.body)["event_id"]
             self._expect_reader(given["session_hash"] if way == "queue" else event, event, index, scope)

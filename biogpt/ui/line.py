@@ -1,5 +1,6 @@
 """The lines that requests wait in on the page: one for each task, in which clients take turns."""
 
+import time
 from collections import defaultdict
 from collections.abc import Hashable
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -7,11 +8,14 @@ from typing import Any
 
 from gradio.block_function import BlockFunction
 from gradio.queueing import Event, Queue
+from gradio.server_messages import EventMessage, ProcessCompletedMessage
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from biogpt.serving.turns import CLIENT, Turns, has_share
+from biogpt.ui.requests import DONE, FAILED, REFUSED, Requests, Served
 
+FAULTY = "Failed"  # title of an error that is a fault of ours, not of what was sent
 WAITING_LINE = 32  # requests that may wait for a task; one more is refused with HTTP 503
 RETRY = 15  # seconds after which a client that was refused is told to come back
 BUSY = f"Too many texts wait here already. Try again in {RETRY} seconds"
@@ -44,12 +48,15 @@ class FairQueue(Queue):
 
     Attributes:
         most: requests of one client that may wait in a line; one more is refused with HTTP 429.
+        requests: what is told of calls; of others, too, that have no line here.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.most = WAITING_LINE
+        self.requests = Requests()
         self._turns: defaultdict[str, Turns] = defaultdict(Turns)
+        self._served: dict[Event, Served] = {}
 
     async def push(self, body: Any, request: Request, username: str | None) -> Any:
         """Put a call into its line.
@@ -69,6 +76,10 @@ class FairQueue(Queue):
             raise HTTPException(429, YOURS.format(self.most, RETRY), headers)
         if len(waiting) >= WAITING_LINE:
             raise HTTPException(503, BUSY, headers)
+
+    def waiting(self) -> dict[str, int]:
+        """How many wait in each line."""
+        return {task: len(line.queue) for task, line in self.event_queue_per_concurrency_id.items()}
 
     def get_events(self) -> tuple[list[Event], bool, str] | None:
         """Who goes next, of any line with room."""
@@ -92,8 +103,30 @@ class FairQueue(Queue):
 
     async def process_events(self, events: list[Event], *rest: Any) -> None:
         """Run a call; what it asks for is asked for its client."""
-        CLIENT.set(_client_of(events[0]))
-        await super().process_events(events, *rest)
+        [event] = events
+        CLIENT.set(_client_of(event))
+        given = event.data.data if event.data is not None else []
+        size = sum(len(value) for value in given if isinstance(value, str))
+        waited = time.monotonic() - event.enqueue_time
+        with self.requests.begin(task_of(event.fn), size, waited) as served:
+            self._served[event] = served
+            try:
+                await super().process_events(events, *rest)
+            finally:
+                del self._served[event]
+
+    def send_message(self, event: Event, event_message: EventMessage) -> None:
+        """Put what becomes of a call where its client reads it."""
+        if isinstance(event_message, ProcessCompletedMessage) and (served := self._served.get(event)):
+            failed = FAILED if event_message.output.get("title") == FAULTY else REFUSED
+            served.how = DONE if event_message.success else failed
+        super().send_message(event, event_message)
+
+
+def task_of(function: BlockFunction) -> str:
+    """What programs call it, or the line that the page's own calls wait in."""
+    is_public = function.api_visibility != "private" and isinstance(function.api_name, str)
+    return f"/{function.api_name}" if is_public else f"page {function.concurrency_id}"
 
 
 def _client_of(event: Event) -> Hashable:

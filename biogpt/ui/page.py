@@ -4,7 +4,7 @@ import html
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from biogpt.serving.engine import Stopping
@@ -20,6 +20,7 @@ from biogpt.serving.shelf import LazyModel, Shelf
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.ui.api import api_of
+from biogpt.ui.auth import Auth
 from biogpt.ui.classify import Labeller, classify_tab
 from biogpt.ui.elsewhere import DEFAULT_ADDRESS, elsewhere
 from biogpt.ui.entities import Tagger, entities_tab
@@ -108,7 +109,7 @@ def build_page(
         )
     page.stopping = shelf.closed
     labeller = Labeller(classifier, sentence_classifier, shelf)
-    page.api = api_of(shelf, Tagger(recognizer), labeller, shelf.closed)
+    page.api = api_of(shelf, Tagger(recognizer), labeller, shelf.closed, page.lines.requests)
     return page
 
 
@@ -147,6 +148,8 @@ def serve(
     health: Callable[[], tuple[int, str]] = lambda: (200, "serving"),
     allowed: Sequence[str] = (),
     listening: Callable[[str, str | None], None] = lambda *_: None,
+    passwords: Mapping[str, str] | None = None,
+    metrics: Callable[[], tuple[bytes, str]] | None = None,
 ) -> None:
     """Serve the page until the process is told to end.
 
@@ -156,6 +159,8 @@ def serve(
         health: HTTP status and a word, for ``/health``.
         share: ask gradio.live for a public link; needs the network.
         allowed: other hosts and origins that the page may be asked by, as in ``Sites``.
+        passwords: by name, of those who may use the page; None lets everybody in.
+        metrics: what ``/metrics`` answers, and its content type; None has no such place.
         listening: called with the page's address, and its public link where there is one, once it answers.
 
     Raises:
@@ -170,13 +175,21 @@ def serve(
     def picture(request: Request) -> FileResponse:
         return FileResponse(PICTURE)
 
+    def told(request: Request) -> Response:
+        assert metrics is not None
+        content, kind = metrics()
+        return Response(content, headers={"Content-Type": kind})
+
+    routes = [Route("/health", answer), Route(PICTURE_PATH, picture), Mount("/v1", page.api)]
+    if metrics is not None:
+        routes.append(Route("/metrics", told))
     sites = Sites(allowed, host, os.environ)
     check = Middleware(SiteCheck, sites=sites, shared=lambda: getattr(page, "share_url", None))
     page.launch(
         mcp_server=mcp,
         app_kwargs={
-            "routes": [Route("/health", answer), Route(PICTURE_PATH, picture), Mount("/v1", page.api)],
-            "middleware": [check, Middleware(Gate, page=page)],
+            "routes": routes,
+            "middleware": [check, Middleware(Auth, passwords=passwords or {}), Middleware(Gate, page=page)],
         },
         server_name=host,
         server_port=port,
@@ -198,6 +211,7 @@ def serve(
         head=head(),
         js=script("start"),
     )
+    assert page.local_url is not None
     listening(page.local_url, getattr(page, "share_url", None))
     page.block_thread()
 
