@@ -176,7 +176,7 @@ def test_mini_ner_finds_the_entities_of_a_test_split(shared_data):
     found = recognizer.batch([text.text for text in corpus.texts])
     diseases = [[entity for entity in entities if entity.label == "Disease"] for entities in found]
     scores = entity_scores([text.spans for text in corpus.texts], diseases)
-    assert scores["micro"].f1 == pytest.approx(0.830, abs=0.002)
+    assert scores["micro"].f1 == pytest.approx(0.826, abs=0.002)
     assert scores["micro"].support == 960
 
 
@@ -196,8 +196,8 @@ def test_mini_ner_finds_little_where_there_is_little_to_find():
                 missed.append((text, entry))
             spans -= right
         false += [(text, span) for span in spans]
-    assert len(false) <= 14, false
-    assert len(missed) <= 2, missed
+    assert len(false) <= 3, false
+    assert len(missed) <= 1, missed
 
 
 @pytest.mark.slow
