@@ -78,12 +78,27 @@
 
   const dismiss = (event) => event.target.closest?.(".notice button")?.parentElement.remove();
 
+  // A slider's number that was cleared would become its least one, in silence: what it was comes back.
+  const NUMBER = "input[aria-label^='number input']";
+
+  function keepNumber(event) {
+    if (event.target.matches?.(NUMBER)) event.target.dataset.last = event.target.value;
+  }
+
+  function restoreNumber({ target }) {
+    if (!target.matches?.(NUMBER) || target.value !== "" || !target.dataset.last) return;
+    target.value = target.dataset.last;
+    target.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
   function start() {
     addEventListener("pagehide", leave);
     document.addEventListener("pointerover", nameKey);
     document.addEventListener("input", countTyped);
     document.addEventListener("keydown", pressByKey);
     document.addEventListener("click", dismiss);
+    document.addEventListener("focus", keepNumber, true);
+    document.addEventListener("blur", restoreNumber, true); // before Gradio's own
     document.addEventListener("click", copyExample);
   }
 

@@ -16,6 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from biogpt.checkpoint.adapter import tokenizer_folder
+from biogpt.checkpoint.hub import find
+from biogpt.checkpoint.layout import CONFIG
 from biogpt.checkpoint.pretrained import (
     BioGptForCausalLM,
     BioGptForSequenceClassification,
@@ -38,6 +42,8 @@ from biogpt.runners.threads import interrupts_ignored
 from biogpt.serving.engine import Engine, Slot
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
+from biogpt.text.files import read_json
+from biogpt.text.tokenizer import VOCAB_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +65,7 @@ _TEXT = (
     "failure developed followed by a "
     "slow partial recovery of renal function. Possible contributing factors are discussed. "
 )
+DOCUMENTS = "documents"  # the case of documents a second
 _DOCUMENTS = [_TEXT * (1 + number % 4) for number in range(8)]
 
 
@@ -77,6 +84,7 @@ class BenchOptions:
             where these leave room for the tokens that some make while others begin; those of ``POSITIONS``
             that fit when empty.
         tagging: measure documents a second of entities and labels as well.
+        heads: names of trained heads, as ``mini-ner``, to measure by documents a second, ours alone.
         rounds: how often each figure is taken.
         steps: tokens of each stream that a figure is taken over.
         config: shape of the model; weights are random.
@@ -89,6 +97,7 @@ class BenchOptions:
     streams: Sequence[int] = (1, 4, 8, 16)
     positions: Sequence[int] = ()
     tagging: bool = False
+    heads: Sequence[str] = ()
     rounds: int = 3
     steps: int = 16
     config: BioGptConfig = field(default_factory=BioGptConfig)
@@ -155,15 +164,27 @@ def bench(options: BenchOptions) -> dict[str, Any]:
         for task in ("generate", "ner", "classify") if options.tagging else ("generate",):
             folder = Path(temporary) / task
             _make_weights(task, options.config, folder)
-            chosen = cases if task == "generate" else [("documents", ())]
-            for name, figures in _measure(task, folder, wanted, chosen, options.rounds).items():
-                results["subjects"].setdefault(name, {"figures": {}})
-                results["subjects"][name]["figures"] |= figures.pop("figures")
-                results["subjects"][name] = figures | results["subjects"][name]
+            chosen = cases if task == "generate" else [(DOCUMENTS, ())]
+            _join(results, _measure(task, folder, wanted, chosen, options.rounds))
+        for head in options.heads:
+            folder = find(head)
+            is_tagger = "Token" in str(read_json(folder / CONFIG).get("architectures"))
+            ours = wanted[: len(options.precisions)]
+            measured = _measure(
+                "ner" if is_tagger else "classify", folder, ours, [(DOCUMENTS, ())], options.rounds, head
+            )
+            _join(results, measured)
     text = json.dumps(results, indent=2, ensure_ascii=False)
     (options.out / "bench.json").write_text(text + "\n", encoding="utf-8")
     _plots(results, options)
     return results
+
+
+def _join(results: dict[str, Any], measured: dict[str, dict[str, Any]]) -> None:
+    for name, figures in measured.items():
+        results["subjects"].setdefault(name, {"figures": {}})
+        results["subjects"][name]["figures"] |= figures.pop("figures")
+        results["subjects"][name] = figures | results["subjects"][name]
 
 
 def _measure(
@@ -172,7 +193,9 @@ def _measure(
     wanted: Sequence[tuple[str, str]],
     cases: Sequence[tuple[str, tuple[int, ...]]],
     rounds: int,
+    documents: str = "",
 ) -> dict[str, dict[str, Any]]:
+    """Figures of each subject, by case; those of ``DOCUMENTS`` under ``documents``, or the task."""
     subjects: dict[str, _Subject] = {}
     try:
         for kind, precision in wanted:
@@ -185,7 +208,7 @@ def _measure(
             for _ in range(rounds):
                 for name, subject in subjects.items():
                     times[name].append(subject.ask(case, *values))
-            key = " ".join([task if case == "documents" else case, *map(str, values[:2])])
+            key = " ".join([documents or task if case == DOCUMENTS else case, *map(str, values[:2])])
             for name in subjects:
                 results[name]["figures"][key] = statistics.median(times[name])
             logger.info("%s: %s", key, {name: round(results[name]["figures"][key], 3) for name in subjects})
@@ -321,10 +344,16 @@ class _Ours(_Measured):
         self.weight_bytes = 1 if self.model.precision.int8 else self.model.dtype.itemsize
         if task == "generate":
             self.engine = Engine(runner_for(self.model), cache_bytes=2**62, max_running=1024)
-        elif task == "ner":
+            return
+        vocabulary = tokenizer_folder(folder)
+        if (vocabulary / VOCAB_FILE).exists():  # not of random weights
+            self.tokenizer = BioGptTokenizer.from_pretrained(vocabulary)
+        if task == "ner":
             self.batch: Any = EntityRecognizer(self.model, self.tokenizer).batch
         else:
-            self.batch = TextClassifier(self.model, self.tokenizer).batch
+            classifier = TextClassifier(self.model, self.tokenizer)
+            of_sentences = self.model.config.sentence_encoder_size > 0
+            self.batch = partial(map, classifier.sentences) if of_sentences else classifier.batch
 
     def first_token(self, length: int) -> float:
         slot = self._submit(length, 1, session=None)
@@ -357,7 +386,7 @@ class _Ours(_Measured):
     def documents(self) -> float:
         """Documents a second."""
         start = time.perf_counter()
-        self.batch(_DOCUMENTS)
+        list(self.batch(_DOCUMENTS))
         return len(_DOCUMENTS) / (time.perf_counter() - start)
 
     def _submit(self, length: int, tokens: int, session: str | None) -> Slot:
@@ -484,7 +513,8 @@ def table(results: dict[str, Any]) -> str:
             f"| {words} | " + " | ".join(f"{subjects[name][key] * scale:.2f}" for name in names) + " |"
         )
     for case in dict.fromkeys(case for name in names for case in subjects[name]["figures"]):
-        cells = " | ".join(f"{subjects[name]['figures'][case]:.3g}" for name in names)
+        figures = [subjects[name]["figures"].get(case) for name in names]
+        cells = " | ".join("–" if figure is None else f"{figure:.3g}" for figure in figures)
         lines.append(f"| {_words(case)} | {cells} |")
         if case.startswith("decode 1 "):
             rates = [

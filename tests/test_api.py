@@ -40,6 +40,7 @@ from biogpt.training.metrics import bits_per_byte
 from biogpt.ui.api import api_of
 from biogpt.ui.classify import Labeller
 from biogpt.ui.entities import Tagger
+from biogpt.ui.requests import Requests
 
 PROMPT = "The BRCA1 gene"
 DRAWN: dict[str, Any] = {"max_tokens": 30, "temperature": 0.9, "seed": 5}
@@ -551,7 +552,11 @@ class Watched:
         ]
         recognizer, *classifiers = self.models
         self.app = api_of(
-            self.shelf, Tagger(recognizer), Labeller(*classifiers, self.shelf), self.shelf.closed
+            self.shelf,
+            Tagger(recognizer),
+            Labeller(*classifiers, self.shelf),
+            self.shelf.closed,
+            Requests(),
         )
 
     def _counting(self, kind: Any, name: str, method: str) -> Any:

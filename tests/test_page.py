@@ -511,6 +511,19 @@ def test_a_setting_out_of_its_range_leaves_the_buttons(page) -> None:
     wait_for_status(page, "Finished")
 
 
+def test_a_number_that_was_cleared_comes_back(page) -> None:
+    length = page.get_by_label("number input for Length, tokens")
+    length.fill("7")
+    length.press("Tab")
+    length.fill("")
+    length.press("Tab")
+    assert length.input_value() == "7"
+    type_text(page, PROMPT)
+    page.locator("#generate").click()
+    wait_for_status(page, "Finished")
+    assert page.evaluate("document.querySelectorAll('#view .tok').length") == 7
+
+
 def test_beams_give_one_text_whatever_the_number_of_samples() -> None:
     given = {"num_beams": 4, "num_return_sequences": 3, "temperature": 0.0}
     assert _options(values_of(**given)).num_return_sequences == 1

@@ -29,6 +29,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         text = f"{words} ({' '.join(map(str, default))}{fitting})"
         parser.add_argument(f"--{name}", nargs="+", type=int, help=text)
     parser.add_argument("--tagging", action="store_true", help="entities and labels of documents, too")
+    parser.add_argument("--heads", nargs="+", help="trained heads, as mini-ner: documents a second of each")
     parser.add_argument("--rounds", type=int, help=f"times each figure is taken ({BenchOptions.rounds})")
     parser.add_argument("--steps", type=int, help=f"tokens a figure is taken over ({BenchOptions.steps})")
     parser.add_argument("--model", help="shape to measure: a folder or embedded name (BioGPT base, 347 M)")
@@ -36,7 +37,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(chosen: argparse.Namespace) -> None:
-    names = ("out", "precisions", "prompts", "streams", "positions", "tagging", "rounds", "steps")
+    names = ("out", "precisions", "prompts", "streams", "positions", "tagging", "heads", "rounds", "steps")
     values = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
     against = []
     for name in chosen.against or ():
