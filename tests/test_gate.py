@@ -62,6 +62,32 @@ def test_arguments_that_no_endpoint_has_are_named(url: str, endpoint: str) -> No
         assert (status, HARD[:3] in answer["detail"]) == (422, True)
 
 
+@pytest.mark.slow
+def test_after_each_of_two_hundred_wrong_requests_a_right_one_is_answered_the_same(url: str) -> None:
+    wrong = ["", "{", "[1]", {"nonsense": 1}, {"text": 5}, {"prompt": None}, {"text": "a", "labels": "x"}]
+    wrong += [{"prompt": "a", "max_new_tokens": value} for value in (-1, 1e9, "many", [1], True)]
+    wrong += [{"prompt": "a", "model": "../../etc/passwd"}, {"input": [[]]}, {"prompt": "a", "stop": [""]}]
+    right: list[tuple[str, dict[str, Any]]] = [
+        ("generate", {"prompt": "Naloxone", "max_new_tokens": 2, "seed": 1}),
+        ("ner", {"text": "Naloxone."}),
+        ("classify", {"text": "Naloxone.", "labels": ["drug", "disease"]}),
+    ]
+    answers: dict[str, Any] = {}
+    for number in range(200):
+        bad = wrong[number % len(wrong)]
+        endpoint, good = right[number % len(right)]
+        for path in (f"gradio_api/call/v2/{endpoint}", f"gradio_api/run/{endpoint}", "v1/completions"):
+            if path.startswith("v1") or isinstance(bad, str) or not set(bad) <= set(good):
+                status, asked = post(url, path, bad)
+                if status == 200:  # what is wrong with it was found later
+                    status, _ = last_event(url, endpoint, asked["event_id"])
+                assert status == "error" or 400 <= status < 500, (path, bad)
+        event, data = call(url, endpoint, **good)
+        assert event == "complete"
+        told = [{**each, "seconds": 0} if isinstance(each, dict) else each for each in data]
+        assert answers.setdefault(endpoint, json.dumps(told)) == json.dumps(told)
+
+
 @pytest.mark.parametrize("body", ["", "{", "[1]", '"x"', "[" * 100_000, "9" * 5000])
 def test_a_body_that_is_no_object_is_refused(url: str, body: str) -> None:
     for path in ("call/v2/ner", "call/ner", "run/ner", "queue/join"):
