@@ -38,8 +38,10 @@ from biogpt.serving.text_generator import Prompt, Step, TextGenerator
 from biogpt.serving.zero import _LentStream
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
-from biogpt.ui.entities import Tagger
-from biogpt.ui.inputs import MOST_TEXTS, given, passage, upload
+from biogpt.text.documents import Document
+from biogpt.text.results import Entity
+from biogpt.ui.entities import Found, Tagger
+from biogpt.ui.inputs import MOST_TEXTS, Given, given, passage, upload
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.scripts import Buttons
 from biogpt.ui.writing import Writer, _groups, _options
@@ -689,6 +691,10 @@ def test_entities_are_marked_filtered_listed_and_saved(page, server) -> None:
     table.get_by_test_id("header-3").click()
     table.get_by_test_id("header-2").click()
     table.get_by_test_id("header-4").click()
+    linked = next(entity for entity in found if entity.label in ("Disease", "Chemical"))
+    link = table.locator("a", has_text={"Disease": "MeSH", "Chemical": "ChEBI"}[linked.label]).first
+    assert link.get_attribute("href").startswith("https://www.")
+    assert link.get_attribute("rel") == "noopener noreferrer"
     least = f"{min(round(entity.score, 3) for entity in found):g}"
     table.get_by_test_id("cell-0-4").get_by_text(least, exact=True).wait_for()
 
@@ -710,6 +716,22 @@ def test_entities_are_marked_filtered_listed_and_saved(page, server) -> None:
     for kind in ("JSONL", "CSV", "BRAT", "PubTator"):
         assert len(download(page, kind)) > 20, kind
     assert len(server.read) == before, "a filter ran the model again"
+
+
+def test_a_link_of_an_entity_is_a_search_for_its_name_whatever_that_is() -> None:
+    def linked(label: str, text: str) -> str:
+        documents = [Document("1", text)]
+        found = Found(Given("", documents), (label,), [[Entity(label, 0, len(text), text, 0.5)]])
+        *_, listed, _ = Tagger(LazyModel("none", lambda: None, threading.Event())).show(
+            found, [label], 0.0, 0
+        )
+        return listed.value["data"][0][-1]
+
+    assert 'href="https://www.ncbi.nlm.nih.gov/gene/?term=IL-2%20R%CE%B1"' in linked("Gene", "IL-2\n Rα")
+    hostile = linked("Disease", '"><script>alert(1)</script>')
+    assert "<script" not in hostile
+    assert hostile.count('"') == 6
+    assert linked("Role", "aspirin") == ""
 
 
 def test_a_file_of_texts_is_tagged_whole(page, server, tmp_path) -> None:

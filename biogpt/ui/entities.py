@@ -1,11 +1,13 @@
 """The Entities tab: entities marked in place, filtered, counted, listed and saved; and ``/ner``."""
 
+import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -18,12 +20,22 @@ from biogpt.text.results import Entity
 from biogpt.ui.forms import Tab, connect, document_choice, lay_out_form
 from biogpt.ui.inputs import Given, as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
-from biogpt.ui.results import download_buttons, results_table, rows_note, table
+from biogpt.ui.results import LOOK_UP, download_buttons, results_table, rows_note, table
 from biogpt.ui.runs import QUICK, OnProgress, Run, label_all, last_of
 from biogpt.ui.status import REFUSALS, api_error, counted, refusal, remarks, status
 
 EXAMPLES = assets() / "examples" / "entities.jsonl"
 
+# Where the names of a type can be searched for, and the address that the name is added to.
+_OLS = "https://www.ebi.ac.uk/ols4/search?ontology="
+_DATABASES = {
+    "Gene": ("Gene", "https://www.ncbi.nlm.nih.gov/gene/?term="),
+    "Disease": ("MeSH", "https://www.ncbi.nlm.nih.gov/mesh/?term="),
+    "Chemical": ("ChEBI", f"{_OLS}chebi&q="),
+    "Species": ("Taxonomy", "https://www.ncbi.nlm.nih.gov/taxonomy/?term="),
+    "CellType": ("Ontology", f"{_OLS}cl&q="),
+    "CellLine": ("Cellosaurus", "https://www.cellosaurus.org/search?query="),
+}
 _HINT = "What is found is marked here. Paste a passage, or take an example, then Find entities."
 
 
@@ -56,6 +68,15 @@ class Found:
     def counts(self) -> Counter[str]:
         """How many entities there are of each type."""
         return Counter(entity.label for entities in self.entities for entity in entities)
+
+
+def _look_up(entity: Entity) -> str:
+    """A link to the search of a database for the entity's name, which the reader may open; HTML."""
+    if entity.label not in _DATABASES:
+        return ""
+    database, address = _DATABASES[entity.label]
+    href = html.escape(address + quote(" ".join(entity.text.split()), safe=""))
+    return f'<a href="{href}" target="_blank" rel="noopener noreferrer">{database}</a>'
 
 
 class Tagger:
@@ -108,11 +129,19 @@ class Tagger:
         text, entities = found.documents[index or 0].text, shown.entities[index or 0]
         several = len(found.documents) > 1
         rows = [
-            [*([document.id] if several else []), e.text, e.label, e.start, e.end, round(e.score, 3)]
+            [
+                *([document.id] if several else []),
+                e.text,
+                e.label,
+                e.start,
+                e.end,
+                round(e.score, 3),
+                _look_up(e),
+            ]
             for document, found_there in zip(shown.documents, shown.entities, strict=True)
             for e in found_there
         ]
-        columns = [*(["Id"] if several else []), "Text", "Type", "Start", "End", "Score"]
+        columns = [*(["Id"] if several else []), "Text", "Type", "Start", "End", "Score", LOOK_UP]
         nothing, left = "", shown.counts().total()
         if not found.counts():
             nothing = f"Nothing was found. The model knows these types: {', '.join(found.types)}."
@@ -126,7 +155,7 @@ class Tagger:
             gr.CheckboxGroup(choices=[(f"{kind} {counts[kind]:,}", kind) for kind in found.types]),
             marked(text, [Mark(e.label, e.start, e.end, e.score) for e in entities], found.types, "entity"),
             remarks(nothing, cut_note(text), rows_note(len(rows))),
-            table(columns, rows, [14, 27, 17, 14, 13, 15] if several else [32, 21, 16, 14, 17]),
+            table(columns, rows, [11, 22, 15, 11, 11, 12, 18] if several else [28, 17, 12, 11, 12, 20]),
             _plot(shown),
         )
 

@@ -9,6 +9,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from biogpt.ui.runs import QUICK
 from biogpt.ui.scripts import script
 
+LOOK_UP = "Look up"  # name of a column of links, in HTML
 MOST_ROWS = 200  # of a table on the page, every update of which costs by its rows; downloads have no limit
 
 
@@ -34,9 +35,7 @@ def table(
     Args:
         widths: percent of each column; as wide as what it holds when None.
     """
-    kinds: list[Any] = (
-        ["number" if isinstance(cell, int | float) else "str" for cell in rows[0]] if rows else []
-    )
+    kinds = [_kind(name, cell) for name, cell in zip(columns, rows[0], strict=True)] if rows else []
     return gr.Dataframe(
         value=list(rows[:MOST_ROWS]),
         headers=list(columns),
@@ -44,6 +43,10 @@ def table(
         column_widths=None if widths is None else [f"{width}%" for width in widths],
         visible=bool(rows),
     )
+
+
+def _kind(column: str, cell: Any) -> Any:
+    return "html" if column == LOOK_UP else "number" if isinstance(cell, int | float) else "str"
 
 
 def rows_note(rows: int) -> str:
