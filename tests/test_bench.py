@@ -30,7 +30,7 @@ def test_every_subject_is_measured_in_every_case(tmp_path):
         streams=(1, 3),
         positions=(32, 200),
         tagging=True,
-        heads=["mini-ner", "mini-rct"],
+        heads=["mini-rct"],
         rounds=1,
         steps=4,
         config=TINY,
@@ -41,7 +41,7 @@ def test_every_subject_is_measured_in_every_case(tmp_path):
     cases = {"first_token 16", "first_token 300", "ner", "classify"}
     cases |= {f"decode {streams} {position}" for streams in (1, 3) for position in (32, 200)}
     for name, subject in results["subjects"].items():
-        heads = {"mini-ner", "mini-rct"} if name.startswith("biogpt") else set()
+        heads = {"mini-rct"} if name.startswith("biogpt") else set()
         assert set(subject["figures"]) == cases | heads
         assert all(figure > 0 for figure in subject["figures"].values())
         assert subject["peak_bytes"] >= subject["served_bytes"] > 10_000_000

@@ -71,7 +71,10 @@ def test_beam_search_shows_its_text_and_then_its_probabilities(page) -> None:
 
 def test_samples_stand_side_by_side_and_one_is_taken(page) -> None:
     page.locator(".settings button.label-wrap").click()
-    page.get_by_label("number input for Samples").fill("2")
+    samples = page.get_by_label("number input for Samples")
+    samples.fill("2")
+    samples.press("Tab")
+    assert samples.input_value() == "2"
     generate(page, 3)
     assert text_of(page) == PROMPT
     samples = page.locator("#view article mark").all_inner_texts()
