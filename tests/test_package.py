@@ -70,8 +70,8 @@ def test_the_installed_package_has_what_the_page_needs(installed: Path, tmp_path
     code = (
         "import importlib.metadata, biogpt\n"
         "from biogpt.checkpoint.hub import embedded_names\n"
-        "from biogpt.ui import classify, entities, theme\n"
-        "files = [theme.STYLE_SHEET, classify.EXAMPLES, entities.EXAMPLES]\n"
+        "from biogpt.ui import classify, entities, scripts, theme\n"
+        "files = [theme.STYLE_SHEET, scripts.PICTURE, classify.EXAMPLES, entities.EXAMPLES]\n"
         "assert all(file.is_file() for file in files), files\n"
         "print(importlib.metadata.version('biogpt'), biogpt.__file__, *embedded_names())\n"
     )
