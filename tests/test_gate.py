@@ -377,6 +377,11 @@ def test_another_site_is_refused_everywhere_and_browsers_are_told_what_not_to_do
     assert embedders == "'self' https://huggingface.co https://*.huggingface.co"
 
 
+def test_without_the_flag_nothing_is_told_to_prometheus(url: str) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{url}metrics")
+
+
 def test_a_link_to_the_page_is_shown_with_its_own_words_and_picture(url: str) -> None:
     shown = urllib.request.urlopen(url).read().decode()
     tags = re.findall(r'<meta (?:property|name)="((?:og|twitter):\w+)" content="([^"]*)"', shown)

@@ -25,7 +25,7 @@ from biogpt.serving.engine import Stopping
 from biogpt.serving.turns import CLIENT
 from biogpt.ui.inputs import as_given
 from biogpt.ui.line import BUSY, FAULTY, RETRY, FairQueue, client_of, task_of
-from biogpt.ui.requests import Served, how_of
+from biogpt.ui.requests import how_of
 from biogpt.ui.scripts import with_preview
 from biogpt.ui.status import api_error
 
@@ -256,17 +256,13 @@ class Gate:
             await _later(BUSY)(scope, receive, send)
             return
         self._direct[task] += 1
-        served = (
-            self.page.lines.requests.begin(task_of(self.page.fns[index]), len(body))
-            if task
-            else nullcontext()
-        )
+        begin = self.page.lines.requests.begin
         try:
-            with served:
+            with begin(task_of(self.page.fns[index]), len(body)) if task else nullcontext() as served:
                 await self.app(scope, _replay(body, receive), answer.keep)
                 if answer.start["status"] == 500 and json.loads(answer.body).get("title") != FAULTY:
                     answer.start["status"] = 422  # Gradio knows no other status for a refusal
-                if isinstance(served, Served):
+                if served is not None:
                     served.how = how_of(answer.start["status"])
         finally:
             self._direct[task] -= 1

@@ -31,7 +31,7 @@ class Requests:
 
         Args:
             task: what it asks for.
-            size: of what it sent, in characters.
+            size: of what it sent: characters of its texts, or bytes of a body that is not looked into.
             waited: seconds in its line.
         """
         self.running[task] = self.running.get(task, 0) + 1
@@ -45,7 +45,7 @@ class Requests:
         seconds = time.monotonic() - request.begun
         self.running[request.task] -= 1
         logger.info(
-            "request %d: %s, %d characters, waited %.1f s, took %.1f s, %s",
+            "request %d: %s, size %d, waited %.1f s, took %.1f s, %s",
             request.number,
             request.task,
             request.size,
@@ -58,7 +58,7 @@ class Requests:
 
 
 class Served:
-    """A request that is being served; used as a context it ends with it, as a failure if something is raised.
+    """A request that is being served; used as a context, it ends with that: failed, if something is raised.
 
     Attributes:
         how: it will have ended, one of the words above.
@@ -73,7 +73,9 @@ class Served:
     def __enter__(self) -> "Served":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception):  # and not that the client has left
+            self.how = FAILED
         self._requests.ended(self, self.how)
 
 

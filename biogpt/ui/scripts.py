@@ -10,7 +10,7 @@ _PAGE = assets() / "page.js"
 PICTURE = assets() / "screenshots" / "preview.png"
 PICTURE_PATH = "/preview.png"
 _PREVIEW = re.compile(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>\s*')
-_SAID = "Completes, tags and classifies biomedical text, in the browser, and says why each word was written."
+_SAID = "Completes, tags and classifies biomedical text, and shows what else each word could have been."
 
 # The value of an HTML component drawn by a function, and what listens to its elements once they are there.
 COMPLETIONS = "${biogpt.completions(value)}"
