@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import transformers as reference
 from engines import engine_of
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
+from biogpt.generation import sampling
 from biogpt.generation.options import GenerationOptions
 from biogpt.generation.search import start_search
 from biogpt.model.config import BioGptConfig
@@ -97,8 +98,6 @@ def generate_ids(model: BioGptForCausalLM, prompt: list[int], options: Generatio
 
 def reference_ids(model, prompt: list[int], options: GenerationOptions) -> list[list[int]]:
     """What transformers generates under the same options and seed, prompt and padding left out."""
-    if options.seed is not None:
-        torch.manual_seed(options.seed)
     drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     output = model.generate(
         torch.tensor([prompt]),
@@ -121,6 +120,22 @@ def reference_ids(model, prompt: list[int], options: GenerationOptions) -> list[
         end = row.index(EOS) + 1 if EOS in row else options.max_new_tokens
         rows.append(row[:end])
     return rows
+
+
+@pytest.fixture
+def drawn_as_ours(monkeypatch) -> Callable[[int], None]:
+    """``drawn_as_ours(seed)``: from here on the reference draws its tokens by this seed, as we would."""
+
+    def begin(seed: int) -> None:
+        places = itertools.count()
+
+        def multinomial(probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
+            [row] = probabilities
+            return torch.tensor([[sampling.draw(row.log(), seed, next(places))]])
+
+        monkeypatch.setattr(torch, "multinomial", multinomial)
+
+    return begin
 
 
 RULES = [
@@ -219,8 +234,8 @@ def test_beam_search_over_fewer_tokens_than_candidates(num_beams) -> None:
     ],
     ids=str,
 )
-def test_sampling_draws_what_the_reference_draws(pairs, rules) -> None:
-    """Both draw by torch.multinomial, so equal distributions and seeds give equal ids.
+def test_sampling_draws_what_the_reference_draws(pairs, rules, drawn_as_ours) -> None:
+    """The reference is made to draw as we do, so equal distributions and seeds give equal ids.
 
     This is the whole path from the model's [B, T, V] logits to the id, where a rule that works alone may be
     lost.
@@ -228,15 +243,17 @@ def test_sampling_draws_what_the_reference_draws(pairs, rules) -> None:
     for seed, (ours, theirs) in enumerate(pairs):
         options = GenerationOptions(max_new_tokens=20, seed=seed, **rules)
         for prompt in PROMPTS:
+            drawn_as_ours(seed)
             assert generate_ids(ours, prompt, options) == reference_ids(theirs, prompt, options)
 
 
-def test_the_end_is_banned_for_exactly_min_new_tokens(ending_pairs) -> None:
+def test_the_end_is_banned_for_exactly_min_new_tokens(ending_pairs, drawn_as_ours) -> None:
     """The shortest of 48 texts over ten tokens ends right where it first may, at the fourth."""
     lengths = []
     for seed, (ours, theirs) in itertools.product(range(12), ending_pairs):
         options = GenerationOptions(max_new_tokens=8, min_new_tokens=3, temperature=8.0, seed=seed)
         [ids] = generate_ids(ours, [2, 5], options)
+        drawn_as_ours(seed)
         assert [ids] == reference_ids(theirs, [2, 5], options)
         lengths.append(len(ids))
     assert min(lengths) == 4

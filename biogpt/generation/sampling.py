@@ -12,6 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Of SplitMix64, as signed numbers.
+_STEP, _FIRST, _SECOND = (
+    number - 2**64 for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
 
 def penalize_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     """Make tokens seen so far less likely: positive logits are divided by the penalty, negative multiplied.
@@ -99,6 +104,47 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(rare, -torch.inf)
 
 
-def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one token a row from the distribution. ``logits``: [V] or [B, V]; returns [1] or [B, 1] ids."""
-    return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator)
+def draw(logits: Tensor, seed: int, place: int) -> int:
+    """Draw a token from the distribution of ``logits``, [V]: the one whose logit and ``noise`` sum highest.
+
+    That is a draw from their softmax (Gumbel 1954; "the Gumbel-max trick"). What is drawn depends on the
+    logits, the seed and the place alone: not on other rows, on what was drawn before, or on the device.
+
+    Args:
+        seed: below 2 ** 63.
+        place: of the token among those of its text, from 0 on.
+    """
+    possible = (logits > -torch.inf).nonzero()[:, 0]  # few, where rules cut many
+    row = noise(torch.tensor([seed]), torch.tensor([place]), possible)[0]
+    return int(possible[(logits[possible] + row).argmax()])
+
+
+def noise(seeds: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+    """Random numbers with the Gumbel distribution, one for each row and token, made by counting.
+
+    Each is a hash of seed, place and token (the finalizer of SplitMix64: Steele et al. 2014,
+    doi 10.1145/2660193.2660195), so any of them is had without the others, in whole numbers that are the same
+    on every device.
+
+    Args:
+        seeds, places: [R] int64.
+        tokens: [K] int64 ids.
+
+    Returns:
+        [R, K] float32.
+    """
+    rows = _mixed(_mixed(seeds * _STEP) + places)
+    bits = _mixed(rows[:, None] + tokens * _STEP) >> 32 & 0xFFFFFFFF
+    share = ((bits.float() + 0.5) * 2**-32).clamp_(max=1 - 2**-24)  # 0 and 1 left out
+    return torch.log1p(share.neg_()).neg_().log_().neg_()
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """64 bits that look like chance, other ones for every number. Products are those of 64-bit machines."""
+    numbers = (numbers ^ _shifted(numbers, 30)) * _FIRST
+    numbers = (numbers ^ _shifted(numbers, 27)) * _SECOND
+    return numbers ^ _shifted(numbers, 31)
+
+
+def _shifted(numbers: Tensor, count: int) -> Tensor:
+    return numbers >> count & (1 << 64 - count) - 1  # zeros come in, not copies of the sign

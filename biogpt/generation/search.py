@@ -1,7 +1,8 @@
 """Which token comes next: greedy and sampled continuations, beam search; ids only.
 
 Nothing here knows text, and nothing computes logits: ``biogpt.serving.engine`` drives many searches at once.
-Everything happens on the CPU in float32: one seed draws the same numbers on every machine.
+What is computed here is computed on the CPU in float32. A runner may choose where it computes, for many rows
+at once, by the ``Rules`` of a search; random numbers are the same on every machine (``sampling.noise``).
 
 Letters: B rows (beams), S tokens so far (prompt included), V vocabulary.
 """
@@ -68,16 +69,45 @@ class _Apart(NamedTuple):
     padding: Sequence[int]
 
 
+class Choice(NamedTuple):
+    """What was chosen for a row, as in ``Token``.
+
+    ``logprob`` is not a number where the model's logits are not.
+    """
+
+    id: int
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the tokens of one sample are chosen by.
+
+    Attributes:
+        seed: of the sample; the token at place i of its text is drawn by seed and i.
+        start: S of the prompt, the position of the sample's first token.
+        banned, padding: ids, as of ``start_search``.
+    """
+
+    options: GenerationOptions
+    seed: int
+    start: int
+    banned: tuple[int, ...]
+    padding: tuple[int, ...]
+
+
 class Samples:
     """Greedy or sampled continuations of a prompt, ``num_return_sequences`` of them, one after another.
 
     A search is all that a request knows of its texts. It computes no logits: whoever drives it runs ``feed``
-    through the model with its cache and hands the logits to ``advance``, until ``done``. Sample i draws with
-    ``seed`` + i.
+    through the model with its cache and hands the logits to ``advance``, or what was chosen from them by
+    ``rules``, until ``done``. Sample i draws with ``seed`` + i.
 
     Attributes:
         prompt_ids: S ids; a BioGPT prompt starts with the end token ``</s>``.
         feed: the token that the model must read next, [[id]]; empty before the first and between two samples.
+        rules: of the sample at hand; None before the first.
         kept: logits [1, V] for ``advance`` that need no computing: those of the prompt, at the start of a
             next sample.
         done: no more tokens are to come.
@@ -89,36 +119,40 @@ class Samples:
         self.prompt_ids = list(prompt_ids)
         self.options = options.with_seed()
         self.feed: list[list[int]] = []
+        self.rules: Rules | None = None
         self.kept: Tensor | None = None
         self.done = False
         self._apart = apart
         self._sequence = -1
         self._prompt_logits: Tensor | None = None
         self._made: list[int] = []
-        self._random = torch.Generator()
 
-    def advance(self, logits: Tensor, cache: KVCache) -> "Token":
-        """Choose the next token by the logits [1, V] of the position before it."""
+    def advance(self, given: Tensor | Choice, cache: KVCache) -> "Token":
+        """Take the next token, or choose it by the logits [1, V] of the position before it."""
         if not self.feed:
-            self._begin(logits, cache)
-        logits = sampling.ban_tokens(logits, self._apart.padding)
-        scores = _apply_rules(
-            logits, [self.prompt_ids + self._made], len(self._made), self.options, self._apart
-        )
-        if self.options.temperature == 0:
-            chosen = int(
-                scores[0].numpy().argmax()
-            )  # the first of equals, as torch's, which takes ten times as long
-        else:
-            chosen = int(_sample(scores, self.options, self._random))
-        [[logprob]], [alternatives] = _report(logits, [[chosen]], self.options.top_logprobs)
-        self._made.append(chosen)
-        self.feed = [[chosen]]
-        ended = chosen == self._apart.eos or len(self._made) == self.options.max_new_tokens
-        token = Token(chosen, logprob, alternatives, self._sequence, ended)
+            assert isinstance(given, Tensor), "the first token of a sample is chosen here"
+            self._begin(given, cache)
+        token_id, logprob, alternatives = given if isinstance(given, Choice) else self._choose(given)
+        self._made.append(token_id)
+        self.feed = [[token_id]]
+        ended = token_id == self._apart.eos or len(self._made) == self.options.max_new_tokens
+        token = Token(token_id, logprob, alternatives, self._sequence, ended)
         if ended:
             self.end_sequence()
         return token
+
+    def _choose(self, logits: Tensor) -> Choice:
+        assert self.rules is not None
+        logits = sampling.ban_tokens(logits, self._apart.padding)
+        made = len(self._made)
+        scores = _apply_rules(logits, [self.prompt_ids + self._made], made, self.options, self._apart)
+        if self.options.temperature == 0:
+            # The first of equals, as torch's, which takes ten times as long.
+            chosen = int(scores[0].numpy().argmax())
+        else:
+            chosen = sampling.draw(_cut(scores, self.options)[0], self.rules.seed, made)
+        [[logprob]], [alternatives] = _report(logits, [[chosen]], self.options.top_logprobs)
+        return Choice(chosen, logprob, alternatives)
 
     @property
     def fed(self) -> list[list[list[int]]]:
@@ -137,7 +171,13 @@ class Samples:
         self.kept, self._prompt_logits = None, logits
         self._sequence += 1
         self._made = []
-        self._random.manual_seed(self.options.seed + self._sequence)
+        self.rules = Rules(
+            self.options,
+            (self.options.seed + self._sequence) % 2**63,
+            len(self.prompt_ids),
+            tuple(self._apart.banned),
+            tuple(self._apart.padding),
+        )
 
 
 class Beams:
@@ -149,6 +189,7 @@ class Beams:
     """
 
     kept = None
+    rules = None  # chosen here
 
     def __init__(self, prompt_ids: Sequence[int], options: GenerationOptions, apart: _Apart) -> None:
         self.prompt_ids = list(prompt_ids)
@@ -283,8 +324,8 @@ def _apply_rules(
     return sampling.ban_tokens(logits, [*apart.banned, *early])
 
 
-def _sample(logits: Tensor, options: GenerationOptions, random: torch.Generator) -> Tensor:
-    """Draw a token from logits [1, V] under the sampling rules; returns [1, 1]."""
+def _cut(logits: Tensor, options: GenerationOptions) -> Tensor:
+    """The distribution to draw from, as logits [1, V]: temperature, and what is cut off."""
     logits = sampling.scale_by_temperature(logits, options.temperature)
     if options.top_k > 0:
         logits = sampling.keep_top_k(logits, options.top_k)
@@ -292,7 +333,7 @@ def _sample(logits: Tensor, options: GenerationOptions, random: torch.Generator)
         logits = sampling.keep_top_p(logits, options.top_p)
     if options.min_p > 0:
         logits = sampling.keep_min_p(logits, options.min_p)
-    return sampling.draw(logits, random)
+    return logits
 
 
 def _report(
