@@ -6,11 +6,14 @@ rows of ``GenerationOptions``. A new option is one row here, and the line that u
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 _SMALLEST_TEMPERATURE = 1e-6  # below it the division leaves the range of float32
+_MOST_BIAS = 100  # as of OpenAI's API: beyond it nothing changes
+_MOST_WORDS = 100  # with rules of their own: each is looked for at each token
+_LONGEST_WORD = 100  # characters of one of them
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,15 @@ def setting(
 class GenerationOptions:
     """How to generate; checked once, here. The defaults are greedy decoding, as in the reference.
 
-    Temperature 0 leaves top_k, top_p, min_p and seed unused. N-grams and repeats are those of prompt and text
-    together. Beams are ranked by log-probability / length ** length_penalty. Sample i draws with seed + i;
-    without a seed a new one is drawn each time, see ``with_seed``. Searches of ids alone ignore stop strings.
+    Temperature 0 leaves top_k, top_p, min_p, typical_p and seed unused. N-grams and repeats are those of
+    prompt and text together; presence and frequency count what was generated alone. Beams are ranked by
+    log-probability / length ** length_penalty. Sample i draws with seed + i; without a seed a new one is
+    drawn each time, see ``with_seed``.
+
+    A banned word or phrase never comes as whole words in this spelling, capitals included, in whatever
+    pieces; longer words that hold it, and other spellings, may come. A bias is added to the logit of a word's
+    first piece where a word begins, and of each next piece where those before it are there. Searches of ids
+    alone ignore stop strings, banned words and the bias of words.
 
     Raises:
         ValueError: a value is of the wrong type or out of range, or two contradict each other.
@@ -179,12 +188,33 @@ class GenerationOptions:
         most=1,
         control=Slider("Min-p", "min_p", 0, 1, step=0.01),
     )
+    typical_p: float = setting(
+        1.0,
+        "Draw among tokens about as surprising as the model expects, that sum to this; 1 is all.",
+        least=0,
+        most=1,
+        control=Slider("Typical-p", "typical", 0, 1, step=0.01),
+    )
     repetition_penalty: float = setting(
         1.0,
         "Above 1 makes words already in the text less likely.",
         least=0.01,
         most=100,
         control=Slider("Repetition penalty", "penalty", 0.5, 2, step=0.05),
+    )
+    presence_penalty: float = setting(
+        0.0,
+        "Above 0 makes tokens that were generated already less likely, however often.",
+        least=-2,
+        most=2,
+        control=Slider("Presence penalty", "presence", -2, 2, step=0.05),
+    )
+    frequency_penalty: float = setting(
+        0.0,
+        "Above 0 makes tokens less likely each time that they were generated.",
+        least=-2,
+        most=2,
+        control=Slider("Frequency penalty", "frequency", -2, 2, step=0.05),
     )
     no_repeat_ngram_size: int = setting(
         0,
@@ -211,6 +241,22 @@ class GenerationOptions:
         (),
         "The text ends before the first of these strings.",
         control=Box("Stop strings", "stop", 1_000, lines=2, note="One a line."),
+    )
+    banned_words: Sequence[str] = setting(
+        (),
+        "These words and phrases never come, spelled like this.",
+        control=Box("Banned words", "banned", 1_000, lines=2, note="One a line."),
+    )
+    word_bias: Sequence[str] = setting(
+        (),
+        "Words that come more often, or below 0 less often, such as tumour=2 or tumor=-5.",
+        control=Box("Word bias", "bias", 1_000, lines=2, note="One a line."),
+    )
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = setting(
+        (),
+        "What is added to the logits of tokens, by their ids, from -100 to 100; kept as pairs.",
+        command=False,
+        endpoint=False,
     )
     num_return_sequences: int = setting(
         1,
@@ -245,8 +291,30 @@ class GenerationOptions:
             )
         if self.early_stopping != "never" and not isinstance(self.early_stopping, bool):
             raise ValueError(f"early_stopping is {self.early_stopping!r}; expected True, False or 'never'")
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        for name in ("stop", "banned_words", "word_bias"):
+            object.__setattr__(self, name, _strings(name, getattr(self, name)))
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
+        for name, words in (("banned_words", self.banned_words), ("word_bias", self.word_bias)):
+            _check_words(name, words)
+        self.biased_words()
         self._check_together()
+
+    def biased_words(self) -> list[tuple[str, float]]:
+        """The words of ``word_bias``, and the number of each."""
+        pairs = []
+        for line in self.word_bias:
+            word, _, written = line.rpartition("=")
+            try:
+                number = float(written)
+            except ValueError:
+                number = math.nan
+            if not word.strip() or not abs(number) <= _MOST_BIAS:
+                raise ValueError(
+                    f"word_bias holds {line!r}; expected a word, = and a number from -{_MOST_BIAS} to "
+                    f"{_MOST_BIAS}, such as tumour=2"
+                )
+            pairs.append((word.strip(), number))
+        return pairs
 
     def _check_together(self) -> None:
         if self.min_new_tokens > self.max_new_tokens:
@@ -276,11 +344,36 @@ class GenerationOptions:
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
 
 
-def _stop_strings(stop: object) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else stop
+def _strings(name: str, given: object) -> tuple[str, ...]:
+    strings = (given,) if isinstance(given, str) else given
     if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
-        raise ValueError(f"stop is {stop!r}; expected strings that are not empty")
+        raise ValueError(f"{name} is {given!r}; expected strings that are not empty")
     return tuple(strings)
+
+
+def _check_words(name: str, words: Sequence[str]) -> None:
+    if len(words) > _MOST_WORDS:
+        raise ValueError(f"{name} holds {len(words):,} words; expected at most {_MOST_WORDS}")
+    for word in words:
+        if not word.strip() or len(word) > _LONGEST_WORD:
+            raise ValueError(f"{name} holds {word!r}; expected words of 1 to {_LONGEST_WORD} characters")
+
+
+def _pairs(given: Any) -> tuple[tuple[int, float], ...]:
+    pairs = tuple(given.items()) if isinstance(given, Mapping) else given
+    is_fit = isinstance(pairs, list | tuple) and all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and type(pair[0]) is int
+        and type(pair[1]) in (int, float)
+        and abs(pair[1]) <= _MOST_BIAS
+        for pair in pairs
+    )
+    if not is_fit:
+        raise ValueError(
+            f"logit_bias is {given!r}; expected a number from -{_MOST_BIAS} to {_MOST_BIAS} for each token id"
+        )
+    return tuple((token_id, float(bias)) for token_id, bias in pairs)
 
 
 SETTINGS = tuple(

@@ -1,12 +1,13 @@
 """From logits to a token: pure functions, each with the meaning of its namesake in ``transformers``.
 
-The caller applies them in the reference's order: repetition penalty, repeated n-grams, banned end,
-temperature, top-k, top-p, min-p, draw. A token that may not come gets the logit -inf.
+The caller applies them in this order, the reference's for those that it has: repetition penalty, repeated
+n-grams, presence and frequency, biases, banned end, temperature, top-k, top-p, min-p, typical-p, draw. A
+token that may not come gets the logit -inf.
 
 Letters: V vocabulary, S tokens so far (prompt included); ``...`` any leading dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -49,6 +50,29 @@ def ban_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
     banned = torch.zeros(*logits.shape[:-1], vocabulary + 1, dtype=torch.bool, device=logits.device)
     banned = banned.scatter(-1, ngrams[..., -1].masked_fill(~begun, vocabulary), True)
     return logits.masked_fill(banned[..., :vocabulary], -torch.inf)
+
+
+def penalize_counts(logits: Tensor, made: Tensor, presence: float, frequency: float) -> Tensor:
+    """Subtract from the logit of each token: ``presence`` if it was generated, ``frequency`` for each time.
+
+    OpenAI's definition. The prompt does not count.
+
+    Args:
+        logits: [..., V].
+        made: [..., M] tokens generated so far.
+    """
+    counts = torch.zeros_like(logits).scatter_add(-1, made, torch.ones_like(made, dtype=logits.dtype))
+    return logits - frequency * counts - presence * (counts > 0)
+
+
+def add_biases(logits: Tensor, biases: Mapping[int, float]) -> Tensor:
+    """Add a number to the logits, [..., V], of some tokens, by their ids; -inf bans them."""
+    if not biases:
+        return logits
+    where = torch.tensor([*biases], device=logits.device)
+    return logits.index_add(
+        -1, where, torch.tensor([*biases.values()]).to(logits).expand(*logits.shape[:-1], -1)
+    )
 
 
 def ban_tokens(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
@@ -102,6 +126,25 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     probabilities = logits.softmax(dim=-1)
     rare = probabilities < p * probabilities.amax(dim=-1, keepdim=True)
     return logits.masked_fill(rare, -torch.inf)
+
+
+def keep_typical_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the smallest set of tokens whose probabilities sum to at least p, the most typical ones first.
+
+    A token is the more typical, the nearer its surprise, -log probability, is to the one that is expected:
+    the entropy. Meister et al. 2022, arXiv 2202.00666. Tokens as typical as the last one are kept, too.
+
+    Args:
+        logits: [..., V].
+        p: 0 to 1; 0 keeps the most typical ones alone.
+    """
+    logprobs = logits.log_softmax(dim=-1)
+    entropy = -(logprobs.exp() * logprobs).nansum(dim=-1, keepdim=True)
+    oddness, order = (-logprobs - entropy).abs().sort(dim=-1)
+    masses = logprobs.gather(-1, order).exp().cumsum(dim=-1)
+    last = (masses < p).sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    odd = oddness > oddness.gather(-1, last)
+    return logits.masked_fill(torch.zeros_like(odd).scatter(-1, order, odd), -torch.inf)
 
 
 def draw(logits: Tensor, seed: int, place: int) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from biogpt.generation import sampling
 from biogpt.generation.options import GenerationOptions
+from biogpt.generation.words import NO_WORDS, WordRules
 from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
 
@@ -67,6 +68,7 @@ class _Apart(NamedTuple):
     eos: int
     banned: Sequence[int]
     padding: Sequence[int]
+    words: WordRules
 
 
 class Choice(NamedTuple):
@@ -263,6 +265,7 @@ def start_search(
     options: GenerationOptions,
     banned: Sequence[int] = (),
     padding: Sequence[int] = (),
+    words: WordRules = NO_WORDS,
 ) -> Search:
     """The search that the options ask for, checked before any compute.
 
@@ -271,16 +274,21 @@ def start_search(
         banned: ids that never come; none, as in the reference, unless the caller names some.
         padding: ids that are no token's: of the rows that fill an embedding up to a round size. The search is
             as if the model had none of them.
+        words: rules for some words.
 
     Raises:
-        ValueError: no or unknown prompt ids; prompt and ``max_new_tokens`` beyond the model's positions.
+        ValueError: no or unknown prompt ids, or a bias of one; prompt and ``max_new_tokens`` beyond the
+            model's positions.
     """
     check_length(config, len(prompt_ids), options)
     unknown = [token_id for token_id in prompt_ids if not 0 <= token_id < config.vocab_size]
     if unknown:
         raise ValueError(f"prompt_ids holds {unknown[0]}; the vocabulary ends at {config.vocab_size - 1}")
+    unknown = [token_id for token_id in dict(options.logit_bias) if not 0 <= token_id < config.vocab_size]
+    if unknown:
+        raise ValueError(f"logit_bias names {unknown[0]}; the vocabulary ends at {config.vocab_size - 1}")
     kind = Beams if options.num_beams > 1 else Samples
-    return kind(prompt_ids, options, _Apart(config.eos_token_id, banned, padding))
+    return kind(prompt_ids, options, _Apart(config.eos_token_id, banned, padding, words))
 
 
 def _extend(
@@ -320,6 +328,13 @@ def _apply_rules(
         logits = sampling.penalize_repetition(logits, torch.tensor(ids), options.repetition_penalty)
     if options.no_repeat_ngram_size > 0:
         logits = sampling.ban_repeated_ngrams(logits, torch.tensor(ids), options.no_repeat_ngram_size)
+    if made > 0 and (options.presence_penalty != 0 or options.frequency_penalty != 0):
+        new = torch.tensor([row[-made:] for row in ids])
+        logits = sampling.penalize_counts(logits, new, options.presence_penalty, options.frequency_penalty)
+    logits = sampling.add_biases(logits, dict(options.logit_bias))
+    if apart.words.phrases:
+        rows = zip(logits, ids, strict=True)
+        logits = torch.stack([sampling.add_biases(row, apart.words.biases(before)) for row, before in rows])
     early = [apart.eos] if made < options.min_new_tokens else []
     return sampling.ban_tokens(logits, [*apart.banned, *early])
 
@@ -333,6 +348,8 @@ def _cut(logits: Tensor, options: GenerationOptions) -> Tensor:
         logits = sampling.keep_top_p(logits, options.top_p)
     if options.min_p > 0:
         logits = sampling.keep_min_p(logits, options.min_p)
+    if options.typical_p < 1:
+        logits = sampling.keep_typical_p(logits, options.typical_p)
     return logits
 
 

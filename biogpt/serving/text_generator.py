@@ -33,6 +33,7 @@ from biogpt.model.config import BioGptConfig
 from biogpt.runners import runner_for
 from biogpt.serving.engine import Counts, Engine, Result, Slot
 from biogpt.serving.turns import CLIENT
+from biogpt.serving.wording import word_rules
 from biogpt.serving.worker import Health, Worker
 from biogpt.text.tokenizer import moses_text, settled_part
 
@@ -378,7 +379,7 @@ class TextGenerator:
         Raises:
             TypeError: at once: the prompt is not a string.
             ValueError: at once: prompt and ``max_new_tokens`` are more than the model's positions, or than
-                the memory for its cache.
+                the memory for its cache; the model cannot write a word that has a rule.
             QueueFull: at once: too many requests wait already; TooMany: of this client (``turns.CLIENT``).
             RuntimeError: at once: the service is stopping; from the iterator: it has stopped.
             FloatingPointError: from the iterator: the model's numbers overflow in this precision.
@@ -462,7 +463,8 @@ class TextGenerator:
     def _submit(self, prompt: Prompt, options: GenerationOptions, session: Hashable) -> Slot:
         # A reader that looks for a stop string must see each token before the next one is made.
         lead = 1 if options.stop and options.num_beams == 1 else None
-        search = start_search(self.model.config, prompt.ids, options, self._unreadable, self.padding)
+        words = word_rules(self.tokenizer, options)
+        search = start_search(self.model.config, prompt.ids, options, self._unreadable, self.padding, words)
         slot = Slot(search, session, lead, CLIENT.get())
         self._worker.submit(slot)
         return slot

@@ -48,7 +48,7 @@ class StreamOptions(Asked):
 def _like(name: str, default: Any, least: float | None = None) -> Any:
     """A field with bounds and help of a row of ``GenerationOptions``."""
     row = _ROWS[name]
-    most = row.most if isfinite(row.most) else None
+    most = row.most if row.least is not None and isfinite(row.most) else None
     return Field(default, ge=row.least if least is None else least, le=most, description=row.help)
 
 
@@ -81,9 +81,12 @@ class CompletionRequest(Asked):
     repetition_penalty: float = _like("repetition_penalty", 1.0)
     no_repeat_ngram_size: int = _like("no_repeat_ngram_size", 0)
     best_of: int | None = Field(None, description="Only n: no text is made that is not given back.")
-    presence_penalty: float = Field(0.0, description="Only 0; see repetition_penalty.")
-    frequency_penalty: float = Field(0.0, description="Only 0; see repetition_penalty.")
-    logit_bias: dict[Any, Any] | None = Field(None, description="Not offered.")
+    presence_penalty: float = _like("presence_penalty", 0.0)
+    frequency_penalty: float = _like("frequency_penalty", 0.0)
+    typical_p: float = _like("typical_p", 1.0)
+    banned_words: Texts = _like("banned_words", [])
+    word_bias: Texts = _like("word_bias", [])
+    logit_bias: dict[str, float] = _like("logit_bias", {})
     suffix: str | None = Field(None, description="Not offered: the model only looks back.")
     user: str | None = Field(None, description="Not used.")
 
@@ -133,7 +136,14 @@ class CompletionRequest(Asked):
             raise ValueError("expected n, or nothing: no text is made that is not given back")
         return given
 
-    @field_validator("presence_penalty", "frequency_penalty", "logit_bias", "suffix")
+    @field_validator("logit_bias")
+    @classmethod
+    def _ids(cls, given: dict[str, float]) -> dict[str, float]:
+        if not all(key.isascii() and key.isdigit() for key in given):
+            raise ValueError("expected token ids, each with a number from -100 to 100")
+        return given
+
+    @field_validator("suffix")
     @classmethod
     def _none(cls, given: Any) -> Any:
         if given:
@@ -151,13 +161,12 @@ class CompletionRequest(Asked):
         Raises:
             ValueError: as ``GenerationOptions``.
         """
-        own = self.model_dump(include={"temperature", "top_p", "stop", "seed", "top_k", "min_p"})
+        own = self.model_dump(include=_ROWS.keys() - {"logit_bias"})
         return GenerationOptions(
             **own,
             max_new_tokens=max(1, self.max_tokens),
             num_return_sequences=self.n,
-            repetition_penalty=self.repetition_penalty,
-            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            logit_bias={int(key): bias for key, bias in self.logit_bias.items()},
             top_logprobs=self.logprobs or 0,
         ).with_seed()
 
