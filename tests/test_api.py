@@ -332,9 +332,17 @@ WRONG: list[tuple[str, Any]] = [
     ("stream_options", {"include_usage": True}),
     ("best_of", 2),
     ("suffix", "end"),
-    ("logit_bias", {"5": 1}),
-    ("presence_penalty", 0.5),
-    ("frequency_penalty", -0.5),
+    ("logit_bias", {"five": 1}),
+    ("logit_bias", {"5": 101}),
+    ("logit_bias", {"5": "1"}),
+    ("logit_bias", {"99999": 1}),
+    ("presence_penalty", 2.5),
+    ("frequency_penalty", -3),
+    ("typical_p", 2),
+    ("banned_words", [""]),
+    ("banned_words", ["☃"]),
+    ("word_bias", ["gene"]),
+    ("word_bias", ["☃=1"]),
     ("model", 5),
     ("tools", []),
     ("num_beams", 2),
@@ -360,6 +368,26 @@ def test_values_that_openai_s_clients_send_for_nothing_are_taken(client: openai.
     assert complete(client, user="u", n=1, **nothing).choices[0].text == plain
     nulls = dict.fromkeys(("logprobs", "echo", "stop", "stream_options", "top_p", "logit_bias"))
     assert complete(client, extra_body=nulls).choices[0].text == plain
+
+
+def test_openai_s_penalties_and_biases_are_those_of_python(
+    client: openai.OpenAI, tiny: TextGenerator
+) -> None:
+    [plain] = tiny.generate(PROMPT, options())
+    word = plain.text.split()[0]
+    favoured = plain.ids[5]
+    for asked, same in (
+        ({"presence_penalty": 2}, {"presence_penalty": 2.0}),
+        ({"frequency_penalty": -1.5}, {"frequency_penalty": -1.5}),
+        ({"logit_bias": {str(favoured): -50}}, {"logit_bias": {favoured: -50}}),
+        (
+            {"extra_body": {"banned_words": [word], "typical_p": 0.5}},
+            {"banned_words": [word], "typical_p": 0.5},
+        ),
+    ):
+        [expected] = tiny.generate(PROMPT, options(**same))
+        assert complete(client, **asked).choices[0].text == expected.text
+        assert expected.text != plain.text, f"{asked} changes nothing"
 
 
 def test_errors_that_belong_together_are_refused_together(client: openai.OpenAI) -> None:

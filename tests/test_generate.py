@@ -99,6 +99,7 @@ def generate_ids(model: BioGptForCausalLM, prompt: list[int], options: Generatio
 def reference_ids(model, prompt: list[int], options: GenerationOptions) -> list[list[int]]:
     """What transformers generates under the same options and seed, prompt and padding left out."""
     drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    drawing |= {"typical_p": options.typical_p} if options.typical_p < 1 else {}
     output = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
@@ -227,6 +228,7 @@ def test_beam_search_over_fewer_tokens_than_candidates(num_beams) -> None:
         {"temperature": 3.0, "top_k": 5},
         {"temperature": 3.0, "top_p": 0.6},
         {"temperature": 3.0, "min_p": 0.2},
+        {"temperature": 3.0, "typical_p": 0.5},
         {"temperature": 2.0, "repetition_penalty": 1.5},
         {"temperature": 2.0, "no_repeat_ngram_size": 1},
         {"temperature": 4.0, "min_new_tokens": 20},
@@ -245,6 +247,34 @@ def test_sampling_draws_what_the_reference_draws(pairs, rules, drawn_as_ours) ->
         for prompt in PROMPTS:
             drawn_as_ours(seed)
             assert generate_ids(ours, prompt, options) == reference_ids(theirs, prompt, options)
+
+
+def test_presence_and_frequency_count_what_was_generated_and_not_the_prompt(model) -> None:
+    """By hand from a full forward pass, greedy, token by token."""
+    options = GenerationOptions(max_new_tokens=16, presence_penalty=1.5, frequency_penalty=0.5)
+    prompt, plain = [2, 7, 7, 8], replace(options, presence_penalty=0.0, frequency_penalty=0.0)
+    [made] = generate_ids(model, prompt, options)
+    assert made != generate_ids(model, prompt, plain)[0], "the penalties change nothing here"
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + made])).logits[0, len(prompt) - 1 :]
+    for place, token_id in enumerate(made):
+        scores = [
+            value - (1.5 + 0.5 * made[:place].count(index)) * (index in made[:place])
+            for index, value in enumerate(logits[place].tolist())
+        ]
+        assert token_id == max(range(len(scores)), key=scores.__getitem__)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_bias_makes_a_token_come_or_stay_away(model, beams) -> None:
+    plain = GenerationOptions(max_new_tokens=8, num_beams=beams)
+    [made] = generate_ids(model, [2, 5], plain)
+    [other] = generate_ids(model, [2, 5], replace(plain, logit_bias={made[0]: -100}))
+    assert made[0] not in other
+    [one] = generate_ids(model, [2, 5], replace(plain, logit_bias={30: 100}))
+    assert one == [30] * 8
+    with pytest.raises(ValueError, match="logit_bias names 40; the vocabulary ends at 39"):
+        run(model, [2, 5], replace(plain, logit_bias={40: 1}))
 
 
 def test_the_end_is_banned_for_exactly_min_new_tokens(ending_pairs, drawn_as_ours) -> None:
@@ -434,6 +464,20 @@ def test_generation_leaves_the_global_random_state_alone(model) -> None:
         ({"stop": [""]}, "stop is"),
         ({"stop": ["a", 1]}, "stop is"),
         ({"stop": 5}, "stop is 5"),
+        ({"presence_penalty": 2.5}, "presence_penalty is 2.5; expected a number from -2 to 2"),
+        ({"typical_p": 1.5}, "typical_p is 1.5"),
+        ({"banned_words": [" "]}, "banned_words holds ' '; expected words of 1 to 100 characters"),
+        ({"banned_words": ["a"] * 101}, "banned_words holds 101 words; expected at most 100"),
+        ({"word_bias": ["a"]}, "word_bias holds 'a'; expected a word, = and a number from -100 to 100"),
+        ({"word_bias": ["=2"]}, "word_bias holds '=2'"),
+        ({"word_bias": ["a=nan"]}, "word_bias holds 'a=nan'"),
+        ({"word_bias": ["a=101"]}, "word_bias holds 'a=101'"),
+        (
+            {"logit_bias": {"5": 1}},
+            "logit_bias is {'5': 1}; expected a number from -100 to 100 for each token",
+        ),
+        ({"logit_bias": {5: math.nan}}, "logit_bias is"),
+        ({"logit_bias": [5]}, "logit_bias is"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "seed is"),
         ({"top_logprobs": -1}, "top_logprobs is -1"),

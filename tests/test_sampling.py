@@ -8,6 +8,7 @@ import transformers as reference
 from torch import Tensor
 
 from biogpt.generation import sampling
+from biogpt.generation.words import Phrase, WordRules
 
 VOCABULARY = 50
 
@@ -49,6 +50,47 @@ def test_ngrams_longer_than_the_text_ban_nothing(length: int) -> None:
     assert torch.equal(sampling.ban_repeated_ngrams(logits, ids[:, :length], 4), logits)
 
 
+def test_presence_counts_once_and_frequency_each_time() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, -torch.inf]])
+    made = torch.tensor([[1, 3, 1], [2, 2, 2]])
+    changed = sampling.penalize_counts(logits, made, presence=0.5, frequency=0.25)
+    expected = torch.tensor([[1.0, 1.0, 3.0, 3.25], [0.0, 0.0, -1.25, -torch.inf]])
+    assert torch.equal(changed, expected)
+
+
+def test_biases_are_added_in_every_row() -> None:
+    logits, ids = random_logits(0)
+    rule = reference.SequenceBiasLogitsProcessor({(3,): 1.5, (7,): -100.0})
+    assert_same_and_effective(sampling.add_biases(logits, {3: 1.5, 7: -100.0}), rule(ids, logits), logits)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_phrase_of_one_spelling_is_banned_as_by_the_reference(seed: int) -> None:
+    """Where each token ends a word, a phrase is a sequence of tokens."""
+    logits, ids = random_logits(seed)
+    ids[0, -2:] = torch.tensor([4, 5])
+    words = [[1], [2, 3], [4, 5, 6], [5, 7]]
+    phrases = [
+        Phrase([{token_id: state} for state, token_id in enumerate(word, start=1)], -torch.inf)
+        for word in words
+    ]
+    rules = WordRules(phrases, range(VOCABULARY))
+    rows = zip(logits, ids.tolist(), strict=True)
+    ours = torch.stack([sampling.add_biases(row, rules.biases(before)) for row, before in rows])
+    theirs = reference.NoBadWordsLogitsProcessor(words)(ids, logits)
+    assert_same_and_effective(ours, theirs, logits)
+    assert int((ours[0] == -torch.inf).sum()) >= 3, "6 completes one word, 7 another, and 1 stands alone"
+
+
+def test_a_bias_goes_on_from_piece_to_piece_and_begins_where_a_word_does() -> None:
+    rules = WordRules([Phrase([{5: 1}, {6: 2}], 2.0), Phrase([{5: 1}], 1.0)], ends={2, 6})
+    assert rules.biases([2]) == {5: 3.0}
+    assert rules.biases([2, 5]) == {6: 2.0}
+    assert rules.biases([2, 5, 6]) == {5: 3.0}
+    assert rules.biases([2, 7]) == {}, "a word is open"
+    assert rules.biases([2, 7, 5]) == {}, "within another word these are other pieces"
+
+
 def test_banned_token() -> None:
     logits, ids = random_logits(0)
     rule = reference.MinNewTokensLengthLogitsProcessor(30, 5, eos_token_id=2)
@@ -68,6 +110,9 @@ def test_banned_token() -> None:
         (sampling.keep_top_p, reference.TopPLogitsWarper, 0.95),
         (sampling.keep_min_p, reference.MinPLogitsWarper, 0.02),
         (sampling.keep_min_p, reference.MinPLogitsWarper, 1.0),
+        (sampling.keep_typical_p, reference.TypicalLogitsWarper, 0.2),
+        (sampling.keep_typical_p, reference.TypicalLogitsWarper, 0.6),
+        (sampling.keep_typical_p, reference.TypicalLogitsWarper, 0.95),
     ],
 )
 @pytest.mark.parametrize("dimensions", [1, 2, 3])

@@ -138,9 +138,15 @@ class CompletionRequest(Asked):
 
     @field_validator("logit_bias")
     @classmethod
-    def _ids(cls, given: dict[str, float]) -> dict[str, float]:
-        if not all(key.isascii() and key.isdigit() for key in given):
+    def _of_ids(cls, given: dict[str, float]) -> dict[str, float]:
+        if not all(key.isascii() and key.isdigit() and abs(bias) <= 100 for key, bias in given.items()):
             raise ValueError("expected token ids, each with a number from -100 to 100")
+        return given
+
+    @field_validator("banned_words", "word_bias")
+    @classmethod
+    def _fit(cls, given: list[str], field: ValidationInfo) -> list[str]:
+        GenerationOptions(**{str(field.field_name): given})
         return given
 
     @field_validator("suffix")

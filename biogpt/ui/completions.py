@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from biogpt.generation.options import GenerationOptions
 from biogpt.serving.inspection import Sample, offsets_of, piece_after, read
 from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import Prompt, Step, TextGenerator
+from biogpt.serving.wording import word_rules
 from biogpt.text.plain import is_blank
 from biogpt.ui.bodies import CompletionRequest
 from biogpt.ui.inputs import as_given, sendable
@@ -129,10 +131,24 @@ class Completion:
             if generator is None:
                 yield None
         assert generator is not None
+        self._check_words(generator)
         prompts = [self._prompt(generator, given) for given in self._asked.prompts]
         for place, prompt in enumerate(prompts):
             write = self._written if self._asked.max_tokens else self._only_read
             yield from write(generator, prompt, place * self._asked.n)
+
+    def _check_words(self, generator: TextGenerator) -> None:
+        """Refuse rules for what this model's vocabulary lacks."""
+        for name in ("banned_words", "word_bias"):
+            try:
+                word_rules(generator.tokenizer, GenerationOptions(**{name: getattr(self._options, name)}))
+            except ValueError as error:
+                raise Refused(str(error), name) from error
+        most = generator.tokenizer.vocab_size - 1
+        unknown = [token_id for token_id in dict(self._options.logit_bias) if token_id > most]
+        if unknown:
+            given = as_given(self._asked.logit_bias)
+            raise Refused(f"logit_bias is {given}; the vocabulary ends at {most}", "logit_bias")
 
     def _prompt(self, generator: TextGenerator, given: str | list[int]) -> Prompt:
         if isinstance(given, str) and is_blank(given):
