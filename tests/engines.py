@@ -10,7 +10,10 @@ _runners: "WeakKeyDictionary[LanguageModel, ModelRunner]" = WeakKeyDictionary()
 
 
 def engine_of(
-    model: LanguageModel, cache_bytes: int | None = None, max_running: int = 16, max_waiting: int = 64
+    model: LanguageModel,
+    cache_bytes: int | None = None,
+    max_running: int | None = None,
+    max_waiting: int = 64,
 ) -> Engine:
     """An engine that shares the runner of the model's other engines; they must not run at the same time."""
     if model not in _runners:

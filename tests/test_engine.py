@@ -473,10 +473,10 @@ def test_what_fails_again_right_away_fails_alone(model, monkeypatch) -> None:
     good, bad = submit(engine, prompt(2), LONG), submit(engine, prompt(3), LONG)
     step = engine.runner.step
 
-    def failing(ids, caches):
+    def failing(ids, caches, rules):
         if any(bad.cache is cache for cache in caches) and bad.made == 4:
             raise ZeroDivisionError
-        return step(ids, caches)
+        return step(ids, caches, rules)
 
     monkeypatch.setattr(engine.runner, "step", failing)
     told = 0

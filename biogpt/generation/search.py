@@ -206,15 +206,16 @@ class Beams:
         self._totals = torch.tensor([0.0] + [_LEAST_SCORE] * (self.rows - 1))  # [B] sums of log-probabilities
         self._finished: list[Hypothesis] = []
 
-    def advance(self, logits: Tensor, cache: KVCache) -> list["Hypothesis"]:
+    def advance(self, given: Tensor | Choice, cache: KVCache) -> list["Hypothesis"]:
         """One more token for every beam, by the logits [B, V] (of the prompt [1, V]) of the position before.
 
         Returns:
             The best running hypothesis alone while the search goes on, and finally the
             ``num_return_sequences`` best finished ones, best first.
         """
+        assert isinstance(given, Tensor), "beams are chosen here"
         options, beams = self.options, self.rows
-        logits = sampling.ban_tokens(logits, self._apart.padding)
+        logits = sampling.ban_tokens(given, self._apart.padding)
         if not self._length:
             logits = logits.expand(beams, -1)
             cache.reorder(torch.zeros(beams, dtype=torch.int64, device=cache.device))

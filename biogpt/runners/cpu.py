@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from biogpt.generation.search import Choice, Rules
 from biogpt.model.cache import KVCache
 from biogpt.model.heads import LanguageModel
 from biogpt.runners.byte_cache import BYTES, Int8KVCache, Pages
@@ -76,12 +77,15 @@ class CpuRunner(PlainRunner):
         return super().open(rows, length)
 
     @torch.inference_mode()
-    def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
+    def step(
+        self, ids: Sequence[int], caches: Sequence[KVCache], rules: Sequence[Rules | None]
+    ) -> list[Tensor | Choice]:
         self.prepare()
         if not self._splits(len(ids)):
-            return super().step(ids, caches)
+            return super().step(ids, caches, rules)
         groups = self.groups(ids, caches, min(self.sizes[-1], -(-len(ids) // 2)))
-        return torch.cat(list(side_by_side(lambda group: self.compute(*group), groups)))
+        logits = torch.cat(list(side_by_side(lambda group: self.compute(*group), groups)))
+        return list(logits.split([cache.batch_size for cache in caches]))
 
     def each(self, function: Callable[[Part], Made], parts: Iterable[Part]) -> Iterator[Made]:
         parts = list(parts)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from biogpt.generation.search import Choice, Rules
 from biogpt.model.cache import KVCache
 from biogpt.model.heads import LanguageModel
 from biogpt.runners.precision import describe
@@ -85,9 +86,12 @@ class PlainRunner(ModelRunner):
         return self.model.output_projection(hidden[:, -1]).float().cpu()
 
     @torch.inference_mode()
-    def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
+    def step(
+        self, ids: Sequence[int], caches: Sequence[KVCache], rules: Sequence[Rules | None]
+    ) -> list[Tensor | Choice]:
         self.prepare()
-        return torch.cat([self.compute(*group) for group in self.groups(ids, caches, self.sizes[-1])])
+        logits = torch.cat([self.compute(*group) for group in self.groups(ids, caches, self.sizes[-1])])
+        return list(logits.split([cache.batch_size for cache in caches]))
 
     def groups(
         self, ids: Sequence[int], caches: Sequence[KVCache], most: int

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from biogpt.generation.search import Choice, Rules
 from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
 
@@ -24,12 +25,15 @@ class ModelRunner(ABC):
 
     Attributes:
         config: of the model.
-        stretch: positions of a prompt that ``read`` takes at once.
+        stretch: positions of a prompt that are worth keeping for reuse, as ``read`` takes them at once; as long
+            as the model where reading again is as fast.
         precision: what it computes in, in one word.
+        most: texts that may be written at once, unless somebody sets another limit.
     """
 
     config: BioGptConfig
     stretch: int
+    most: int = 16
     precision: str
 
     @property
@@ -75,16 +79,31 @@ class ModelRunner(ABC):
             be read.
         """
 
+    def together(self, prompts: Sequence[Sequence[int]], caches: Sequence[KVCache]) -> int:
+        """Of how many prompts, counted from the first, the next stretches are read at once; at least 1."""
+        return 1
+
+    def read_together(
+        self, prompts: Sequence[Sequence[int]], caches: Sequence[KVCache]
+    ) -> list[Tensor | None]:
+        """As ``read``, for as many prompts as ``together`` says."""
+        return [self.read(ids, cache) for ids, cache in zip(prompts, caches, strict=True)]
+
     @abstractmethod
-    def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
+    def step(
+        self, ids: Sequence[int], caches: Sequence[KVCache], rules: Sequence[Rules | None]
+    ) -> list[Tensor | Choice]:
         """One more position for each row of each cache.
 
         Args:
             ids: R, one a row, cache after cache.
             caches: of any lengths, each with room for one more position; they are written to.
+            rules: for each cache what its next token is chosen by, if that is asked for; the same object for
+                all tokens of a sample.
 
         Returns:
-            [R, V] float32 logits on the CPU.
+            For each cache [rows, V] float32 logits on the CPU; or the choice, where there are rules and the
+            runner chooses where it computes.
         """
 
     def close(self, cache: KVCache) -> None:

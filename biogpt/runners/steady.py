@@ -21,18 +21,27 @@ _FEW = 8  # rows, up to which more may be faster than fewer
 
 
 @torch.inference_mode()
-def steady_sizes(model: LanguageModel) -> tuple[int, ...]:
+def steady_sizes(
+    model: LanguageModel,
+    sizes: Sequence[int] = SIZES,
+    query_key_value: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[int, ...]:
     """Numbers of rows, rising, at which each row's bits are the same, whatever its place and company.
 
     Matrix kernels add up in another order for one row than for eight. What this machine's do is tried here,
     with every layer shape of the model; the most rows alone are always steady, or else one row is.
+
+    Args:
+        sizes: those to try, rising.
+        query_key_value: what computes these three of a normed row in the first layer, [R, D] to [R, 3 D]; the
+            layer itself when None.
     """
-    most = SIZES[-1]
-    steady = set(SIZES)
-    for part, rows, full in _probes(model):
+    most = sizes[-1]
+    steady = set(sizes)
+    for part, rows, full in _probes(model, most, query_key_value):
         if not torch.equal(part(rows.flip(0)).flip(0), full):
             return (1,)
-        for size in SIZES[:-1]:
+        for size in sizes[:-1]:
             for first in (0, most - size):
                 if not torch.equal(part(rows[first : first + size]), full[first : first + size]):
                     steady.discard(size)
@@ -73,7 +82,9 @@ def is_steady_alone(model: LanguageModel, sizes: Sequence[int]) -> bool:
     return True
 
 
-def _probes(model: LanguageModel) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]]:
+def _probes(
+    model: LanguageModel, most: int = SIZES[-1], query_key_value: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]]:
     """Each kind of layer, the most rows for it, and what it makes of them.
 
     Several times where few bits would differ.
@@ -85,8 +96,9 @@ def _probes(model: LanguageModel) -> Iterator[tuple[Callable[[Tensor], Tensor], 
     layer = body.layers[0]
     assert isinstance(layer, DecoderLayer)
     attention = layer.self_attn
+    together = query_key_value or (lambda x: torch.cat(attention.query_key_value(x), dim=-1))
     parts: tuple[Callable[[Tensor], Tensor], ...] = (
-        lambda x: torch.cat(attention.query_key_value(layer.self_attn_layer_norm(x)), dim=-1),
+        lambda x: together(layer.self_attn_layer_norm(x)),
         lambda x: attention.out_proj(x),
         lambda x: layer.feed_forward(layer.final_layer_norm(x)),
         lambda x: projection(body.layer_norm(x)),
@@ -95,7 +107,7 @@ def _probes(model: LanguageModel) -> Iterator[tuple[Callable[[Tensor], Tensor], 
     for part in parts:
         missing = 1 if model.dtype == torch.float32 else _ROUNDED
         while missing > 0:
-            rows = torch.randn(SIZES[-1], body.config.hidden_size, generator=random)
+            rows = torch.randn(most, body.config.hidden_size, generator=random)
             rows = rows.to(model.device, model.dtype)
             full = part(rows)
             yield part, rows, full

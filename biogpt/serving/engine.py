@@ -1,9 +1,9 @@
 """Many requests on one model: slots that join and leave between steps, and who runs in each.
 
-A step gives every running slot its next token, and reads one stretch of one prompt, so that a long prompt
-holds up nobody for long. What a slot gets depends on nothing but itself, to the bit: a prompt is read alone,
-in stretches of a fixed size from position 0 on, a runner promises the same of each row
-(``biogpt.runners.runner``), and each slot draws from its own random numbers.
+A step gives every running slot its next token, and reads one stretch of one prompt, or of as many as the
+runner reads at once, so that a long prompt holds up nobody for long. What a slot gets depends on nothing but
+itself, to the bit: a prompt is read in stretches of a fixed size from position 0 on, a runner promises the
+same of each row (``biogpt.runners.runner``), and each slot draws from its own random numbers.
 
 Nothing here locks or waits, but for the short ``lock`` around the lists; one thread at a time may call
 ``step``.
@@ -21,7 +21,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from biogpt.generation.search import Hypothesis, Search, Token
+from biogpt.generation.search import Choice, Hypothesis, Search, Token
 from biogpt.model.cache import KVCache
 from biogpt.runners import ModelRunner
 from biogpt.serving.prompts import PromptStore
@@ -149,21 +149,21 @@ class Engine:
         runner: computes; nobody else may use it.
         cache_bytes: most memory for keys and values, those kept for reuse included; as the runner advises
             when None.
-        max_running, max_waiting: most slots that run at once, and that then wait for one to leave; of one
-            client half as many in all.
+        max_running, max_waiting: most slots that run at once, as the runner advises when None, and that then
+            wait for one to leave; of one client half as many in all.
     """
 
     def __init__(
         self,
         runner: ModelRunner,
         cache_bytes: int | None = None,
-        max_running: int = 16,
+        max_running: int | None = None,
         max_waiting: int = 64,
     ) -> None:
         self.runner = runner
         self.cache_bytes = runner.memory() if cache_bytes is None else cache_bytes
         runner.limit(self.cache_bytes)
-        self.max_running = max_running
+        self.max_running = runner.most if max_running is None else max_running
         self.max_waiting = max_waiting
         self.lock = Lock()  # of the two lists
         self.waiting: deque[Slot] = deque()
@@ -229,7 +229,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Let slots leave and join, read a chunk of one prompt, and make one token in every other slot.
+        """Let slots leave and join, read a stretch of a prompt, and make one token in every other slot.
 
         A slot whose step fails is read again from its ids, in the very same steps, and goes on. If it fails
         again right away, alone, it is given the error and leaves.
@@ -260,9 +260,7 @@ class Engine:
         for slot, logits in kept:
             self._advance(slot, logits)
         if reading:
-            [slot, *_] = self._reading.order(reading, _client)
-            self._reading.took(slot.client)
-            self._try(self._read, [slot], errors)
+            self._try(self._read, self._next_to_read(reading), errors)
         with self.lock:
             self._leave(self.running)
         if errors:
@@ -385,50 +383,66 @@ class Engine:
         # The last token made is never fed back, so one position more than needed at most.
         return len(slot.search.prompt_ids) + slot.search.options.max_new_tokens
 
+    def _next_to_read(self, reading: list[Slot]) -> list[Slot]:
+        """Whose prompts are read in this step: in turn, and together as far as the runner does that."""
+        order = self._reading.order(reading, _client)
+        if order[0].failures < _TOGETHER:
+            order = [slot for slot in order if slot.failures < _TOGETHER]
+            order = order[: self.runner.together(*_prompts(order))]
+        else:
+            order = order[:1]
+        for slot in order:
+            self._reading.took(slot.client)
+        return order
+
     def _read(self, slots: list[Slot]) -> None:
-        """Read one stretch of a prompt, of one slot."""
-        [slot] = slots
-        ids, cache = slot.search.prompt_ids, slot.cache
-        assert cache is not None
-        end = cache.length + self.runner.stretch
-        logits = self.runner.read(ids, cache)
-        if slot.session is not None and end <= len(ids):
-            self.prompts.keep(slot.session, ids[:end], cache, self._free)
-        if logits is None:
-            return None
-        if slot.lost is None:
-            return self._advance(slot, logits)
-        if slot.search.rows > 1:
-            cache.reorder(torch.zeros(slot.search.rows, dtype=torch.int64, device=cache.device))
-        slot.lost = slot.lost or None
-        return None
+        """Read a stretch of the prompt of each of some slots."""
+        prompts, caches = _prompts(slots)
+        ends = [cache.length + self.runner.stretch for cache in caches]
+        found = self.runner.read_together(prompts, caches)
+        for slot, cache, end, logits in zip(slots, caches, ends, found, strict=True):
+            ids = slot.search.prompt_ids
+            if slot.session is not None and end <= len(ids):
+                self.prompts.keep(slot.session, ids[:end], cache, self._free)
+            if logits is not None and slot.lost is None:
+                self._advance(slot, logits)
+            elif logits is not None:
+                if slot.search.rows > 1:
+                    cache.reorder(torch.zeros(slot.search.rows, dtype=torch.int64, device=cache.device))
+                slot.lost = slot.lost or None
 
     def _make_tokens(self, slots: list[Slot]) -> None:
         caches = [slot.cache for slot in slots if slot.cache is not None]
-        logits = self.runner.step([row[0] for slot in slots for row in slot.feed], caches)
-        by_slot = logits.split([slot.search.rows for slot in slots])
-        for _ in self.runner.each(lambda pair: self._made(*pair), zip(slots, by_slot, strict=True)):
+        ids = [row[0] for slot in slots for row in slot.feed]
+        found = self.runner.step(ids, caches, [slot.search.rules for slot in slots])
+        for _ in self.runner.each(lambda pair: self._made(*pair), zip(slots, found, strict=True)):
             pass
 
-    def _made(self, slot: Slot, logits: Tensor) -> None:
+    def _made(self, slot: Slot, found: Tensor | Choice) -> None:
         if slot.lost is None:
-            return self._advance(slot, logits)
+            return self._advance(slot, found)
         slot.lost.popleft()  # what comes after it is known
         slot.lost = slot.lost or None
         return None
 
-    def _advance(self, slot: Slot, logits: Tensor) -> None:
+    def _advance(self, slot: Slot, found: Tensor | Choice) -> None:
         assert slot.cache is not None
-        if not math.isfinite(float(logits.sum())):
+        if not math.isfinite(found.logprob if isinstance(found, Choice) else float(found.sum())):
             kind = self.runner.precision
             advice = "load it in bfloat16 or float32" if kind == "float16" else "its weights may be damaged"
             return slot.fail(FloatingPointError(f"the model's logits are not finite in {kind}; {advice}"))
         try:
-            slot.put(slot.search.advance(logits, slot.cache))
+            slot.put(slot.search.advance(found, slot.cache))
         except Exception as error:  # of whatever kind: it is this request's alone
             logger.exception("a request failed")
             slot.fail(error)
         return None
+
+
+def _prompts(slots: list[Slot]) -> tuple[list[list[int]], list[KVCache]]:
+    return [slot.search.prompt_ids for slot in slots], [
+        slot.cache for slot in slots if slot.cache is not None
+    ]
 
 
 def _client(slot: Slot) -> Hashable:

@@ -238,7 +238,7 @@ class TextGenerator:
         model: BioGptForCausalLM,
         tokenizer: BioGptTokenizer,
         cache_bytes: int | None = None,
-        max_running: int = 16,
+        max_running: int | None = None,
         max_waiting: int = 64,
         threaded: bool = True,
     ) -> None:
