@@ -156,8 +156,13 @@ def draw(logits: Tensor, seed: int, place: int) -> int:
     Args:
         seed: below 2 ** 63.
         place: of the token among those of its text, from 0 on.
+
+    Raises:
+        ValueError: no token may come.
     """
     possible = (logits > -torch.inf).nonzero()[:, 0]  # few, where rules cut many
+    if not len(possible):
+        raise ValueError("the rules leave no token that may come next; ask for longer n-grams, or for none")
     row = noise(torch.tensor([seed]), torch.tensor([place]), possible)[0]
     return int(possible[(logits[possible] + row).argmax()])
 

@@ -56,7 +56,7 @@ class Block:
                 if rows == 1:
                     size = Block.size(config, 1, dtype)
                     raise MemoryError(
-                        f"a text of {limit} positions needs {size / 1e6:.0f} MB of cache, and {device} has "
+                        f"a text of {limit} positions needs {size / 1e6:.1f} MB of cache, and {device} has "
                         "no room for it; free memory on it, or choose a smaller model"
                     ) from error
                 rows = max(1, rows // 2)
@@ -82,8 +82,8 @@ class Block:
         """
         if None not in self.owners:
             raise MemoryError(
-                f"all {len(self.owners)} rows for texts are taken, of {self.memory[:, :, 0].nbytes / 1e6:.0f} MB "
-                "each; try again later, or ask for fewer beams"
+                f"all {len(self.owners)} rows for texts are taken, of "
+                f"{self.memory[:, :, 0].nbytes / 1e6:.1f} MB each; try again later, or ask for fewer beams"
             )
         row = self.owners.index(None)
         self.owners[row] = owner

@@ -25,21 +25,24 @@ class ModelRunner(ABC):
 
     Attributes:
         config: of the model.
-        stretch: positions of a prompt that are worth keeping for reuse, as ``read`` takes them at once; as long
-            as the model where reading again is as fast.
+        stretch: positions of a prompt that are worth keeping for reuse, as ``read`` takes them at once; as
+            long as the model where reading again is as fast.
         precision: what it computes in, in one word.
-        most: texts that may be written at once, unless somebody sets another limit.
     """
 
     config: BioGptConfig
     stretch: int
-    most: int = 16
     precision: str
 
     @property
     @abstractmethod
     def description(self) -> str:
         """A line for people: precision and device."""
+
+    @property
+    def most(self) -> int:
+        """Texts that may be written at once, unless somebody sets another limit."""
+        return 16
 
     @abstractmethod
     def prepare(self) -> None:
