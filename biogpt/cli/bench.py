@@ -1,10 +1,12 @@
 """``bench``: the speed of this machine."""
 
 import argparse
+import json
 from pathlib import Path
 
 from biogpt.bench import POSITIONS, PROMPTS, REFERENCE, BenchOptions, bench, table
 from biogpt.checkpoint.hub import find
+from biogpt.cli.quick import QuickOptions, quick, wrong
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.precision import PRECISIONS
 
@@ -33,10 +35,34 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help=f"times each figure is taken ({BenchOptions.rounds})")
     parser.add_argument("--steps", type=int, help=f"tokens a figure is taken over ({BenchOptions.steps})")
     parser.add_argument("--model", help="shape to measure: a folder or embedded name (BioGPT base, 347 M)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="check and measure a GPU within three minutes, and print JSON; of the others it takes --device, "
+        "--model, --streams, --steps and the first of --precisions",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="of --quick: auto, cpu, mps, cuda or cuda:N (%(default)s)"
+    )
     parser.set_defaults(run=_bench)
 
 
+def _quick(chosen: argparse.Namespace) -> None:
+    values = {"steps": chosen.steps, "streams": chosen.streams}
+    values |= {"config": BioGptConfig.from_json(find(chosen.model) / "config.json") if chosen.model else None}
+    given = {name: value for name, value in values.items() if value is not None}
+    precision = (chosen.precisions or ["auto"])[0]
+    results = quick(QuickOptions(device=chosen.device, precision=precision, **given))
+    print(json.dumps(results, indent=2, ensure_ascii=False))
+    if names := wrong(results):
+        raise ValueError(f"wrong on this device: {', '.join(names)}; the JSON above says what")
+
+
 def _bench(chosen: argparse.Namespace) -> None:
+    if chosen.quick:
+        return _quick(chosen)
+    if chosen.device != "auto":
+        raise ValueError(f"--device is {chosen.device!r}, which is for --quick; leave it out, or add --quick")
     names = ("out", "precisions", "prompts", "streams", "positions", "tagging", "heads", "rounds", "steps")
     values = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
     against = []
@@ -52,3 +78,4 @@ def _bench(chosen: argparse.Namespace) -> None:
     results = bench(BenchOptions(against=against, **values))
     print(table(results))
     print(f"\nbench.json and plots are in {chosen.out}")
+    return None

@@ -64,7 +64,7 @@ class Chooser:
         logits: [R, V] float32, to be written before a choice.
         places: [R] positions of the tokens that are fed; one beyond the model's last one in idle rows.
         fed: [R] the tokens to be fed, or -1: those of ``ids``.
-        given: [2, R], of which places and fed are the rows.
+        given: [R, 2], of which places and fed are the columns.
         ids: [R] the tokens to be fed next, which a choice writes for the rows that are not idle.
         history: [R, S + 1] the tokens fed so far, by position; the last column takes what idle rows are fed.
         out: [R, 2 + 2 A] float64: of each row the token, its log-probability, and the alternatives' tokens
@@ -77,10 +77,10 @@ class Chooser:
         self._eos, self.limit = config.eos_token_id, limit
         self._device = device
         most = min(_ALTERNATIVES[-1], vocabulary)
-        whole = torch.zeros(8, rows, dtype=torch.int64, device=device)
-        self.given, self.ids = whole[:2], whole[2]
-        self.places, self.fed = self.given
-        self._seeds, self._starts, self._ngrams, self._least, self._top_k = whole[3:]
+        self.given = torch.zeros(rows, 2, dtype=torch.int64, device=device)
+        self.places, self.fed = self.given.unbind(1)
+        whole = torch.zeros(6, rows, dtype=torch.int64, device=device)
+        self.ids, self._seeds, self._starts, self._ngrams, self._least, self._top_k = whole
         self._temperatures, self._penalties, self._min_p = torch.ones(3, rows, device=device)
         self._cut_off = torch.zeros(rows, dtype=torch.float64, device=device)  # 1 - top-p
         self._greedy = torch.ones(rows, dtype=torch.bool, device=device)

@@ -79,6 +79,10 @@ class CudaRunner(PlainRunner):
     def prepare(self) -> None:
         self._prepared()
 
+    def prepare_ahead(self) -> None:
+        if self.device.type == "cuda" and torch.cuda.is_initialized():  # else it is only there during a call
+            self.prepare()
+
     def _prepared(self) -> "_State":
         if self._state is None:
             if self._capture is None:
@@ -165,13 +169,13 @@ class CudaRunner(PlainRunner):
         chooser, fed = state.chooser, [(row, want) for want in wanted for row in want.cache.rows]
         count = next(size for size in self.sizes if size > max(row for row, _ in fed))
         keys = next(keys for keys in self._keys if keys > max(want.cache.length for want in wanted))
-        places, given = [chooser.limit] * count, [-1] * count
+        given = [[chooser.limit, -1] for _ in range(count)]
         for want in wanted:
             for row, token_id in zip(want.cache.rows, want.ids, strict=True):
-                places[row], given[row] = want.cache.length, -1 if by_device else token_id
+                given[row] = [want.cache.length, -1 if by_device else token_id]
             if want.rules is not None:
                 state.follow(want.cache.rows[0], want.rules)
-        chooser.given[:, :count].copy_(torch.tensor([places, given]), non_blocking=True)
+        chooser.given[:count].copy_(torch.tensor(given), non_blocking=True)
         self._run(state, ("feed", count, keys), partial(self._forward, state, count, keys))
         by_rules = [want.rules for want in wanted if want.rules is not None]
         if by_rules:

@@ -21,6 +21,7 @@ from biogpt.runners.steady import steady_sizes
 from biogpt.runners.step import FLOATS, DecodeStep
 
 _SHARE_OF_MEMORY = 0.25  # for caches
+_LENT = 2**34  # bytes that a GPU which is lent has at least
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -118,11 +119,15 @@ class PlainRunner(ModelRunner):
 
 def _share_of_memory(device: torch.device) -> int:
     """Of the GPU's; or of the machine's, and of what a container may take of it."""
+    if device.type == "cuda":
+        try:
+            memory = torch.cuda.get_device_properties(device).total_memory
+        except (RuntimeError, AssertionError):  # a GPU that is lent comes later
+            memory = _LENT
+        return int(_SHARE_OF_MEMORY * memory)
     try:
-        if device.type == "cuda":
-            return int(_SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError, RuntimeError):  # not on every system; a GPU may come later
+    except (ValueError, OSError, AttributeError):  # not on every system
         memory = 2**32
     for path in _CONTAINER_LIMITS:
         text = path.read_text(encoding="ascii").strip() if path.is_file() else "max"

@@ -89,11 +89,13 @@ class Block:
         self.owners[row] = owner
         return row
 
+    @torch.inference_mode()
     def give(self, row: int) -> None:
         """Take a row back. What is left there is made 0: it may not be a number."""
         self.owners[row] = None
         self.memory[:, :, row].zero_()
 
+    @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of a row to another one."""
         self.memory[:, :, target, :, :length] = self.memory[:, :, source, :, :length]

@@ -2,10 +2,13 @@
 
 Threads do not cross the fork, and what goes in and comes out is pickled. So the model that writes is there
 twice: on the lent GPU, where its steps run inline, and on the CPU for everything else that the page asks of
-    it.
+it. A process may serve one call or, while it is warm, several: it then has its rows and programs already
+(``biogpt.runners.cuda``), and the log says which it was.
 """
 
+import logging
 import os
+import time
 from collections.abc import Callable, Generator, Hashable
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +16,8 @@ from typing import Any, Self
 from biogpt.generation.options import GenerationOptions
 from biogpt.generation.search import start_search
 from biogpt.serving.text_generator import Prompt, Step, Stream, TextGenerator
+
+logger = logging.getLogger(__name__)
 
 _START_SECONDS = 15  # until the first token of a call
 _TOKENS_A_SECOND = 20  # fewer than any GPU that is lent makes
@@ -45,8 +50,20 @@ class LentGenerator(TextGenerator):
         super().__init__(near.model, near.tokenizer)
         import spaces  # only such a Space has it
 
+        served: list[int] = []  # the processes of the calls that this one has seen: none, or its own
+
         def write(prompt: Prompt, options: GenerationOptions) -> Generator[Step, None, None]:
-            yield from far.stream(prompt, options)
+            begun, is_warm = time.perf_counter(), os.getpid() in served
+            served.append(os.getpid())
+            with far.stream(prompt, options) as steps:
+                for number, step in enumerate(steps):
+                    if number == 0:
+                        logger.info(
+                            "a %s process of the lent GPU made its first token after %.2f s",
+                            "warm" if is_warm else "new",
+                            time.perf_counter() - begun,
+                        )
+                    yield step
 
         self._write: Callable[..., Generator[Step, None, None]] = spaces.GPU(duration=seconds_of)(write)
 
