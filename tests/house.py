@@ -189,10 +189,10 @@ PLAN = {
     "biogpt.tasks": (2.0, 2, "entities, classes"),
     "biogpt.serving": (4.3, 2, "many requests at once"),
     "biogpt.checkpoint": (2.0, 3, "find, load, save"),
-    "biogpt.runners": (3.0, 4, "CPU, int8, compiled"),
-    "biogpt.generation": (5.0, 4, "sampling, search"),
+    "biogpt.runners": (3.0, 4, "CPU, CUDA, int8"),
+    "biogpt.generation": (4.0, 5, "sampling, search"),
     "biogpt.text": (1.0, 5, "tokenizer, documents"),
-    "biogpt.model": (4.0, 5, "the paper's network"),
+    "biogpt.model": (4.0, 6, "the paper's network"),
 }
 _WIDTH, _HEIGHT, _STEP = 1.8, 0.8, 1.35  # of a room, and from row to row
 

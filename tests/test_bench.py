@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from biogpt.bench import POSITIONS, PROMPTS, BenchOptions, _make_weights, bench, table
 from biogpt.checkpoint.hub import find
-from biogpt.cli import main
+from biogpt.cli import main, quick
 from biogpt.model.config import BioGptConfig
 
 TINY = BioGptConfig(
@@ -91,3 +92,40 @@ def test_what_cannot_be_measured_is_said_before_anything_is_loaded(tmp_path, cap
     assert main(["bench", "--against", "vllm", "--out", str(tmp_path / "none")]) == 1
     assert "--against 'vllm'; expected transformers" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_the_quick_bench_takes_every_figure(monkeypatch, capsys):
+    """As on a GPU, on a tiny model; what it checks is checked below."""
+    monkeypatch.setattr(
+        quick, "_checks", lambda device: {"company": "right", "logits": "left out: no reference"}
+    )
+    config = replace(TINY, vocab_size=50, max_position_embeddings=160)
+    options = quick.QuickOptions("cpu", config=config, steps=5, streams=(1, 3), requests=7)
+    results = quick.quick(options)
+    assert results["machine"]["device"].startswith("float32 · CPU")
+    assert quick.wrong(results) == []
+    figures = results["figures"]
+    names = ["1 stream, tokens/s", "3 streams in all, tokens/s", "3 streams in all, drawn, tokens/s"]
+    names += ["3 prompts of 85, s", "3 streams in all at position 85, tokens/s", "first token of 80, s"]
+    names += ["ready to serve, s", "transformers: 16 streams in all, tokens/s"]
+    for name in names:
+        assert figures[name] > 0
+    assert figures["memory more after 7 requests, bytes"] == 0
+    monkeypatch.setattr(quick, "_figures", lambda *_: figures)
+    assert main(["bench", "--quick", "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["figures"] == figures
+    monkeypatch.setattr(quick, "_checks", lambda device: {"company": "requests 1 of 6 differ alone"})
+    assert main(["bench", "--quick", "--device", "cpu"]) == 1
+    assert "wrong on this device: company; the JSON above says what" in capsys.readouterr().err
+    assert main(["bench", "--device", "cpu"]) == 1
+    assert "--device is 'cpu', which is for --quick" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_quick_bench_checks_what_a_device_computes(monkeypatch):
+    found = quick._checks(torch.device("cpu"))
+    assert quick.wrong({"checks": found}) == []
+    assert found["company, float32"] == "right, to the bit"
+    assert found["logits of transformers"].startswith("right: they differ by ")
+    assert {"greedy, ids of the CPU", "sampled, ids of the CPU", "beams, ids of the CPU"} <= set(found)
+    assert found["entities of the CPU"] == "right"

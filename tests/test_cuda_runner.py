@@ -119,6 +119,23 @@ def test_requests_get_the_plain_runners_ids_and_the_same_bits_in_any_company(mod
         assert results_of(engine_of(runner), [request]) == [results]
 
 
+def test_rules_that_the_device_does_not_know_are_left_to_the_search(model) -> None:
+    """Such a row's logits come to the CPU, beside rows that are chosen on the device."""
+    kinds = (
+        {"typical_p": 0.6},
+        {"frequency_penalty": 1.0},
+        {"logit_bias": {7: 3.0}},
+        {"no_repeat_ngram_size": 11},
+    )
+    requests = [
+        (prompt(5, seed), replace(LONG, temperature=1.0, seed=seed, **kind))
+        for seed, kind in enumerate(({}, *kinds, {}))
+    ]
+    plain = results_of(Engine(CpuRunner(model)), requests)
+    found = results_of(engine_of(SmallRunner(model, record)), requests)
+    assert [ids_of(results) for results in found] == [ids_of(results) for results in plain]
+
+
 def test_a_program_is_captured_once_and_replayed(model) -> None:
     captured: list[int] = []
 

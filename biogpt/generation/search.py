@@ -89,7 +89,7 @@ class Rules:
     Attributes:
         seed: of the sample; the token at place i of its text is drawn by seed and i.
         start: S of the prompt, the position of the sample's first token.
-        banned, padding: ids, as of ``start_search``.
+        banned, padding, words: as of ``start_search``.
     """
 
     options: GenerationOptions
@@ -97,6 +97,7 @@ class Rules:
     start: int
     banned: tuple[int, ...]
     padding: tuple[int, ...]
+    words: WordRules = NO_WORDS
 
 
 class Samples:
@@ -179,6 +180,7 @@ class Samples:
             len(self.prompt_ids),
             tuple(self._apart.banned),
             tuple(self._apart.padding),
+            self._apart.words,
         )
 
 

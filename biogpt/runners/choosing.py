@@ -103,8 +103,11 @@ class Chooser:
 
     @staticmethod
     def knows(rules: Rules) -> bool:
-        """Whether it can choose by these rules."""
-        return rules.options.no_repeat_ngram_size <= LONGEST_NGRAM
+        """Whether it can choose by these rules; the search itself can by all."""
+        options = rules.options
+        counts = (options.presence_penalty, options.frequency_penalty)
+        is_rare = options.typical_p < 1 or any(counts) or options.logit_bias or rules.words.phrases
+        return options.no_repeat_ngram_size <= LONGEST_NGRAM and not is_rare
 
     def set(self, row: int, rules: Rules) -> None:
         """Let a row be chosen by these rules from now on."""
