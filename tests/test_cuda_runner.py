@@ -26,6 +26,16 @@ from biogpt.runners.rows import Block, RowsCache
 from biogpt.serving.engine import Engine, Slot
 
 Program = Callable[[], None]
+# For these a GPU's results come to the CPU, or a number goes from there: no graph can hold them.
+WAITS = {
+    "_local_scalar_dense",
+    "equal",
+    "is_nonzero",
+    "lift_fresh",
+    "masked_select",
+    "nonzero",
+    "scalar_tensor",
+}
 
 
 class Recording(TorchDispatchMode):
@@ -36,6 +46,10 @@ class Recording(TorchDispatchMode):
         self.calls: list[tuple] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).split(".")[1]
+        by_mask = name.startswith("index") and any(part.dtype == torch.bool for part in tensors(args[1]))
+        if name in WAITS or by_mask:
+            pytest.fail(f"{function} cannot be captured")
         result = function(*args, **(kwargs or {}))
         self.calls.append((function, args, kwargs or {}, result))
         return result

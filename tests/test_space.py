@@ -1,18 +1,20 @@
 """A Hugging Face Space, as far as it can be had here: forked processes, a home nobody can write to."""
 
+import logging
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio_client
 import pytest
 from app_server import ROOT, app_server
 
 from biogpt import GenerationOptions, TextGenerator
-from biogpt.serving.zero import gpu_is_lent, seconds_of
+from biogpt.serving.zero import LentGenerator, gpu_is_lent, seconds_of
 
 LARGEST = 10_000_000  # bytes of a file that plain Git takes there
 
@@ -97,6 +99,22 @@ def test_only_zero_gpu_hardware_lends(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, lent in (("true", True), ("1", True), ("false", False), ("", False)):
         monkeypatch.setenv("SPACES_ZERO_GPU", value)
         assert gpu_is_lent() is lent
+
+
+def test_the_log_says_whether_a_process_of_the_lent_gpu_was_warm(monkeypatch, caplog) -> None:
+    """One that serves two calls, as ZeroGPU's may."""
+    monkeypatch.setitem(
+        sys.modules, "spaces", SimpleNamespace(GPU=lambda duration: lambda function: function)
+    )
+    near, far = (
+        TextGenerator.from_pretrained("mini", device="cpu", threaded=threaded) for threaded in (True, False)
+    )
+    generator, options = LentGenerator(near, far), GenerationOptions(max_new_tokens=3)
+    with caplog.at_level(logging.INFO):
+        texts = [[step.text for step in generator.stream("The BRCA1 gene", options)] for _ in range(2)]
+    assert texts[0] == texts[1]
+    told = re.findall(r"a (\w+) process of the lent GPU made its first token after [\d.]+ s", caplog.text)
+    assert told == ["new", "warm"]
 
 
 @pytest.fixture

@@ -139,13 +139,13 @@ class Chooser:
         """Choose for the first ``count`` rows by their logits; writes ``out`` and ``ids``."""
         rows = slice(0, count)
         places, logits = self.places[rows], self.logits[rows]
-        is_sound = logits.sum(dim=-1).isfinite()
+        is_broken = ~logits.sum(dim=-1, keepdim=True).isfinite()
         logits = logits.masked_fill(self._padding[rows], -torch.inf)
         made = places + 1 - self._starts[rows]
         scores = self._without_repeats(logits, rows) if needs.repeats else logits
         scores = scores.masked_fill(self._banned[rows], -torch.inf)
-        is_early = made < self._least[rows]
-        scores[:, self._eos] = torch.where(is_early, -torch.inf, scores[:, self._eos])
+        # No torch.where with a number: on a GPU that copies the number, which no capture allows.
+        scores[:, self._eos] = scores[:, self._eos].masked_fill(made < self._least[rows], -torch.inf)
         if needs.draws:
             best = scores.amax(dim=-1, keepdim=True)
             drawn = (scores - best) / self._temperatures[rows, None]
@@ -155,7 +155,7 @@ class Chooser:
             scores = torch.where(self._greedy[rows, None], scores, drawn)
         chosen = scores.argmax(dim=-1, keepdim=True)  # the first of equals
         logprobs = logits.log_softmax(dim=-1)
-        logprob = torch.where(is_sound[:, None], logprobs.gather(-1, chosen), torch.nan)
+        logprob = logprobs.gather(-1, chosen).masked_fill(is_broken, torch.nan)
         parts = [chosen.double(), logprob.double()]
         if alternatives := min(needs.alternatives, logits.shape[-1]):
             best_ids = _ranked(logprobs, self._tokens).topk(alternatives, dim=-1).indices

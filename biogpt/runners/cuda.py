@@ -234,7 +234,7 @@ class CudaRunner(PlainRunner):
     def _forward_piece(self, state: "_State", shape: "_Shape", given: Tensor, logits: Tensor) -> None:
         rows, starts, last, ids = given[:, 0], given[:, 1, None], given[:, 2, None], given[:, 3:]
         index, limit = state.numbers[: shape.length], state.chooser.limit
-        places = torch.where(index <= last, starts + index, limit).clamp(max=limit)  # [B, T]
+        places = (starts + index).masked_fill(index > last, limit)  # [B, T]
         hidden = self._embed(ids, places)
         mask = self._mask(places, limit, state) if shape.is_later else None
         for layer, fused, memory in zip(self._layers(), self._fused, state.block.memory, strict=True):
@@ -353,9 +353,7 @@ class _Out:
     def __init__(self, out: Tensor) -> None:
         self._numbers = torch.empty(out.shape, dtype=out.dtype, pin_memory=out.is_cuda)
         self._numbers.copy_(out, non_blocking=True)
-        self._arrived = torch.cuda.Event() if out.is_cuda else None
-        if self._arrived is not None:
-            self._arrived.record()
+        self._arrived = torch.cuda.current_stream(out.device).record_event() if out.is_cuda else None
 
     def row(self, row: int) -> list[float]:
         """Its numbers; waits for them."""
