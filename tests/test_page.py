@@ -722,7 +722,7 @@ def test_a_link_of_an_entity_is_a_search_for_its_name_whatever_that_is() -> None
     def linked(label: str, text: str) -> str:
         documents = [Document("1", text)]
         found = Found(Given("", documents), (label,), [[Entity(label, 0, len(text), text, 0.5)]])
-        *_, listed, _ = Tagger(LazyModel("none", lambda: None, threading.Event())).show(
+        *_, listed, _, _ = Tagger(LazyModel("none", lambda: None, threading.Event())).show(
             found, [label], 0.0, 0
         )
         return listed.value["data"][0][-1]

@@ -1,4 +1,4 @@
-"""Results as files: JSON, JSON Lines, CSV, BRAT stand-off, PubTator.
+"""Results as files: JSON, JSON Lines, CSV, BRAT stand-off, CoNLL, PubTator.
 
 Offsets are Unicode characters of the text as given, which is what Python, BRAT and PubTator count.
 """
@@ -9,15 +9,18 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from biogpt.text.documents import Document
 from biogpt.text.results import Classification, Entity, SentenceLabel
+from biogpt.text.sentences import sentence_spans
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet may run (OWASP, "CSV Injection")
 _UNSAFE_NAME = re.compile(r"[^\w.-]+")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _BREAKS = r"\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029"  # what some reader takes for the end of a line or a cell
+_TOKEN = re.compile(r"\w+|[^\w\s]")
 _LINE_BREAK = re.compile(r"\s*[\r\n]+\s*")
 _SCORE_DIGITS = 6
 
@@ -47,6 +50,15 @@ def sentences_as(
 ) -> bytes:
     """The labels of some documents' sentences as a file's content; ``kind`` is one of ``CLASS_FORMATS``."""
     return _written(SENTENCE_FORMATS, kind, documents, sentences)
+
+
+def table_as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    """Any table as a CSV file's content."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    writer.writerows([_guarded(cell) for cell in row] for row in rows)
+    return _utf8(file.getvalue())
 
 
 def suffix_of(kind: str) -> str:
@@ -200,6 +212,36 @@ def _as_pubtator(documents: Sequence[Document], entities: Sequence[Sequence[Enti
     return "\n".join(blocks)
 
 
+def _as_conll(documents: Sequence[Document], entities: Sequence[Sequence[Entity]]) -> str:
+    """A token, a tab and its BIO tag on each line; an empty line after each sentence.
+
+    Tokens are words and single marks, cut where an entity begins or ends. A sentence goes on over the end of
+    one that an entity runs across.
+    """
+    lines: list[str] = []
+    for document, found in zip(documents, entities, strict=True):
+        rest = list(found)
+        for start, end in sentence_spans(document.text):
+            if lines and lines[-1] and not (rest and rest[0].start < start):
+                lines.append("")
+            within = [entity for entity in rest if entity.start < end]
+            lines += _conll(document.text, start, end, within)
+            rest = [entity for entity in rest if entity.end > end]
+        lines += [""] if lines and lines[-1] else []
+    return "\n".join(lines) + "\n"
+
+
+def _conll(text: str, start: int, end: int, entities: Sequence[Entity]) -> Iterable[str]:
+    edges = sorted({start, end, *(edge for e in entities for edge in (e.start, e.end) if start < edge < end)})
+    for begin, stop in pairwise(edges):
+        entity = next((e for e in entities if e.start <= begin < e.end), None)
+        kind = re.sub(r"\s", "_", entity.label) if entity else ""
+        for token in _TOKEN.finditer(text, begin, stop):
+            first = entity is not None and not text[entity.start : token.start()].strip()
+            tag = f"{'B' if first else 'I'}-{kind}" if entity else "O"
+            yield f"{token[0]}\t{tag}"
+
+
 def _title(text: str) -> tuple[str, str]:
     """The text up to the end of its first sentence, and the rest after one space."""
     end = re.search(r"[.?!](?= \S)", text)
@@ -208,6 +250,11 @@ def _title(text: str) -> tuple[str, str]:
     return text[: end.end()], text[end.end() + 1 :]
 
 
-ENTITY_FORMATS = {**_formats("entities", _entity_rows), "brat": _as_brat, "pubtator": _as_pubtator}
+ENTITY_FORMATS = {
+    **_formats("entities", _entity_rows),
+    "brat": _as_brat,
+    "conll": _as_conll,
+    "pubtator": _as_pubtator,
+}
 CLASS_FORMATS = _formats("labels", _class_rows)
 SENTENCE_FORMATS = _formats("sentences", _sentence_rows)

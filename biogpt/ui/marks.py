@@ -1,6 +1,7 @@
 """Text marked in place, and bars: HTML in the hues of the style sheet."""
 
 import html
+import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -17,16 +18,34 @@ class Mark(NamedTuple):
     score: float
 
 
+class Gloss(NamedTuple):
+    """``text[start:end]`` and what it stands for."""
+
+    start: int
+    end: int
+    meaning: str
+
+
 class Bar(NamedTuple):
-    """A name, its length 0 to 1, what is written behind it, and whether it stands out."""
+    """A label, its length 0 to 1, what is written behind it, whether it stands out, and before it, if not the
+    label.
+    """
 
     name: str
     share: float
     value: str
     chosen: bool = True
+    said: str = ""
 
 
-def marked(text: str, marks: Iterable[Mark], labels: Sequence[str], kind: str) -> str:
+def marked(
+    text: str,
+    marks: Iterable[Mark],
+    labels: Sequence[str],
+    kind: str,
+    glosses: Sequence[Gloss] = (),
+    correctable: bool = False,
+) -> str:
     """A text with its marks in the hues of their labels; each label is written beside its span, too.
 
     The labels stand in an attribute that the style sheet shows, so what a reader selects and copies is the
@@ -36,29 +55,50 @@ def marked(text: str, marks: Iterable[Mark], labels: Sequence[str], kind: str) -
         marks: sorted, never overlapping.
         labels: all there are, in the order of the hues.
         kind: ``entity`` or ``sentence``: how the label is set.
+        glosses: sorted, never overlapping; one across the edge of a mark is left out.
+        correctable: whether ``listenToMarks`` lets the reader correct it.
     """
     hues = {label: number % HUES for number, label in enumerate(labels)}
+    rest = list(reversed(glosses))
+
+    def plain(start: int, end: int) -> str:
+        parts = []
+        while rest and rest[-1].start < end:
+            gloss = rest.pop()
+            if gloss.start >= start and gloss.end <= end:
+                meaning = html.escape(" ".join(gloss.meaning.split()))
+                parts += [_escaped(text[start : gloss.start]), f'<abbr title="{meaning}">']
+                parts += [_escaped(text[gloss.start : gloss.end]), "</abbr>"]
+                start = gloss.end
+        return "".join([*parts, _escaped(text[start:end])])
+
     parts: list[str] = []
     position = 0
     for mark in marks:
         if mark.end > SHOWN_CHARACTERS:
             break
-        parts.append(html.escape(text[position : mark.start]))
+        parts.append(plain(position, mark.start))
         label = html.escape(mark.label)
         parts.append(
             f'<mark class="{kind} hue-{hues.get(mark.label, 0)}" data-label="{label}" '
-            f'title="{label}, score {mark.score:.2f}">{html.escape(text[mark.start : mark.end])}</mark>'
+            f'title="{label}, score {mark.score:.2f}">{plain(mark.start, mark.end)}</mark>'
         )
         position = mark.end
-    parts.append(html.escape(text[position : max(position, SHOWN_CHARACTERS)]))
-    return view("".join(parts))
+    parts.append(plain(position, max(position, min(SHOWN_CHARACTERS, len(text)))))
+    types = f" data-types='{html.escape(json.dumps(list(labels)))}'" if correctable else ""
+    return view("".join(parts), more=types)
 
 
-def view(content: str, hint: str = "") -> str:
-    """The frame around a marked text; ``content`` is HTML."""
+def _escaped(text: str) -> str:
+    """As HTML of as many characters: a browser would leave out U+0000, and make CR and LF one."""
+    return html.escape(text.replace("\0", "\ufffd")).replace("\r", "&#13;")
+
+
+def view(content: str, hint: str = "", more: str = "") -> str:
+    """The frame around a marked text; ``content`` is HTML, ``more`` further attributes."""
     return (
-        '<div class="view" role="region" tabindex="0" aria-label="The text, with what was found marked">'
-        f"<span>{content}</span><em>{hint}</em></div>"
+        '<div class="view" role="region" tabindex="0" aria-label="The text, with what was found marked"'
+        f"{more}><span>{content}</span><em>{hint}</em></div>"
     )
 
 
@@ -77,7 +117,7 @@ def bars(title: str, rows: Sequence[Bar], labels: Sequence[str]) -> str:
     hues = {label: number % HUES for number, label in enumerate(labels)}
     items = "".join(
         f'<li class="hue-{hues.get(row.name, 0)}{"" if row.chosen else " faint"}">'
-        f"<span>{html.escape(row.name)}</span>"
+        f"<span>{html.escape(row.said or row.name)}</span>"
         f'<i style="--share: {row.share:.4f}" aria-hidden="true"></i><b>{html.escape(row.value)}</b></li>'
         for row in rows
     )

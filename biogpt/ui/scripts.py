@@ -1,4 +1,4 @@
-"""How Python names what the browser does: functions of ``assets/page.js``, and its head."""
+"""How Python names what the browser does: functions of ``assets/page.js`` and ``marks.js``, and its head."""
 
 import html
 import json
@@ -6,7 +6,7 @@ import re
 
 from biogpt.paths import assets
 
-_PAGE = assets() / "page.js"
+_SCRIPTS = (assets() / "page.js", assets() / "marks.js")
 PICTURE = assets() / "screenshots" / "preview.png"
 PICTURE_PATH = "/preview.png"
 _PREVIEW = re.compile(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>\s*')
@@ -18,11 +18,13 @@ COMPLETIONS_EVENTS = "biogpt.listenToTokens(element, trigger, props, watch)"
 ALTERNATIVES_EVENTS = "biogpt.listenToAlternatives(element, trigger)"
 ATTENTION = "${biogpt.attention(value)}"
 ATTENTION_EVENTS = "biogpt.listenToAttention(element, props, watch)"
+MARKS_EVENTS = "biogpt.listenToMarks(element, trigger, props, watch)"
+KEPT_EVENTS = "biogpt.showKept(props)"
 
 
 def head() -> str:
     """For the page's head: the functions are there before Gradio makes the first component."""
-    return f"<script>{_PAGE.read_text(encoding='utf-8')}</script>"
+    return "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in _SCRIPTS)
 
 
 def with_preview(page: str, address: str) -> str:
