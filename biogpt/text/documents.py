@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".pubtator", *RECORD_SUFFIXES)
 _TEXT_COLUMNS = ("text", "abstract", "sentence")
 _ID_COLUMNS = ("id", "pmid", "doc_id", "document_id")
+_LABEL_COLUMNS = ("label", "labels")
+_NO_LABEL = "none"  # as in labelled text for training, and | between several
 _COLUMN_NAME = re.compile(r"[\w.-]*")
 _PUBTATOR_LINE = re.compile(r"([^|\t\r\n]+)\|([ta])\|(.*)")
 
@@ -28,15 +30,21 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _PLACES = re.compile(r"\d+(?:[;,]\d+)*", re.ASCII)
 TRIMMED = "entities had white space at an edge, which was left out"
 
+Read = tuple[str, str, tuple[str, ...] | None]  # id, text, labels
 PubtatorEntity = tuple[int, int, str, str]  # start, end, text, type
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text and what to call it; ids of one file differ."""
+    """A text and what to call it; ids of one file differ.
+
+    Attributes:
+        labels: that the file gives it, if it does: of a column or a field ``label`` or ``labels``.
+    """
 
     id: str
     text: str
+    labels: tuple[str, ...] | None = None
 
 
 def read_documents(path: str | Path) -> list[Document]:
@@ -59,15 +67,15 @@ def read_documents(path: str | Path) -> list[Document]:
     if kind not in FORMATS:
         raise ValueError(f"{path.name} is of an unknown kind; expected one of {', '.join(FORMATS)}")
     if is_pubtator(path, text):
-        pairs = [(block.id, block.text) for block in _pubtator(path)]
+        read: list[Read] = [(block.id, block.text, None) for block in _pubtator(path)]
     elif kind in (".txt", *RECORD_SUFFIXES) and (found := records(path, text)) is not None:
-        pairs = list(found)
+        read = [(name, content, None) for name, content in found]
     else:
         kind = _kind_of_lines(text) if kind == ".txt" else kind
-        pairs = list(_READERS[kind](path, text))
-    if not pairs:
+        read = list(_READERS[kind](path, text))
+    if not read:
         raise ValueError(f"{path.name} holds no text")
-    return _with_ids(pairs)
+    return _with_ids(read)
 
 
 def _kind_of_lines(text: str) -> str:
@@ -88,8 +96,8 @@ def _kind_of_lines(text: str) -> str:
     return ".txt"
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    return (("", line) for line in LINE_END.split(text) if not is_blank(line))
+def _lines(path: Path, text: str) -> Iterator[Read]:
+    return (("", line, None) for line in LINE_END.split(text) if not is_blank(line))
 
 
 def is_pubtator(path: Path, text: str) -> bool:
@@ -123,7 +131,7 @@ def read_pubtator(
     """
     name = Path(path).name
     blocks = list(_pubtator(Path(path)))
-    documents = _with_ids([(block.id, block.text) for block in blocks])
+    documents = _with_ids([(block.id, block.text, None) for block in blocks])
     found = [
         [_entity(where, fields, block.text, discontinuous) for where, fields in block.rows]
         for block in blocks
@@ -291,7 +299,7 @@ def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
         raise csv.Error(f"{where}: {error}") from error
 
 
-def _table(path: Path, text: str, comma: bool) -> Iterator[tuple[str, str]]:
+def _table(path: Path, text: str, comma: bool) -> Iterator[Read]:
     (_, header), *rows = read_table(path, comma)
     columns = [column.strip().lower() for column in header]
     found = next((columns.index(column) for column in _TEXT_COLUMNS if column in columns), None)
@@ -301,6 +309,7 @@ def _table(path: Path, text: str, comma: bool) -> Iterator[tuple[str, str]]:
             "in its first line"
         )
     key = next((columns.index(column) for column in _ID_COLUMNS if column in columns), None)
+    given = next((columns.index(column) for column in _LABEL_COLUMNS if column in columns), None)
     title = columns.index("title") if columns[found] == "abstract" and "title" in columns else None
     for where, row in rows:
         if len(row) != len(columns):
@@ -310,7 +319,8 @@ def _table(path: Path, text: str, comma: bool) -> Iterator[tuple[str, str]]:
             )
         parts = [row[column] for column in (title, found) if column is not None]
         if content := " ".join(part for part in parts if not is_blank(part)):
-            yield "" if key is None else row[key], content
+            labels = None if given is None else _labels(row[given].split("|"))
+            yield "" if key is None else row[key], content, labels
 
 
 def _objects(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -325,24 +335,38 @@ def _objects(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         yield f"{path.name}, object {number}", value
 
 
-def _texts(path: Path, text: str) -> Iterator[tuple[str, str]]:
+def _texts(path: Path, text: str) -> Iterator[Read]:
     """The texts of a ``.json`` file."""
     return _with_texts(_objects(path, text))
 
 
-def _text_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
+def _text_lines(path: Path, text: str) -> Iterator[Read]:
     """The texts of a JSON Lines file."""
     return _with_texts(read_json_lines(path))
 
 
-def _with_texts(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
+def _with_texts(objects: Iterator[tuple[str, Any]]) -> Iterator[Read]:
     for where, value in objects:
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             raise ValueError(f'{where}: expected {{"text": "…"}}')
         if _SURROGATE.search(value["text"]):
             raise ValueError(f"{where}: half of a surrogate pair, which no UTF-8 file can hold")
         if not is_blank(value["text"]):
-            yield _id(value), value["text"]
+            yield _id(value), value["text"], _given_labels(value)
+
+
+def _given_labels(value: dict[str, Any]) -> tuple[str, ...] | None:
+    """The labels of an object, where they are words: scores and other records are none."""
+    given = next((value[column] for column in _LABEL_COLUMNS if column in value), None)
+    labels = given if isinstance(given, list) else [given]
+    if not all(isinstance(label, str) for label in labels):
+        return None
+    return _labels(labels)
+
+
+def _labels(labels: Sequence[str]) -> tuple[str, ...]:
+    stripped = dict.fromkeys(label.strip() for label in labels)
+    return tuple(label for label in stripped if label not in ("", _NO_LABEL))
 
 
 def _id(value: dict[str, Any]) -> str:
@@ -350,7 +374,7 @@ def _id(value: dict[str, Any]) -> str:
 
 
 # What yields the ids and texts of a file, given its path and content.
-_READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, str]]]] = {
+_READERS: dict[str, Callable[[Path, str], Iterator[Read]]] = {
     ".txt": _lines,
     ".csv": partial(_table, comma=True),
     ".tsv": partial(_table, comma=False),
@@ -359,15 +383,15 @@ _READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, str]]]] = {
 }
 
 
-def _with_ids(pairs: list[tuple[str, str]]) -> list[Document]:
+def _with_ids(read: list[Read]) -> list[Document]:
     used: set[str] = set()
     documents = []
-    for number, (given, text) in enumerate(pairs, 1):
+    for number, (given, text, labels) in enumerate(read, 1):
         base = given.strip() or str(number)
         name, again = base, 1
         while name in used:
             again += 1
             name = f"{base}-{again}"
         used.add(name)
-        documents.append(Document(name, text))
+        documents.append(Document(name, text, labels))
     return documents

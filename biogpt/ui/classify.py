@@ -2,9 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,9 +18,11 @@ from biogpt.text.documents import Document
 from biogpt.text.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of
 from biogpt.text.plain import is_blank
 from biogpt.text.results import Classification, SentenceLabel
+from biogpt.text.sentences import sentence_spans
 from biogpt.ui.forms import Tab, connect, document_choice, lay_out_form
 from biogpt.ui.inputs import Given, as_given, check_names, check_score, passage
-from biogpt.ui.marks import Bar, Mark, bars, cut_note, marked, view
+from biogpt.ui.judging import judged
+from biogpt.ui.marks import Bar, Mark, Reason, bars, because, cut_note, marked, view
 from biogpt.ui.results import download_buttons, results_table, rows_note, table
 from biogpt.ui.runs import QUICK, OnProgress, Run, label_all, last_of
 from biogpt.ui.scripts import script
@@ -30,12 +32,15 @@ EXAMPLES = assets() / "examples" / "classify.jsonl"
 THRESHOLD = 0.5
 MOST_LABELS = 50  # of one's own: each is read after the text
 
+Span = tuple[int, int]
 Task = Literal["texts", "sentences", "own"]
 TASKS: tuple[Task, ...] = ("texts", "sentences", "own")
 
 _TITLES = {"mini-hoc": "Hallmarks of cancer", "mini-rct": "Sentence roles"}
 _HINT = "What is found shows here. Paste an abstract, or take an example, then Classify."
 _EXCERPT = 100  # characters of a text in the table
+MOST_READ = 400_000  # characters in all, to see what decided: a minute or two, small model
+_WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Labelled:
         multi_label: whether a text may have several, or none.
         texts: scores of all labels of each document; empty where sentences were labelled.
         sentences: labels of the sentences of each document; empty where whole texts were.
+        left_out: by the place of a document, its parts and how it scores without each.
     """
 
     given: Given
@@ -55,6 +61,7 @@ class Labelled:
     multi_label: bool
     texts: Sequence[Classification] = ()
     sentences: Sequence[Sequence[SentenceLabel]] = ()
+    left_out: Mapping[int, Sequence[tuple[Span, Classification]]] = field(default_factory=dict)
 
     @property
     def documents(self) -> Sequence[Document]:
@@ -102,6 +109,34 @@ class Labeller:
         except REFUSALS as error:
             yield refusal(error), gr.skip()  # what was found before stays
 
+    def explain(self, found: Labelled | None, index: int | None) -> Iterator[tuple[str, Any]]:
+        """See what decided: label the text that is shown again, without each of its sentences in turn.
+
+        Of a text that is one sentence each word is left out. Yields status and what was found so far.
+        """
+        try:
+            if found is None or not found.texts:
+                raise ValueError("What decided is told of whole texts: classify one, by its labels")
+            task, _, model = found.given.settings
+            labels = found.labels if task == "own" else ()
+            place = index or 0
+            text = found.documents[place].text
+            parts = parts_of(text)
+            without = [Document(str(start), text[:start] + text[end:]) for start, end in parts]
+            yield status("Reading"), gr.skip()
+            with closing(self._runs(without, task, labels, model)) as runs:
+                for run in runs:
+                    scores = list(zip(parts, run.results, strict=False))
+                    line = run.line(counted(len(parts), "part") + " left out, one at a time")
+                    yield (
+                        line,
+                        replace(found, left_out={**found.left_out, place: scores})
+                        if run.ended
+                        else gr.skip(),
+                    )
+        except REFUSALS as error:
+            yield refusal(error), gr.skip()
+
     def _runs(
         self,
         documents: Sequence[Document],
@@ -130,20 +165,44 @@ class Labeller:
     def reset(self, found: Labelled | None) -> tuple[Any, ...]:
         """Results, threshold and documents as components: the first document shown."""
         if found is None:
-            return gr.Column(visible=False), gr.skip(), gr.skip()
-        return gr.Column(visible=True), gr.Slider(visible=found.multi_label), document_choice(found.documents)
+            return gr.Column(visible=False), *[gr.skip()] * 3
+        return (
+            gr.Column(visible=True),
+            gr.Slider(visible=found.multi_label),
+            document_choice(found.documents),
+            gr.Button(visible=not found.sentences),
+        )
 
-    def show(self, found: Labelled | None, threshold: float, index: int | None) -> tuple[Any, ...]:
-        """View, plot, remarks and table of what was found."""
+    def show(
+        self, found: Labelled | None, threshold: float, index: int | None, label: str | None = None
+    ) -> tuple[Any, ...]:
+        """View, plot, remarks, table, the label whose reasons are shown, and a judgement by given labels.
+
+        Args:
+            label: whose reasons are wanted; None or another text's: those of the likeliest.
+        """
         if found is None:
-            return gr.HTML(view("", _HINT), visible=True), gr.skip(), gr.skip(), gr.skip()
+            return gr.HTML(view("", _HINT), visible=True), *[gr.skip()] * 5
+        place = index or 0
         draw = _sentences_shown if found.sentences else _texts_shown
-        return draw(found, threshold, index or 0)
+        parts = draw(found, threshold, place)
+        assigned = [found.assigned(result, threshold) for result in found.texts]
+        score = judged(found.documents, assigned, found.labels, found.multi_label)
+        if place not in found.left_out:
+            return *parts, gr.Dropdown(visible=False), score
+        whole = found.texts[place]
+        wanted = label if label in found.labels else whole.scores[0].label
+        return (
+            gr.HTML(_reasons(found, place, wanted), visible=True),
+            *parts[1:],
+            gr.Dropdown(choices=[each.label for each in whole.scores], value=wanted, visible=True),
+            score,
+        )
 
     def save(self, kind: str, found: Labelled | None) -> tuple[str, bytes]:
         """Name and content of a file of all results."""
         if found is None:
-            raise gr.Error("There is nothing to save yet: classify a text first", print_exception=False)
+            raise ValueError("There is nothing to save yet: classify a text first")
         what = "sentences" if found.sentences else "labels"
         name = found.given.file_name(what, len(found.documents), suffix_of(kind))
         if found.sentences:
@@ -255,21 +314,35 @@ def classify_tab(
                         elem_id="classify-document",
                     )
                 plot = gr.HTML("", elem_id="classify-plot")
+                with gr.Row(elem_classes="actions"):
+                    why = gr.Button("What decided?", size="sm", elem_id="classify-why")
+                reasons = gr.Dropdown(
+                    [],
+                    label="What decided",
+                    info="For this label: how much its score falls without each part of the text.",
+                    visible=False,
+                    elem_id="classify-reasons",
+                )
+                judgement = gr.HTML("", elem_id="classify-judged")
                 notes = gr.HTML("")
                 listed = results_table("Results", "classify-table")
                 download_buttons(list(CLASS_FORMATS), [form.found], labeller.save)
 
-    chosen = [form.found, threshold, document]
-    shown = [marks, plot, notes, listed]
+    chosen = [form.found, threshold, document, reasons]
+    shown = [marks, plot, notes, listed, reasons, judgement]
     refresh = connect(
         "classify",
         form,
         outdated,
         labeller.label,
         [task, own_labels, model],
-        [(labeller.reset, [form.found], [results, threshold, document]), (labeller.show, chosen, shown)],
+        [
+            (labeller.reset, [form.found], [results, threshold, document, why]),
+            (labeller.show, chosen, shown),
+        ],
+        [(why, labeller.explain, [form.found, document])],
     )
-    for control in (threshold, document):
+    for control in (threshold, document, reasons):
         control.input(labeller.show, chosen, shown, trigger_mode="always_last", **QUICK)
     gr.api(labeller.classify, api_name="classify", concurrency_id="classes", concurrency_limit=1)
     controls: dict[str, Any] = {
@@ -384,6 +457,37 @@ def _texts_shown(found: Labelled, threshold: float, index: int) -> tuple[Any, ..
         remarks(windows, cut, cut_note(text) if several else "", rows_note(len(rows))),
         table(["Id", "Labels", "Highest", "Text"], rows if several else [], widths=[14, 36, 16, 34]),
     )
+
+
+def parts_of(text: str) -> list[Span]:
+    """The sentences of a text, or where it is one, its words.
+
+    Raises:
+        ValueError: it is one word, or leaving out each part would read more than ``MOST_READ`` characters.
+    """
+    parts = [span for span in sentence_spans(text) if not is_blank(text[: span[0]] + text[span[1] :])]
+    if len(parts) < 2:
+        words = [match.span() for match in _WORD.finditer(text)]
+        parts = [span for span in words if not is_blank(text[: span[0]] + text[span[1] :])]
+    if not parts:
+        raise ValueError("The text is one word: there is nothing to leave out")
+    if len(parts) * len(text) > MOST_READ:
+        raise ValueError(
+            f"The text has {len(parts):,} parts and {len(text):,} characters: to leave out each would read "
+            f"{len(parts) * len(text):,} in all, and {MOST_READ:,} are the most. Give a part of it"
+        )
+    return parts
+
+
+def _reasons(found: Labelled, place: int, label: str) -> str:
+    """The text with how much its score for a label falls without each part."""
+
+    def score(result: Classification) -> float:
+        return next(each.score for each in result.scores if each.label == label)
+
+    whole = score(found.texts[place])
+    reasons = [Reason(*span, whole - score(without)) for span, without in found.left_out[place]]
+    return because(found.documents[place].text, reasons, label, whole, found.labels)
 
 
 def _own_labels(given: Sequence[str]) -> tuple[str, ...]:

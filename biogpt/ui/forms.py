@@ -118,6 +118,7 @@ def connect(
     work: Callable[[Given, Any], Iterator[tuple[str, Any]]],
     settings: Sequence[gr.components.Component | gr.State],
     refresh: Sequence[tuple[Callable[..., Any], list[Any], list[Any]]],
+    others: Sequence[tuple[gr.Button, Callable[..., Iterator[tuple[str, Any]]], list[Any]]] = (),
 ) -> Refresh:
     """Run on a click with the file, or else the text; Stop keeps what is there, and a click goes on from it.
 
@@ -128,11 +129,14 @@ def connect(
             so far.
         settings: whose values ``work`` finds in what it is given.
         refresh: what shows ``form.found``.
+        others: buttons of runs that find more in what was found, what they do, as ``work``, and its inputs;
+            afterwards the last step of ``refresh`` shows it.
 
     Returns:
         What shows the form's results again.
     """
-    buttons, clicks = [form.run, form.go_on, form.stop], Buttons(name, 3)
+    more = [button for button, *_ in others]
+    buttons, clicks = [form.run, form.go_on, *more, form.stop], Buttons(name, 3 + len(more))
     inputs: list[Any] = [form.text, form.file, *settings]
     shown = Refresh([(_offer, [form.found], [form.go_on]), *refresh])
 
@@ -150,13 +154,15 @@ def connect(
             return
         yield from work(found.given, found)
 
-    def then_show(event: Any, idle: str) -> None:
+    def then_show(event: Any, idle: str, shown: Refresh = shown) -> None:
         event = shown.after(event).then(None, None, buttons, js=idle)
         event.then(None, inputs, outdated, js=script("outdated", name))
 
     runs: list[Any] = []
-    for button, run, values in ((form.run, start, inputs), (form.go_on, go_on, [form.found])):
-        button.click(None, values, buttons, js=clicks.begun)
+    own = ((form.run, start, inputs), (form.go_on, go_on, [form.found]))
+    for button, run, values in (*own, *others):
+        asked_for = inputs if button is form.run else None
+        button.click(None, asked_for, buttons, js=clicks.begun)
         running = button.click(
             run,
             values,
@@ -167,7 +173,7 @@ def connect(
             **IN_TURNS,
         )
         running.failure(None, None, buttons, js=clicks.ended)  # refused by Gradio, a setting out of its range
-        then_show(running, clicks.ended)
+        then_show(running, clicks.ended, Refresh(refresh[-1:]) if button in more else shown)
         runs.append(running)
     form.stop.click(None, None, None, js=clicks.stop)
     # The status comes after the cancelling, or else a last update could write over it.

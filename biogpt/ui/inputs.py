@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def upload(path: str) -> list[Document]:
             "use the command line, which has no limit"
         )
     _check_length(sum(len(document.text) for document in documents), name)
-    return [Document(document.id, sendable(document.text)) for document in documents]
+    return [replace(document, text=sendable(document.text)) for document in documents]
 
 
 def sendable(text: str) -> str:

@@ -26,6 +26,14 @@ class Gloss(NamedTuple):
     meaning: str
 
 
+class Reason(NamedTuple):
+    """``text[start:end]``, and how much a score falls without it; below 0: rises."""
+
+    start: int
+    end: int
+    fall: float
+
+
 class Bar(NamedTuple):
     """A label, its length 0 to 1, what is written behind it, whether it stands out, and before it, if not the
     label.
@@ -100,6 +108,34 @@ def view(content: str, hint: str = "", more: str = "") -> str:
         '<div class="view" role="region" tabindex="0" aria-label="The text, with what was found marked"'
         f"{more}><span>{content}</span><em>{hint}</em></div>"
     )
+
+
+def because(text: str, reasons: Sequence[Reason], label: str, score: float, labels: Sequence[str]) -> str:
+    """A text with the parts that decided a label: tinted by how much, and the number written.
+
+    Args:
+        reasons: sorted, never overlapping.
+        score: of the label, for the whole text.
+    """
+    most = max((abs(reason.fall) for reason in reasons), default=0.0)
+    hue = list(labels).index(label) % HUES
+    parts: list[str] = []
+    position = 0
+    for reason in reasons:
+        if reason.end > SHOWN_CHARACTERS:
+            break
+        share = abs(reason.fall) / most if most else 0.0
+        number = f"{reason.fall:+.2f}".replace("-", "\N{MINUS SIGN}")
+        side = "" if reason.fall >= 0 else " against"
+        title = f"{html.escape(label)}: {score:.2f} with this, {score - reason.fall:.2f} without"
+        parts.append(_escaped(text[position : reason.start]))
+        parts.append(
+            f'<mark class="because hue-{hue}{side}" style="--share: {share:.3f}" data-label="{number}" '
+            f'title="{title}">{_escaped(text[reason.start : reason.end])}</mark>'
+        )
+        position = reason.end
+    parts.append(_escaped(text[position : max(position, min(SHOWN_CHARACTERS, len(text)))]))
+    return view("".join(parts))
 
 
 def cut_note(text: str) -> str:
