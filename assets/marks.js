@@ -85,7 +85,9 @@
 
     function correct(label, span, old) {
       const [start, end] = inCharacters(span);
-      place = label ? span : old;
+      const content = text().slice(...span);
+      const trimmed = [span[0] + content.length - content.trimStart().length, span[1] - content.length + content.trimEnd().length];
+      place = label ? trimmed : old;
       tell("select", { start, end, label, old: old && inCharacters(old) });
     }
 

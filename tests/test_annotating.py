@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from biogpt.text.results import Entity
 from biogpt.training.labelled import read_conll, read_tagged_jsonl
 from biogpt.training.objectives import EntityCorpus
 from biogpt.ui.annotating import corrected, passage_row, training_file
+from biogpt.ui.marks import Mark, marked
 
 
 def entity(text: str, words: str, label: str, score: float = 0.5) -> Entity:
@@ -291,3 +293,35 @@ def test_short_forms_are_listed_and_what_they_stand_for_is_said(page) -> None:  
         "Tumour necrosis factor", exact=True
     ).first.wait_for()
     assert cells(page, "entities", 3, 1) == ["2"]
+
+
+def test_a_label_stays_with_its_word_and_is_not_turned_round(page) -> None:  # noqa: F811
+    def drawn(text: str, words: str) -> str:
+        starts = [match.start() for match in re.finditer(re.escape(words), text)]
+        return marked(text, [Mark("Gene", at, at + len(words), 0.5) for at in starts], ["Gene"], "entity")
+
+    open_tab(page, "Entities")
+    broken = page.evaluate(
+        """html => {
+            const view = document.querySelector("#entities-view");
+            view.innerHTML = html;
+            const apart = [];
+            for (let width = 150; width < 400; width += 7) {
+                view.firstChild.style.width = `${width}px`;
+                for (const mark of view.querySelectorAll("mark"))
+                    if (mark.getClientRects().length > 1) apart.push(width);
+            }
+            return apart;
+        }""",
+        drawn("to be β- or " * 12, "β-"),
+    )
+    assert broken == []
+    pictures = []
+    for text in ("TNF rose", "\u202eTNF rose"):
+        page.evaluate(
+            "html => { document.querySelector('#entities-view').innerHTML = html; }", drawn(text, "TNF")
+        )
+        mark = page.locator("#entities-view mark")
+        assert mark.bounding_box()["width"] > 50, "its label is there"
+        pictures.append(mark.screenshot())
+    assert pictures[0] == pictures[1]

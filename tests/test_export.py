@@ -157,7 +157,9 @@ def test_classes_and_sentences():
 
 
 def test_wrong_formats_and_counts_are_refused():
-    with pytest.raises(ValueError, match="format is 'xml'; expected one of json, jsonl, csv, brat, pubtator"):
+    with pytest.raises(
+        ValueError, match="format is 'xml'; expected one of json, jsonl, csv, brat, conll, pubtator"
+    ):
         entities_as("xml", DOCUMENTS, RESULTS)
     with pytest.raises(ValueError, match="expected one of json, jsonl, csv"):
         classes_as("brat", [], [])

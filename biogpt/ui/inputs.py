@@ -13,6 +13,7 @@ from biogpt.text.plain import is_blank
 MOST_TEXTS = 5_000  # of a file
 MOST_CHARACTERS = 2_000_000  # of a passage, or of a file's texts in all
 
+_NAMING = 4  # words of a passage that its files are called by
 _SHOWN = 100  # characters of a value that is refused
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -22,7 +23,7 @@ class Given:
     """What a run is to read, and how.
 
     Attributes:
-        name: of the file, without its ending; empty for a passage.
+        name: of the file, without its ending, or a passage's first words; empty where nobody saves it.
         settings: values of the form's settings.
     """
 
@@ -40,7 +41,9 @@ class Given:
 def given(text: str, path: str | None, *settings: Any) -> Given:
     """A file's texts, or without one the passage; errors as of ``upload`` and ``passage``."""
     if path is None:
-        return Given("", passage(text), settings)
+        documents = passage(text)
+        words = re.findall(r"[^\W_]+", text)[:_NAMING]
+        return Given("-".join(word[:20] for word in words).lower(), documents, settings)
     return Given(Path(path).stem, upload(path), settings)
 
 
