@@ -217,7 +217,8 @@
     return [update({ value: fileVerb }), line];
   }
 
-  const withOwnAddress = (content, address) => content.replaceAll(address, location.origin);
+  const withOwnAddress = (content, address) =>
+    content.replaceAll(address, (location.origin + location.pathname).replace(/\/$/, ""));
 
   function saveFile(file) {
     const link = document.createElement("a");

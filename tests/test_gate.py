@@ -377,6 +377,30 @@ def test_another_site_is_refused_everywhere_and_browsers_are_told_what_not_to_do
     assert embedders == "'self' https://huggingface.co https://*.huggingface.co"
 
 
+@pytest.mark.parametrize(
+    ("said", "root"),
+    [
+        ({}, "http://127.0.0.1:7860"),
+        ({"X-Forwarded-Host": "localhost:80, inner", "X-Forwarded-Proto": "https"}, "https://localhost:80"),
+        ({"X-Forwarded-Host": "evil.example"}, None),
+        ({"X-Gradio-Server": "http://evil.example"}, "http://127.0.0.1:7860"),
+        ({"X-Forwarded-Prefix": "/lab/bio-gpt/"}, "http://127.0.0.1:7860/lab/bio-gpt"),
+        ({"X-Forwarded-Prefix": "/lab", "X-Forwarded-Host": "localhost"}, "http://localhost/lab"),
+        ({"X-Forwarded-Prefix": "//evil.example"}, "http://127.0.0.1:7860"),
+        ({"X-Forwarded-Prefix": "@evil.example"}, "http://127.0.0.1:7860"),
+    ],
+)
+def test_where_the_page_is_reached_is_told_by_known_hosts_alone(
+    url: str, said: dict[str, str], root: str | None
+) -> None:
+    request = urllib.request.Request(f"{url}config", headers={"Host": "127.0.0.1:7860"} | said)
+    if root is None:
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request)
+    else:
+        assert json.load(urllib.request.urlopen(request))["root"] == root
+
+
 def test_without_the_flag_nothing_is_told_to_prometheus(url: str) -> None:
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{url}metrics")

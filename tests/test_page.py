@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import string
+import subprocess
 import threading
 import time
 import urllib.request
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import gradio_client
 import pytest
 import torch
 from test_writing import values_of
@@ -202,6 +204,52 @@ def server() -> Iterator[Server]:
     page.close()
 
 
+NGINX = """
+daemon off; master_process off; pid nginx.pid; events {}
+http {
+  access_log off; client_body_temp_path body; proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+  server {
+    listen 127.0.0.1:PORT;
+    location /lab/biogpt/ {
+      proxy_pass SERVER;
+      proxy_set_header Host $http_host;
+      proxy_set_header X-Forwarded-Prefix /lab/biogpt;
+      proxy_set_header X-Forwarded-For $remote_addr;
+      proxy_set_header X-Forwarded-Proto $scheme;
+    }
+  }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def below_a_path(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page's address behind a proxy that serves it below a path, and is told no more than the README says."""
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if nginx is None:
+        pytest.skip("no nginx on the path")
+    folder = tmp_path_factory.mktemp("nginx")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "nginx.conf").write_text(NGINX.replace("PORT", str(port)).replace("SERVER", server.url))
+    process = subprocess.Popen([nginx, "-p", folder, "-c", "nginx.conf", "-e", "stderr"])
+    url = f"http://127.0.0.1:{port}/lab/biogpt/"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, "nginx ended"
+            try:
+                urllib.request.urlopen(f"{url}health").close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
@@ -218,19 +266,23 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(server: Server, browser: Any) -> Iterator[Any]:
     """A fresh session; afterwards: nothing was fetched from elsewhere, and the console holds no error."""
+    yield from session_at(server.url, browser)
+
+
+def session_at(url: str, browser: Any) -> Iterator[Any]:
     opened = browser.new_page()
     elsewhere: list[str] = []
     errors: list[str] = []
     opened.on(
         "request",
         lambda request: (
-            request.url.startswith((server.url, "data:", "blob:")) or elsewhere.append(request.url)
+            request.url.startswith((url, "data:", "blob:")) or elsewhere.append(request.url)
         ),
     )
     opened.on("console", lambda message: message.type == "error" and errors.append(message.text))
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.add_init_script(RECORD_UPDATES)
-    opened.goto(server.url)
+    opened.goto(url)
     opened.locator("#generate").wait_for()
     opened.locator("#model-state", has_text="ready").wait_for()  # and the controls have its bounds
     set_length(opened, STREAMED)
@@ -601,7 +653,6 @@ def test_a_taken_port_is_refused(server) -> None:
 
 
 def test_the_endpoint_streams_and_names_its_results(server) -> None:
-    gradio_client = pytest.importorskip("gradio_client")
     client = gradio_client.Client(server.url, verbose=False)
     job = client.submit(PROMPT, max_new_tokens=6, seed=7, api_name="/generate")
     last = job.result()
@@ -614,7 +665,6 @@ def test_the_endpoint_streams_and_names_its_results(server) -> None:
 
 
 def test_the_endpoint_refuses_nonsense_and_goes_on(server) -> None:
-    gradio_client = pytest.importorskip("gradio_client")
     client = gradio_client.Client(server.url, verbose=False)
     for arguments, message in (
         ({"prompt": ""}, "text is empty"),
@@ -817,6 +867,39 @@ def test_a_page_that_loads_anew_has_what_it_had(browser, server, tmp_path) -> No
     page.close()
 
 
+def test_behind_a_proxy_it_is_whole_below_a_path(below_a_path, browser, tmp_path) -> None:
+    sessions = session_at(below_a_path, browser)  # fetches nothing from above the path
+    page = next(sessions)
+    type_text(page, PROMPT)
+    page.locator("#generate").click()
+    wait_for_status(page, "Finished")
+    assert len(text_of(page)) > len(PROMPT)
+    assert len(page.evaluate("window.updates")) > STREAMED / 2, "tokens came together"
+    page.get_by_role("tab", name="Use it elsewhere").click()
+    examples = page.locator("#programs").inner_text()
+    assert set(re.findall(r"http://[\w.:]+(?:/lab/biogpt)?", examples)) == {below_a_path.rstrip("/")}
+    open_tab(page, "Entities")
+    texts = ["Aspirin helped.", "Naloxone did not."]
+    put_file(page, "entities", file_of(tmp_path, texts))
+    page.locator("#entities-run").click()
+    wait_for_line(page, "entities", "Finished")
+    assert [json.loads(line)["text"] for line in download(page, "JSONL").splitlines()] == texts
+    next(sessions, None)
+
+
+def test_behind_a_proxy_programs_get_streams_token_by_token(below_a_path) -> None:
+    asked = {"prompt": PROMPT, "max_tokens": STREAMED, "temperature": 0, "stream": True}
+    body, kind = json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{below_a_path}v1/completions", body, kind)
+    with urllib.request.urlopen(request) as answer:
+        pieces = list(iter(lambda: answer.read1(100_000), b""))
+    assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
+    assert len(pieces) > 3, "the proxy kept them back"
+    client = gradio_client.Client(below_a_path, verbose=False)
+    *_, last = client.submit(PROMPT, max_new_tokens=3, temperature=0, api_name="/generate")
+    assert last["tokens"] == 3
+
+
 def test_files_take_turns(page, browser, server, tmp_path) -> None:
     open_tab(page, "Entities")
     slow = server.recognizer.model.biogpt.register_forward_pre_hook(lambda *_: time.sleep(0.1))
@@ -974,7 +1057,6 @@ def test_a_model_that_is_not_there_is_named_and_tried_again(server) -> None:
 
 
 def test_the_endpoints_that_label_texts(server) -> None:
-    gradio_client = pytest.importorskip("gradio_client")
     client = gradio_client.Client(server.url, verbose=False)
     text = ABSTRACT + "\r\nA\u0301 second\r\nline."
     found = server.recognizer(text)

@@ -1,5 +1,6 @@
 """Which web sites may talk to the page: what a browser is told by another site is not done here."""
 
+import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 ANY = "*"
 _EMBEDDERS = ("https://huggingface.co", "https://*.huggingface.co")  # show a Space in a frame
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}  # links hold texts
+_STREAM = "text/event-stream"
+_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 
 
 class Sites:
@@ -42,7 +45,7 @@ class Sites:
         if ANY in self.allowed:
             return ""
         sites = self._sites | ({_host(shared)} if shared else set())
-        given, origin = headers.get("host", "").lower(), headers.get("origin", "").lower()
+        given, origin = _reached(headers).lower(), headers.get("origin", "").lower()
         host, site = _host(given), _host(origin)
         known = self._names | sites | set(map(_host, self.allowed))
         is_own = not given or _is_address(host) or host.endswith(".localhost")  # a browser always names one
@@ -69,6 +72,8 @@ class Sites:
 class SiteCheck:
     """An ASGI middleware that answers no request of another site, and tells browsers what not to do.
 
+    What it lets in is told where the page is reached, and proxies are told to hold back no stream.
+
     Args:
         sites: that may ask.
         shared: the public link of this page, once it has one.
@@ -88,13 +93,37 @@ class SiteCheck:
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Content-Security-Policy", f"frame-ancestors {self.sites.embedders}")
+                if headers.get("content-type", "").startswith(_STREAM):
+                    headers["X-Accel-Buffering"] = "no"
             await send(message)
 
         refused = self.sites.refusal(Headers(scope=scope), self.shared())
         if refused:
             await JSONResponse({"detail": refused}, 403)(scope, receive, sent)
         else:
-            await self.app(scope, receive, sent)
+            await self.app(_as_reached(scope), receive, sent)
+
+
+def _reached(headers: Headers) -> str:
+    """The host by which a client reaches the page: a proxy's, if it names one."""
+    return headers.get("x-forwarded-host", "").partition(",")[0].strip() or headers.get("host", "")
+
+
+def _as_reached(scope: Scope) -> Scope:
+    """A request as if no proxy stood before the page, but that Gradio is told the whole address of the page.
+
+    A proxy that serves the page below a path, and takes that away, says so in ``X-Forwarded-Prefix``.
+    """
+    scope = {**scope, "headers": list(scope["headers"])}
+    headers = MutableHeaders(scope=scope)
+    host, path = _reached(headers), headers.get("x-forwarded-prefix", "").rstrip("/")
+    for name in ("x-forwarded-host", "x-gradio-server"):
+        del headers[name]
+    if host:
+        headers["host"] = host
+    if host and _PATH.fullmatch(path):
+        headers["x-gradio-server"] = f"{scope['scheme']}://{host}{path}"
+    return scope
 
 
 def _host(site: str) -> str:

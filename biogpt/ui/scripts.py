@@ -30,6 +30,8 @@ def head() -> str:
 def with_preview(page: str, address: str) -> str:
     """The page with what other sites show of a link to it, in place of what Gradio says of itself.
 
+    What a browser asks for by itself is named from the page on: that may be below the top of its host.
+
     Args:
         address: of the page, with a slash at its end.
     """
@@ -38,7 +40,9 @@ def with_preview(page: str, address: str) -> str:
     tags |= {'property="og:type"': "website", 'property="og:url"': address}
     tags |= {'name="twitter:card"': "summary_large_image"}
     ours = "".join(f'<meta {name} content="{html.escape(value)}">' for name, value in tags.items())
-    return _PREVIEW.sub("", page).replace("</head>", f"{ours}</head>", 1)
+    ours += '<link rel="icon" href="favicon.ico">'
+    page = _PREVIEW.sub("", page).replace('href="/manifest.json"', 'href="manifest.json"')
+    return page.replace("</head>", f"{ours}</head>", 1)
 
 
 def script(name: str, *given: object) -> str:
