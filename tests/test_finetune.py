@@ -360,6 +360,9 @@ def test_a_tagger_too_sure_of_itself_is_calibrated(base, corpora, tmp_path, caps
     kept = (best / "config.json").read_bytes()
     assert main([*fit, str(corpora / "drugs.tsv")]) == 1
     assert "all or none are right" in capsys.readouterr().err
+    dev.write_text(sentence.format(tag="B-Drug") + sentence.format(tag="O") * 30)
+    assert main([*fit, str(dev)]) == 1
+    assert "the best temperature for these 31 entities is 10 or beyond" in capsys.readouterr().err
     assert main([*fit[:4], "mini-hoc-of-nobody", str(dev)]) == 1
     assert (best / "config.json").read_bytes() == kept
 

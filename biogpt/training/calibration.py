@@ -28,10 +28,8 @@ from biogpt.training.objectives import EntityCorpus, SentenceObjective, TextObje
 
 _LEAST = 1e-7  # a probability; float32 has none nearer to 1
 _MOST_TEMPERATURE = 100.0
-_MOST_LOG, _EXACT = (
-    math.log(10),
-    0.005,
-)  # of a tagger's temperature: of its logarithm, and how exactly it is fitted
+# Of a tagger's temperature: the most of its logarithm, either way, and how exactly that is fitted.
+_MOST_LOG, _EXACT = math.log(10), 0.005
 
 
 class Calibration(NamedTuple):
@@ -98,7 +96,7 @@ def fit_entities(
         The temperature, and what ``entity_hits`` gives without and with it.
 
     Raises:
-        ValueError: nothing was found, or all or none of it is right.
+        ValueError: nothing was found, all or none of it is right, or no temperature within reason is best.
     """
     texts = [(text.text, text.spans, corpus.types) for corpus in corpora for text in corpus.texts]
     words = [words_of(recognizer.tokenizer, text) for text, _, _ in texts]
@@ -125,7 +123,15 @@ def fit_entities(
             f"of the {len(before[1])} entities found all or none are right, so that no temperature is best; "
             "calibrate on more text that it was not trained on"
         )
-    temperature = round(math.exp(_lowest(loss, -_MOST_LOG, _MOST_LOG)), 4)
+    best = _lowest(loss, -_MOST_LOG, _MOST_LOG)
+    if abs(best) > _MOST_LOG - _EXACT:  # it is further on, and the search has stopped at its end
+        limit = math.exp(math.copysign(_MOST_LOG, best))
+        raise ValueError(
+            f"the best temperature for these {len(before[1])} entities is {limit:.3g} or beyond: scores say "
+            f"{'hardly anything' if best > 0 else 'too little'} of what is right; calibrate on more text "
+            "with the types that the tagger was trained for"
+        )
+    temperature = round(math.exp(best), 4)
     return temperature, before, hits(temperature)
 
 
