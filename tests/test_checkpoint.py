@@ -235,6 +235,37 @@ def test_a_full_disk_leaves_the_old_files(saved: Make, full_disk: Make) -> None:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+SAVING = """
+import sys
+from biogpt.checkpoint.pretrained import BioGptForCausalLM
+model = BioGptForCausalLM.from_pretrained(sys.argv[1], device="cpu")
+while True:
+    model.save_pretrained(sys.argv[1])
+    print("saved", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_saves_leaves_a_whole_model_and_the_next_save_tidies_up(
+    saved: Make,
+) -> None:
+    model, folder = saved()
+    names = {path.name for path in folder.iterdir()}
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", SAVING, str(folder)], cwd=root, stdout=subprocess.PIPE
+    ) as process:
+        for _ in range(20):
+            assert process.stdout.readline() == b"saved\n"
+        process.kill()  # most of its time it is inside the next save
+    assert torch.equal(logits(load(folder)), logits(model))
+    (folder / ".model.safetensors.tmp").write_bytes(
+        b"half"
+    )  # as a kill leaves it, if it hits the right moment
+    model.save_pretrained(folder)
+    assert {path.name for path in folder.iterdir()} == names
+
+
 # ---- tied weights
 
 

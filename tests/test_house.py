@@ -153,6 +153,21 @@ def loops_that_do_not_say_over_what(house: House) -> list[str]:
     ]
 
 
+def durations_by_a_clock_that_is_set(house: House) -> list[str]:
+    """The time of day is told in whole seconds, and measures nothing: it jumps when the clock is set."""
+    faults = []
+    for module, tree in house.trees.items():
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        told = [given for call in calls if ast.unparse(call.func) == "int" for given in call.args]
+        faults += [
+            f"{module}, line {call.lineno}: {ast.unparse(call)} jumps; time.monotonic() does not"
+            for call in calls
+            if ast.unparse(call.func) in ("time.time", "datetime.now", "datetime.datetime.now")
+            and call not in told
+        ]
+    return faults
+
+
 def long_lines(house: House) -> list[str]:
     root = house.files["app"].parent
     files = [path for pattern in ("*.py", "biogpt/**/*.py", "tests/**/*.py") for path in root.glob(pattern)]
@@ -172,6 +187,7 @@ RULES: tuple[Rule, ...] = (
     what_help_loads_in_vain,
     private_names_of_others,
     loops_that_do_not_say_over_what,
+    durations_by_a_clock_that_is_set,
     long_lines,
 )
 
@@ -246,6 +262,12 @@ FAULTS: tuple[tuple[Rule, str, str, str], ...] = (
         "_TEXT of biogpt.bench",
     ),
     (loops_that_do_not_say_over_what, "biogpt/text/results.py", "[own for own in ()]", "'own'"),
+    (
+        durations_by_a_clock_that_is_set,
+        "biogpt/ui/runs.py",
+        "def late():\n    return time.time()\n",
+        "ui.runs",
+    ),
     (long_lines, "app.py", f"# {'x' * LINE}", "app.py, line"),
 )
 

@@ -4,6 +4,7 @@ import copy
 import json
 import lzma
 import pickle
+import random
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from sacremoses import MosesDetokenizer
 
 from biogpt.checkpoint.pretrained import BioGptTokenizer
+from biogpt.text.plain import is_blank
 from biogpt.text.tokenizer import Encoding
 from biogpt.training.vocabulary import train_vocabulary
 
@@ -262,6 +264,29 @@ def test_offsets_hold_for_the_text_as_given_when_it_is_normalised(tiny: Both, te
     in_plain = Encoding(encoding.ids, ours.encode(plain.text).offsets)
     assert_exact(plain.text, reference.pieces(plain.text), in_plain)
     assert encoding.offsets[1:] == [plain.given(*offsets) for offsets in in_plain.offsets[1:]]
+
+
+def test_ten_thousand_texts_lose_no_character_and_no_place(tiny: Both) -> None:
+    """Any characters, halves of surrogate pairs and unassigned ones included: ids, and spans in order."""
+    ours, draw = tiny[0], random.Random(0)
+    normalising = BioGptTokenizer(ours.vocab, ours.merges)
+    for number in range(10_000):
+        parts = [
+            draw.choice(FRAGMENTS) if draw.random() < 0.8 else chr(draw.randrange(0x110000))
+            for _ in range(draw.randrange(12))
+        ]
+        text = "".join(parts)
+        encoding = (ours, normalising)[number % 2].encode(text)
+        spans = [*encoding.offsets[1:], (len(text), len(text))]
+        assert len(encoding.ids) == len(spans)
+        begun = end = 0
+        for start, next_end in spans:
+            assert begun <= start <= next_end >= end, ascii(text)
+            lost = text[end:start]
+            if number % 2:  # made plain: without what shows nothing, and hyphens at the end of a line
+                lost = "" if is_blank(re.sub(r"-(?=\s)", "", lost)) else lost
+            assert not kept(lost), ascii(text)
+            begun, end = start, next_end
 
 
 @pytest.mark.parametrize(
