@@ -87,13 +87,15 @@ def app_server(
     )
     url = f"http://127.0.0.1:{port}/"
     try:
-        for _ in range(1200):
+        for _ in range(6000):
             assert process.poll() is None, "app.py ended"
             try:
                 urllib.request.urlopen(url + path).close()
                 break
             except OSError:
                 time.sleep(0.1)
+        else:
+            raise TimeoutError(f"{url}{path} did not answer in ten minutes")
         yield url, process
     finally:
         process.terminate()

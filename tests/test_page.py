@@ -225,7 +225,7 @@ http {
 
 @pytest.fixture(scope="module")
 def below_a_path(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page's address behind a proxy that serves it below a path, and is told no more than the README says."""
+    """The page's address behind a proxy that serves it below a path, with the README's settings."""
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         pytest.skip("no nginx on the path")
@@ -275,9 +275,7 @@ def session_at(url: str, browser: Any) -> Iterator[Any]:
     errors: list[str] = []
     opened.on(
         "request",
-        lambda request: (
-            request.url.startswith((url, "data:", "blob:")) or elsewhere.append(request.url)
-        ),
+        lambda request: request.url.startswith((url, "data:", "blob:")) or elsewhere.append(request.url),
     )
     opened.on("console", lambda message: message.type == "error" and errors.append(message.text))
     opened.on("pageerror", lambda error: errors.append(str(error)))
