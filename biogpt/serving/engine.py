@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from biogpt.generation.search import Choice, Hypothesis, Search, Token
+from biogpt.generation.tree import Node, Tree
 from biogpt.model.cache import KVCache
 from biogpt.runners import ModelRunner
 from biogpt.serving.prompts import PromptStore
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _TOGETHER = 2  # steps that may fail in a row before a slot is computed alone, to find out which one it is
 
-Result = Token | list[Hypothesis]
+Result = Token | list[Hypothesis] | list[Node]
 
 
 class QueueFull(RuntimeError):
@@ -70,7 +71,11 @@ class Slot:
     """
 
     def __init__(
-        self, search: Search, session: Hashable = None, lead: int | None = None, client: Hashable = None
+        self,
+        search: Search | Tree,
+        session: Hashable = None,
+        lead: int | None = None,
+        client: Hashable = None,
     ) -> None:
         self._begun = time.monotonic()
         self.search = search
@@ -294,7 +299,7 @@ class Engine:
             for slot in (*self.running, *self.waiting):
                 slot.fail(error)
 
-    def run(self, search: Search) -> Generator[Result, None, None]:
+    def run(self, search: Search | Tree) -> Generator[Result, None, None]:
         """The results of one search, each computed when asked for; other slots advance on the way."""
         slot = Slot(search, lead=1)
         self.submit(slot)

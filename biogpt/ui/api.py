@@ -8,8 +8,8 @@ import html
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing, closing
 from dataclasses import asdict
 from functools import partial
 from threading import Event
@@ -21,12 +21,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
+from biogpt.generation.tree import TreeOptions
 from biogpt.serving.inspection import piece_after, read
 from biogpt.serving.shelf import NotOffered, OnShelf, Shelf
 from biogpt.serving.text_generator import TextGenerator
+from biogpt.serving.tree import TextTree, grown
 from biogpt.text.documents import Document
+from biogpt.text.plain import is_blank
 from biogpt.text.results import OnProgress
-from biogpt.ui.bodies import ClassifyRequest, CompletionRequest, NerRequest, ScoreRequest, WrongAnswer
+from biogpt.ui.bodies import (
+    ClassifyRequest,
+    CompletionRequest,
+    NerRequest,
+    ScoreRequest,
+    TreeRequest,
+    WrongAnswer,
+)
 from biogpt.ui.classify import Labeller
 from biogpt.ui.completions import Completion, Piece, Refused
 from biogpt.ui.door import Door, Events, Line, from_thread, refusal, wrong
@@ -35,6 +45,7 @@ from biogpt.ui.inputs import as_given, passages, sendable
 from biogpt.ui.requests import Requests
 from biogpt.ui.runs import label_all, last_of
 from biogpt.ui.status import REFUSALS
+from biogpt.ui.tree import told
 
 # With those of the page no more than run and wait at one model: none is refused halfway.
 _WRITING = 48
@@ -116,6 +127,20 @@ class Api:
             yield _event(completion.event(None))
         yield b"data: [DONE]\n\n"
 
+    async def tree(self, asked: TreeRequest) -> dict[str, Any]:
+        """Tell what is likely to come next, as a tree of tokens with their probabilities."""
+        if is_blank(asked.prompt):
+            raise Refused("prompt is empty; give the start of a text", "prompt")
+        model = self.shelf.check(asked.model or self.shelf.default)
+        async with (
+            self._writing.turn(),
+            aclosing(from_thread(partial(_grown, self.shelf, model, asked))) as steps,
+        ):
+            trees = [tree async for tree in steps if tree is not None]
+        prompt = trees[-1].prompt
+        usage = {"prompt_tokens": prompt.length, "total_tokens": prompt.length + len(trees[-1].nodes)}
+        return {"object": "tree", **told(sendable(model), trees[-1]), "usage": usage}
+
     async def score(self, asked: ScoreRequest) -> dict[str, Any]:
         """Tell how likely texts are: bits per byte, and each token's log-probability; nothing is written.
 
@@ -170,6 +195,7 @@ def api_of(shelf: Shelf, tagger: Tagger, labeller: Labeller, stopping: Event, re
     app.get("/models/{name:path}")(api.model)
     app.post("/completions")(api.complete)
     app.post("/score")(api.score)
+    app.post("/tree")(api.tree)
     app.post("/classify")(api.classify)
     if tagger.recognizer.expected:
         app.post("/ner")(api.ner)
@@ -210,6 +236,26 @@ def _listed(model: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _event(body: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(body)}\n\n".encode()
+
+
+def _grown(shelf: Shelf, model: str, asked: TreeRequest) -> Generator[TextTree | None, None, None]:
+    for generator in shelf.coming(model):
+        if generator is None:
+            yield None
+    assert generator is not None
+    options = TreeOptions(asked.branches, asked.depth, asked.least, asked.width)
+    prompt = generator.prompt(sendable(asked.prompt))
+    if prompt.room < asked.depth:
+        raise Refused(
+            f"{prompt.length:,} tokens of prompt and depth {asked.depth} are more than the model's "
+            f"{prompt.length + prompt.room:,} positions; shorten the prompt, or ask for less depth",
+            "prompt" if prompt.room < 1 else "depth",
+            "context_length_exceeded",
+        )
+    tree = TextTree(prompt)
+    with closing(grown(generator, tree, options)) as steps:
+        for count in steps:
+            yield None if count is None else tree
 
 
 def _scores(

@@ -146,7 +146,8 @@ class CompletionRequest(Asked):
     @field_validator("banned_words", "word_bias")
     @classmethod
     def _fit(cls, given: list[str], field: ValidationInfo) -> list[str]:
-        GenerationOptions(**{str(field.field_name): given})
+        words: dict[str, Any] = {str(field.field_name): given}
+        GenerationOptions(**words)
         return given
 
     @field_validator("suffix")
@@ -200,6 +201,19 @@ class ScoreRequest(Asked):
 
     input: str | Texts = Field(description="A text, or several, each within the model's positions.")
     top_logprobs: int = Field(0, ge=0, le=20, description="How many of the likeliest tokens in each place.")
+    model: str | None = Field(None, description="One of /v1/models; left out, the page's own.")
+
+
+class TreeRequest(Asked):
+    """Tell what is likely to come next, as a tree: nodes whose parents come before them; -1 is the prompt."""
+
+    prompt: str = Field(description="The start of a text.")
+    branches: int = Field(3, ge=1, le=8, description="Most children of a node, the likeliest ones.")
+    depth: int = Field(6, ge=1, le=32, description="Tokens of the longest path.")
+    least: float = Field(
+        0.05, ge=0, le=1, description="Leave out less likely children, but for the likeliest."
+    )
+    width: int = Field(12, ge=1, le=32, description="Nodes of one depth that go on, on the likeliest paths.")
     model: str | None = Field(None, description="One of /v1/models; left out, the page's own.")
 
 

@@ -140,8 +140,9 @@ class Completion:
     def _check_words(self, generator: TextGenerator) -> None:
         """Refuse rules for what this model's vocabulary lacks."""
         for name in ("banned_words", "word_bias"):
+            words: dict[str, Any] = {name: getattr(self._options, name)}
             try:
-                word_rules(generator.tokenizer, GenerationOptions(**{name: getattr(self._options, name)}))
+                word_rules(generator.tokenizer, GenerationOptions(**words))
             except ValueError as error:
                 raise Refused(str(error), name) from error
         most = generator.tokenizer.vocab_size - 1

@@ -6,7 +6,8 @@ import re
 
 from biogpt.paths import assets
 
-_SCRIPTS = (assets() / "page.js", assets() / "marks.js")
+# The first makes what the others add to.
+_SCRIPTS = [assets() / name for name in ("page.js", "marks.js", "tree.js")]
 PICTURE = assets() / "screenshots" / "preview.png"
 PICTURE_PATH = "/preview.png"
 _PREVIEW = re.compile(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>\s*')
@@ -16,6 +17,8 @@ _SAID = "Completes, tags and classifies biomedical text, and shows what else eac
 COMPLETIONS = "${biogpt.completions(value)}"
 COMPLETIONS_EVENTS = "biogpt.listenToTokens(element, trigger, props, watch)"
 ALTERNATIVES_EVENTS = "biogpt.listenToAlternatives(element, trigger)"
+TREE = "${biogpt.tree(value)}"
+TREE_EVENTS = "biogpt.listenToTree(element, trigger, props, watch)"
 ATTENTION = "${biogpt.attention(value)}"
 ATTENTION_EVENTS = "biogpt.listenToAttention(element, props, watch)"
 MARKS_EVENTS = "biogpt.listenToMarks(element, trigger, props, watch)"

@@ -21,6 +21,7 @@ from biogpt.ui.scripts import (
 )
 from biogpt.ui.status import status
 from biogpt.ui.tokens import shown
+from biogpt.ui.tree import tree_panel
 from biogpt.ui.writing import Writer
 
 # The service shares each step among its requests, and keeps the line: more may be under way here than run
@@ -103,6 +104,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     with gr.Row(elem_classes="columns"):
         with gr.Column(elem_classes="work"):
             parts = _lay_out()
+            tree_panel(shelf, model, parts.text, work, writer.take_in, _written(parts, work))
         with gr.Column(elem_classes="settings"):
             settings = _settings(work)
     _connect_runs(writer, parts, model, work, list(settings.values()))

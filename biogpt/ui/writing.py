@@ -349,6 +349,16 @@ class Writer:
             return _only_status(gr.skip())
         return _brought(Version(prompt, None), "Ready", work.then(Version(text, work.draft), None))
 
+    def take_in(
+        self, model: str, prompt: str, sample: Sample, rest: str, text: str, work: Work | None
+    ) -> tuple[Any, ...]:
+        """A path that goes on from a prompt in place of the text, which Undo brings back."""
+        work = work or Work()
+        seen = WritingStatus("Kept from the tree", 0, 0, 0, 0.0, 0.0, None)
+        draft = None if rest else Draft(model, prompt, prompt, [sample], seen)
+        new = Version(prompt + sample.text + rest, draft)
+        return _brought(new, seen.state, work.then(Version(text, work.draft), draft))
+
     def stopped(self, text: str, work: Work | None) -> tuple[Any, ...]:
         """What there is after Stop, or when the page is there again: what ``write`` yields."""
         draft = work.draft if work else None
