@@ -30,10 +30,12 @@ from test_service import build_tokenizer
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.options import GenerationOptions
+from biogpt.generation.tree import TreeOptions
 from biogpt.model.config import BioGptConfig
 from biogpt.serving.inspection import scored
 from biogpt.serving.shelf import LazyModel, Shelf
 from biogpt.serving.text_generator import TextGenerator
+from biogpt.serving.tree import TextTree, grown
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.training.metrics import bits_per_byte
@@ -388,6 +390,23 @@ def test_openai_s_penalties_and_biases_are_those_of_python(
         [expected] = tiny.generate(PROMPT, options(**same))
         assert complete(client, **asked).choices[0].text == expected.text
         assert expected.text != plain.text, f"{asked} changes nothing"
+
+
+def test_a_tree_is_that_of_python_and_its_paths_are_texts(url: str, tiny: TextGenerator) -> None:
+    asked = {"prompt": PROMPT, "branches": 2, "depth": 3, "least": 0, "width": 8}
+    status, answer = post(url, "v1/tree", asked)
+    assert status == 200
+    tree = TextTree(tiny.prompt(PROMPT))
+    list(grown(tiny, tree, TreeOptions(2, 3, 0.0, 8)))
+    assert [(node["id"], node["parent"]) for node in answer["nodes"]] == [
+        (node.id, node.parent) for node in tree.nodes
+    ]
+    assert [node["text"] for node in answer["nodes"]] == tree.texts
+    assert answer["usage"]["total_tokens"] == tree.prompt.length + len(tree.nodes)
+    for name, value in (("branches", 9), ("depth", 0), ("depth", 32), ("prompt", " "), ("least", 2)):
+        long = {"prompt": "gene " * 20} if (name, value) == ("depth", 32) else {}
+        status, refused = post(url, "v1/tree", {**asked, **long, name: value})
+        assert (status, refused["error"]["param"]) == (400, name), refused
 
 
 def test_errors_that_belong_together_are_refused_together(client: openai.OpenAI) -> None:

@@ -31,7 +31,7 @@ from biogpt.ui.inputs import Given, as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Gloss, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import LOOK_UP, download_buttons, pages_of, results_table, rows_note, table
 from biogpt.ui.runs import QUICK, OnProgress, Run, label_all, last_of
-from biogpt.ui.scripts import KEPT_EVENTS, MARKS_EVENTS, script
+from biogpt.ui.scripts import PASSAGES_EVENTS, MARKS_EVENTS, script
 from biogpt.ui.status import REFUSALS, api_error, counted, refusal, remarks, status
 
 EXAMPLES = assets() / "examples" / "entities.jsonl"
@@ -397,7 +397,7 @@ def _lay_out_kept() -> tuple[gr.HTML, gr.Textbox]:
     """What the browser keeps as training data: a line, and what a passage travels in to it."""
     row, rows = gr.Textbox(visible=False), gr.Textbox(visible=False)
     with gr.Column(elem_classes="kept", elem_id="kept"):
-        line = gr.HTML("", js_on_load=KEPT_EVENTS)
+        line = gr.HTML("", js_on_load=PASSAGES_EVENTS)
         download_buttons(TRAINING_FORMATS, [rows], training_file, "Training data", js=script("keptPassages"))
         with gr.Row(elem_classes="actions"):
             for label, name in (("Take out the last", "takeOutPassage"), ("Clear", "clearPassages")):

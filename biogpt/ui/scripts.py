@@ -7,7 +7,7 @@ import re
 from biogpt.paths import assets
 
 # The first makes what the others add to.
-_SCRIPTS = [assets() / name for name in ("page.js", "marks.js", "tree.js")]
+_SCRIPTS = [assets() / name for name in ("page.js", "marks.js", "tree.js", "keep.js")]
 PICTURE = assets() / "screenshots" / "preview.png"
 PICTURE_PATH = "/preview.png"
 _PREVIEW = re.compile(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>\s*')
@@ -19,10 +19,12 @@ COMPLETIONS_EVENTS = "biogpt.listenToTokens(element, trigger, props, watch)"
 ALTERNATIVES_EVENTS = "biogpt.listenToAlternatives(element, trigger)"
 TREE = "${biogpt.tree(value)}"
 TREE_EVENTS = "biogpt.listenToTree(element, trigger, props, watch)"
+KEPT = "${biogpt.kept()}"
+KEPT_EVENTS = "biogpt.listenToKept(element, trigger)"
 ATTENTION = "${biogpt.attention(value)}"
 ATTENTION_EVENTS = "biogpt.listenToAttention(element, props, watch)"
 MARKS_EVENTS = "biogpt.listenToMarks(element, trigger, props, watch)"
-KEPT_EVENTS = "biogpt.showKept(props)"
+PASSAGES_EVENTS = "biogpt.showKept(props)"
 
 
 def head() -> str:

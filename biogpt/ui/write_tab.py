@@ -9,6 +9,7 @@ import gradio as gr
 
 from biogpt.generation.options import ON_PAGE, Setting, Slider
 from biogpt.serving.shelf import Shelf
+from biogpt.ui.keeping import keep_panel
 from biogpt.ui.runs import KEEP, PASSAGES, QUICK, Refresh
 from biogpt.ui.scripts import (
     ALTERNATIVES_EVENTS,
@@ -107,6 +108,8 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
             tree_panel(shelf, model, parts.text, work, writer.take_in, _written(parts, work))
         with gr.Column(elem_classes="settings"):
             settings = _settings(work)
+            controls: list[Any] = list(settings.values())
+            keep_panel(writer, model, parts.text, work, controls, _written(parts, work))
     _connect_runs(writer, parts, model, work, list(settings.values()))
     _connect_rest(writer, parts, model, work)
     gr.api(writer.endpoint(), api_name="generate", **TOGETHER)

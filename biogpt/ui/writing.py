@@ -349,15 +349,18 @@ class Writer:
             return _only_status(gr.skip())
         return _brought(Version(prompt, None), "Ready", work.then(Version(text, work.draft), None))
 
+    def bring(self, version: Version, state: str, text: str, work: Work | None) -> tuple[Any, ...]:
+        """Another text in place of this one, which Undo brings back: what ``write`` yields."""
+        work = work or Work()
+        return _brought(version, state, work.then(Version(text, work.draft), version.draft))
+
     def take_in(
         self, model: str, prompt: str, sample: Sample, rest: str, text: str, work: Work | None
     ) -> tuple[Any, ...]:
-        """A path that goes on from a prompt in place of the text, which Undo brings back."""
-        work = work or Work()
+        """A path that goes on from a prompt, and what comes after it, as the text: what ``write`` yields."""
         seen = WritingStatus("Kept from the tree", 0, 0, 0, 0.0, 0.0, None)
         draft = None if rest else Draft(model, prompt, prompt, [sample], seen)
-        new = Version(prompt + sample.text + rest, draft)
-        return _brought(new, seen.state, work.then(Version(text, work.draft), draft))
+        return self.bring(Version(prompt + sample.text + rest, draft), seen.state, text, work)
 
     def stopped(self, text: str, work: Work | None) -> tuple[Any, ...]:
         """What there is after Stop, or when the page is there again: what ``write`` yields."""
