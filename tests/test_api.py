@@ -404,7 +404,7 @@ def test_a_tree_is_that_of_python_and_its_paths_are_texts(url: str, tiny: TextGe
     assert [node["text"] for node in answer["nodes"]] == tree.texts
     assert answer["usage"]["total_tokens"] == tree.prompt.length + len(tree.nodes)
     for name, value in (("branches", 9), ("depth", 0), ("depth", 32), ("prompt", " "), ("least", 2)):
-        long = {"prompt": "gene " * 20} if (name, value) == ("depth", 32) else {}
+        long = {"prompt": "gene " * 10} if (name, value) == ("depth", 32) else {}
         status, refused = post(url, "v1/tree", {**asked, **long, name: value})
         assert (status, refused["error"]["param"]) == (400, name), refused
 

@@ -53,7 +53,7 @@ def by_hand(
             for rank, (value, token_id) in enumerate(
                 zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ):
-                if rank == 0 or math.exp(value) >= options.least:
+                if rank == 0 or not path or math.exp(value) >= options.least:
                     made.append(((*path, token_id), total + value))
         found |= dict(made)
         going_on = [pair for pair in made if pair[0][-1] != model.config.eos_token_id]

@@ -23,8 +23,8 @@ class TreeOptions:
     Attributes:
         branches: most children of a node, the likeliest ones, 1 to 8.
         depth: tokens of the longest path, 1 to 32.
-        least: a node is left out if its probability, given what is before it, is below this; but for the
-            likeliest of its siblings, so that each branch goes on.
+        least: a node is left out if its probability, given what is before it, is below this; but for those
+            right after the prompt, and for the likeliest of its siblings, so that each branch goes on.
         width: nodes of one depth that go on, those of the likeliest paths, 1 to 32.
 
     Raises:
@@ -114,7 +114,8 @@ class Tree:
         ):
             before = 0.0 if parent < 0 else self.nodes[parent].total
             for rank, (token_id, value) in enumerate(zip(ids, values, strict=True)):
-                if value > -math.inf and (rank == 0 or math.exp(value) >= self._tree.least):
+                is_kept = rank == 0 or parent < 0 or math.exp(value) >= self._tree.least
+                if is_kept and value > -math.inf:
                     made.append((row, Node(token_id, value, before + value, parent, token_id == self._eos)))
         made.sort(key=lambda pair: -pair[1].total)
         first = len(self.nodes)

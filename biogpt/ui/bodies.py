@@ -211,7 +211,10 @@ class TreeRequest(Asked):
     branches: int = Field(3, ge=1, le=8, description="Most children of a node, the likeliest ones.")
     depth: int = Field(6, ge=1, le=32, description="Tokens of the longest path.")
     least: float = Field(
-        0.05, ge=0, le=1, description="Leave out less likely children, but for the likeliest."
+        0.05,
+        ge=0,
+        le=1,
+        description="Leave out less likely children, but for the first ones and the likeliest.",
     )
     width: int = Field(12, ge=1, le=32, description="Nodes of one depth that go on, on the likeliest paths.")
     model: str | None = Field(None, description="One of /v1/models; left out, the page's own.")

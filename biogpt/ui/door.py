@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MOST_BYTES = 1_000_000  # of a body
 _DRAINED = 32 * MOST_BYTES  # read and dropped of one that is larger, so that its sender hears why
-_ASKED = ("completions", "score", "ner", "classify")
+_ASKED = ("completions", "score", "tree", "ner", "classify")
 _HALF = 400  # characters of an error's beginning, and of its end
 
 T = TypeVar("T")
