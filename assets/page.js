@@ -53,8 +53,12 @@
   function pressByKey(event) {
     const enter = event.key === "Enter" && (event.ctrlKey || event.metaKey);
     if (!enter && event.key !== "Escape") return;
-    const buttons = [...document.querySelectorAll(enter ? RUN : STOP)];
-    const button = buttons.find((candidate) => candidate.offsetParent !== null);
+    const buttons = [...document.querySelectorAll(enter ? RUN : STOP)].filter(
+      (candidate) => candidate.offsetParent !== null,
+    );
+    // Of two forms in sight Esc stops the one that runs.
+    const button = enter ? buttons[0] : buttons.find((candidate) => !candidate.disabled);
+    if (!button && !enter) close();
     if (!button || button.disabled) return;
     event.preventDefault();
     button.click();
@@ -73,7 +77,7 @@
     if (!event.target.matches(TEXT)) return;
     clearTimeout(counting);
     counting = setTimeout(() => document.querySelector("#typed").click(), PAUSE);
-    markOutdated();
+    draw();
   }
 
   const dismiss = (event) => event.target.closest?.(".notice button")?.parentElement.remove();
@@ -100,6 +104,13 @@
     document.addEventListener("focus", keepNumber, true);
     document.addEventListener("blur", restoreNumber, true); // before Gradio's own
     document.addEventListener("click", copyExample);
+    document.addEventListener("pointerdown", (event) => (touched = event.pointerType === "touch"), true);
+    document.addEventListener("mousedown", tap);
+    document.addEventListener("click", chooseByClick);
+    document.addEventListener("keyup", chooseByKey);
+    document.addEventListener("pointermove", nameToken);
+    document.addEventListener("change", switchColours);
+    document.addEventListener("scroll", noteScroll, true);
   }
 
   /* Buttons of a form, the last of which stops what the others begin. They are switched here, since Stop also
@@ -107,6 +118,34 @@
    * before or after Stop has done its work. Were it heeded, a run that began meanwhile could not be stopped. */
 
   const stopping = new Set(); // names of forms
+
+  // What a screen reader says: the state of a run, not each of its tokens.
+  function say(words) {
+    let line = document.querySelector("#said");
+    if (!line) {
+      line = document.body.appendChild(document.createElement("div"));
+      line.id = "said";
+      line.setAttribute("role", "status");
+    }
+    line.textContent = words;
+  }
+
+  const SAID = { write: "Writing", models: "Loading" };
+  const part = (form, name) => document.querySelector(form === "write" ? `#${name}` : `#${form}-${name}`);
+  let from; // what had the focus when a run began
+
+  // A button that is switched off would drop the focus.
+  function keepFocus(...wanted) {
+    const active = document.activeElement;
+    if (active && active !== document.body && !active.disabled) return;
+    wanted.find((element) => element?.isConnected && !element.disabled)?.focus();
+  }
+
+  function told(form) {
+    const line = part(form, "status")?.querySelector(".status:not(.refusal) b");
+    if (line) say(line.textContent);
+    keepFocus(from, part(form, form === "write" ? "generate" : "run"));
+  }
 
   function switched(form, count, running) {
     if (form === "write") {
@@ -127,12 +166,17 @@
   function begun(form, count, cleared, ...given) {
     askedBefore = kept.read[form];
     if (given.length > 1) kept.read[form] = asked(given);
+    from = document.activeElement;
+    say(SAID[form] ?? "Reading");
+    setTimeout(() => keepFocus(part(form, "stop")), PAUSE);
     return [...Array(cleared).fill(""), ...switched(form, count, true)];
   }
 
   function ended(form, count) {
     if (document.querySelector(`#${form}-status .refusal`)) kept.read[form] = askedBefore;
-    return stopping.has(form) ? Array(count).fill(update()) : switched(form, count, false);
+    if (stopping.has(form)) return Array(count).fill(update());
+    setTimeout(told, SETTLE, form);
+    return switched(form, count, false);
   }
 
   const outdated = (form, ...given) =>
@@ -148,6 +192,7 @@
   async function stopped(form, count) {
     await wait(SETTLE);
     stopping.delete(form);
+    setTimeout(told, SETTLE, form);
     return switched(form, count, false);
   }
 
@@ -227,65 +272,233 @@
     link.click();
   }
 
-  /* What was generated: tokens in the colours of their probabilities. All text comes escaped. */
+  /* The editor. Behind the text lies a copy of it whose letters are clear and whose tokens are coloured: what is
+   * typed, undone, selected and read aloud is the browser's own text. A model looks back only, so what is known of
+   * a token stays true whatever is changed after it, and is gone for those after a change. */
 
-  function token(piece, percent, sample, index) {
-    if (piece === "") return "";
-    if (percent < 0) return piece; // not known yet
-    const level = [50, 20, 5, 0].findIndex((least) => percent >= least);
+  const level = (percent) => [50, 20, 5, 0].findIndex((least) => percent >= least);
+  let view; // its element, value and trigger
+  let opened = -1; // token of the text whose alternatives are open
+  let follows = true; // the reader is at the end of the text, and stays there
+  let drawn;
+
+  const area = () => document.querySelector(TEXT);
+  const written = () => view?.props.value.text;
+  const isOutdated = () => written() !== undefined && written() !== area().value;
+  const tokens = () => view?.props.value.samples[0]?.count ?? 0;
+  const tokenOf = (index) => document.querySelector(`#ink .tok[data-i="${index}"]`);
+
+  // Of several samples the text holds what they have in common.
+  function knownPieces() {
+    const { samples } = view.props.value;
+    if (!samples.length) return [];
+    const [{ pieces, known }] = samples;
+    return samples.length === 1 ? pieces : pieces.slice(0, known);
+  }
+
+  // From the end of which token on the text is another one than that which was written, and where.
+  function common(text) {
+    const { given: prompt } = view.props.value;
+    const pieces = knownPieces();
+    if (!text.startsWith(prompt)) return { count: 0, ends: [], place: 0 };
+    const ends = [];
+    let place = prompt.length;
+    for (const piece of pieces) {
+      if (!text.startsWith(piece, place)) break;
+      place += piece.length;
+      ends.push(place);
+    }
+    // A word that goes on in another way is another word.
+    if (text !== written() && /\S/.test(text[place] ?? "")) ends.pop();
+    return { count: ends.length, ends, place: ends.at(-1) ?? prompt.length };
+  }
+
+  function inkOf(text) {
+    let ink = document.querySelector("#ink");
+    if (ink?.nextSibling !== text) {
+      ink?.remove();
+      ink = Object.assign(document.createElement("div"), { id: "ink" });
+      ink.setAttribute("aria-hidden", "true");
+      text.before(ink);
+      new ResizeObserver(() => fit(ink, text)).observe(text);
+    }
+    return ink;
+  }
+
+  function fit(ink, text) {
+    ink.style.inset = `${text.offsetTop + text.clientTop}px auto auto ${text.offsetLeft + text.clientLeft}px`;
+    ink.style.width = `${text.clientWidth}px`; // without its scroll bar
+    ink.style.height = `${text.clientHeight}px`;
+    ink.scrollTop = text.scrollTop;
+  }
+
+  function draw() {
+    const text = area();
+    if (!text || !view) return;
+    const value = view.props.value;
+    const ink = inkOf(text);
+    if (drawn?.text !== text.value || drawn.value !== value || !ink.firstChild) {
+      drawn = { text: text.value, value };
+      const { ends, count, place } = common(text.value);
+      const percents = value.samples[0]?.percents ?? [];
+      let left = count ? value.given.length : place;
+      const parts = [escaped(text.value.slice(0, left))];
+      for (const [index, end] of ends.entries()) {
+        const known = percents[index] >= 0 && end > left;
+        const made = left >= value.begin ? " made" : "";
+        const kind = known ? `tok p${level(percents[index])}${made}` : made;
+        parts.push(`<span class="${kind}" data-i="${index}">${escaped(text.value.slice(left, end))}</span>`);
+        left = end;
+      }
+      ink.innerHTML = `${parts.join("")}${escaped(text.value.slice(left))}\u200b`; // a last empty line counts
+      if (follows && busy()) text.scrollTop = text.scrollHeight;
+    }
+    fit(ink, text);
+    for (const other of ink.querySelectorAll(".chosen")) other.classList.remove("chosen");
+    tokenOf(opened)?.classList.add("chosen");
+    const stale = !busy() && isOutdated();
+    view.element.classList.toggle("outdated", stale);
+    document.querySelector("#status").classList.toggle("outdated", stale);
+    const end = tokens();
+    const gone = opened === end ? stale : opened >= 0 && !tokenOf(opened);
+    document.querySelector("#choices").classList.toggle("outdated", !busy() && gone);
+  }
+
+  const drawSoon = () => setTimeout(draw); // when Gradio has set the text, too
+
+  function choose(index) {
+    const end = tokens();
+    const target = tokenOf(index);
+    if (index === end ? isOutdated() || !view.props.value.below : !target) return;
+    opened = index;
+    for (const other of document.querySelectorAll(".tok.chosen")) other.classList.remove("chosen");
+    target?.classList.add("chosen");
+    if (target) say(`${target.textContent.trim()}, ${view.props.value.samples[0].percents[index]} %`);
+    open();
+    view.trigger("select", { sample: 0, token: index });
+  }
+
+  const open = () => document.querySelector("#choices").classList.remove("closed");
+
+  function close() {
+    document.querySelector("#choices").classList.add("closed");
+    for (const other of document.querySelectorAll(".tok.chosen")) other.classList.remove("chosen");
+    opened = -1;
+  }
+
+  const tokenAt = ({ clientX, clientY }) =>
+    document.elementsFromPoint(clientX, clientY).find((element) => element.matches("#ink .tok"));
+
+  // The token after the caret; behind the last one, what could come next.
+  function chooseAtCaret() {
+    const { selectionStart: caret, selectionEnd, value } = area();
+    if (caret !== selectionEnd || !view) return;
+    const { ends } = common(value);
+    const index = ends.findIndex((end) => caret < end);
+    choose(index >= 0 ? index : tokens());
+  }
+
+  // A first tap shows a token's alternatives; where a keyboard would cover them, only a second one edits there.
+  let touched = false;
+  function tap(event) {
+    if (!event.target.matches(TEXT) || !touched || document.activeElement === event.target) return;
+    const target = tokenAt(event);
+    if (!target || +target.dataset.i === opened) return;
+    event.preventDefault();
+    choose(+target.dataset.i);
+  }
+
+  function chooseByClick(event) {
+    if (!event.target.matches(TEXT) || !view) return;
+    const { selectionStart, selectionEnd } = event.target;
+    const target = tokenAt(event);
+    if (target) {
+      if (+target.dataset.i !== opened && selectionStart === selectionEnd) choose(+target.dataset.i);
+    } else if (selectionStart === event.target.value.length) chooseAtCaret();
+  }
+
+  const MOVES = /^(Arrow|Home|End|Page)/;
+  let moving;
+  function chooseByKey(event) {
+    if (!event.target.matches(TEXT) || !MOVES.test(event.key) || event.shiftKey || busy()) return;
+    clearTimeout(moving);
+    moving = setTimeout(chooseAtCaret, PAUSE);
+  }
+
+  // Not on every scroll: that of a text which grew is no wish of the reader.
+  function noteScroll({ target }) {
+    if (!target.matches?.(TEXT)) return;
+    follows = target.scrollTop + target.clientHeight > target.scrollHeight - 40;
+    document.querySelector("#ink").scrollTop = target.scrollTop;
+  }
+
+  // The pointer names the token that it is on.
+  function nameToken(event) {
+    if (!event.target.matches?.(TEXT)) return;
+    const target = tokenAt(event);
+    event.target.title = target ? `${view.props.value.samples[0].percents[+target.dataset.i]} %` : "";
+  }
+
+  const switchColours = ({ target }) =>
+    target.matches("#colours") && document.querySelector("#text").classList.toggle("plain", !target.checked);
+
+  /* What is below the text: samples side by side, or what was found of it. */
+
+  function token(piece, percent, sample, index, first) {
+    const words = escaped(piece);
+    if (piece === "" || percent < 0) return words; // none, or not known
     return (
-      `<span role="button" tabindex="${index ? -1 : 0}" class="tok p${level}" ` +
-      `data-s="${sample}" data-i="${index}" title="${percent} %">${piece}</span>`
+      `<span role="button" tabindex="${first ? 0 : -1}" class="tok p${level(percent)}" data-s="${sample}" ` +
+      `data-i="${index}" title="${percent} %" aria-label="${words.trim()}, ${percent} %">${words}</span>`
     );
   }
 
-  function completions({ given: text, samples, hint }) {
-    const parts = samples.map(({ pieces, percents, end }, n) => {
-      const tokens = pieces.map((piece, i) => token(piece, percents[i], n, i)).join("");
-      const marked = `<mark>${tokens}</mark>${end}`;
-      if (samples.length === 1) return marked;
+  function article(title, { pieces, percents, known, end }, n) {
+    const words = pieces.slice(known).map((piece, i) => {
+      return token(piece, percents[known + i], n, known + i, i === 0);
+    });
+    const ending = end ? `<span class="end">${end}</span>` : "";
+    return `<article><h2>${title}</h2><mark>${words.join("")}</mark>${ending}</article>`;
+  }
+
+  function completions({ samples, below = "", hint = "" }) {
+    if (samples.length < 2) return `<div>${STALE}${below}${hint}</div>`;
+    const articles = samples.map((sample, n) => {
       const take = `<button class="take" data-s="${n}">Use this one</button>`;
-      return `<article><h3>Sample ${n + 1} ${take}</h3>${marked}</article>`;
+      return article(`Sample ${n + 1} ${take}`, sample, n);
     });
     return (
-      '<p class="remark stale">The colours below are of the text before it was edited.</p>' +
-      '<div class="view" role="region" tabindex="0" aria-label="The text, with what was generated marked">' +
-      `<span>${text}</span>${parts.join("")}<em>${hint}</em></div>`
+      `<div>${STALE}<div class="view" role="region" tabindex="0" aria-label="Samples">` +
+      `${articles.join("")}</div></div>`
     );
   }
 
-  // A text that is edited leaves its colours behind; nothing can be chosen of them then.
-  let written = () => undefined;
-  const isOutdated = () => written() !== undefined && written() !== document.querySelector(TEXT).value;
+  const STALE = '<p class="remark stale">What is below is of the text before it was edited.</p>';
 
-  function markOutdated() {
-    const stale = !busy() && isOutdated();
-    for (const part of document.querySelectorAll("#view, #choices, #status"))
-      part.classList.toggle("outdated", stale);
-  }
-
-  // One stop of the Tab key, arrows from token to token, Enter or a click chooses.
-  function listenToTokens(element, trigger, props, watch) {
-    written = () => props.value.text;
-    watch("value", () => setTimeout(markOutdated, PAUSE));
-    const tokens = () => [...element.querySelectorAll(".tok")];
-    const choose = (target) => {
-      if (isOutdated()) return;
-      for (const other of tokens()) other.classList.toggle("chosen", other === target);
+  // In samples: one stop of the Tab key, arrows from token to token, Enter or a click chooses.
+  function listenToTokens(element, trigger) {
+    const isOld = () => element === view?.element && isOutdated();
+    const pick = (target) => {
+      if (isOld()) return;
+      close();
+      open();
+      target.classList.add("chosen");
       trigger("select", { sample: +target.dataset.s, token: +target.dataset.i });
     };
     element.addEventListener("click", (event) => {
       const take = event.target.closest(".take");
+      const sentence = event.target.closest("button[data-start]");
       const target = event.target.closest(".tok");
-      if (take && !busy() && !isOutdated()) trigger("submit", { sample: +take.dataset.s });
-      else if (target) choose(target);
+      if (take && !busy() && !isOld()) trigger("submit", { sample: +take.dataset.s });
+      else if (sentence && !isOld()) selectText(+sentence.dataset.start, +sentence.dataset.end);
+      else if (target) pick(target);
     });
     element.addEventListener("keydown", (event) => {
       const target = event.target.closest(".tok");
       if (!target) return;
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
       if (step) {
-        const all = tokens();
+        const all = [...element.querySelectorAll(".tok")];
         const next = all[all.indexOf(target) + step];
         if (next) {
           target.tabIndex = -1;
@@ -294,24 +507,50 @@
         }
         event.preventDefault();
       } else if ((event.key === "Enter" || event.key === " ") && !event.ctrlKey && !event.metaKey) {
-        choose(target);
+        pick(target);
         event.preventDefault();
       }
     });
   }
 
-  function listenToAlternatives(element, trigger) {
+  function selectText(first, last) {
+    const text = area();
+    text.blur();
+    text.setSelectionRange(first, last);
+    text.focus(); // which brings it into sight
+  }
+
+  function listenToView(element, trigger, props, watch) {
+    view = { element, trigger, props };
+    listenToTokens(element, trigger);
+    watch("value", () => {
+      if (!tokens()) opened = -1;
+      drawSoon();
+    });
+    drawSoon();
+  }
+
+  function listenToAlternatives(element, trigger, props, watch) {
+    watch("value", () => {
+      open();
+      if (props.value.includes(`data-i="${tokens()}"`)) opened = tokens();
+      drawSoon();
+    });
     element.addEventListener("click", (event) => {
       const button = event.target.closest("button");
-      if (!button || busy() || isOutdated()) return; // a run would write into the same text
-      trigger("select", { sample: +button.dataset.s, token: +button.dataset.i, rank: +button.dataset.rank });
+      if (!button) return;
+      if (button.matches(".close")) return close();
+      const { s: sample, i: index, rank } = button.dataset;
+      const isThere = +sample === 0 && tokenOf(index);
+      if (busy() || (isOutdated() && !isThere)) return; // a run would write into the same text
+      trigger("select", { sample: +sample, token: +index, rank: +rank });
     });
   }
 
   /* Attention. Chosen: outlined. Looked at: tinted, and the share written, above two percent. */
 
-  const attention = ({ note, tokens }) =>
-    `<div class="attention">${note}<div class="tokens">${tokens
+  const attention = ({ note, tokens: words }) =>
+    `<div class="attention">${note}<div class="tokens">${words
       .map((word, i) => `<button data-i="${i}" aria-pressed="false">${word}</button>`)
       .join("")}</div></div>`;
 
@@ -346,11 +585,12 @@
     completions,
     copyLink,
     copyText,
+    drawSoon,
     ended,
     given,
     listenToAlternatives,
     listenToAttention,
-    listenToTokens,
+    listenToView,
     nameOf,
     nameRun,
     outdated,

@@ -30,8 +30,11 @@ def write(page: Any) -> None:
     page.locator(".settings button.label-wrap").click()
     page.locator("#generate").click()
     page.locator("#status", has_text="Finished").wait_for()
-    page.locator("#view .tok").nth(5).click()
-    page.locator("#choices li").first.wait_for()
+    page.locator("#score").click()
+    page.locator("#status", has_text="Scored").wait_for()
+    box = page.locator("#ink .tok").nth(24).bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.locator("#choices h2", has_text="had").wait_for()
 
 
 def show(title: str) -> Any:

@@ -122,20 +122,20 @@ def test_an_entity_is_corrected_and_what_is_exported_trains(page, server, tmp_pa
     page.locator("#entities-text textarea").fill(ABSTRACT)
     page.get_by_text("found in another text").wait_for(state="hidden")
     page.locator("#entities-keep").click()
-    page.locator("#kept", has_text="1 of at most 500 passages").wait_for()
+    page.locator("#passages", has_text="1 of at most 500 passages").wait_for()
     page.locator("#entities-keep").click()
     page.reload()
-    page.locator("#kept", has_text="1 of at most 500 passages").wait_for()
+    page.locator("#passages", has_text="1 of at most 500 passages").wait_for()
     open_tab(page, "Entities")
     with page.expect_download() as saved:
-        page.locator("#kept").get_by_role("button", name="JSONL", exact=True).click()
+        page.locator("#passages").get_by_role("button", name="JSONL", exact=True).click()
     assert saved.value.suggested_filename == "training-1-passages.jsonl"
     [tagged] = read_tagged_jsonl(saved.value.path().rename(tmp_path / "checked.jsonl"))
     drugs = [tagged.text[span.start : span.end] for span in tagged.spans if span.label == "Drug"]
     assert (tagged.text, drugs) == (ABSTRACT, ["α-Methyldopa"])
-    page.locator("#kept").get_by_role("button", name="Clear", exact=True).click()
+    page.locator("#passages").get_by_role("button", name="Clear", exact=True).click()
     page.get_by_text("Cleared.").wait_for()
-    assert not page.locator("#kept").get_by_role("button", name="JSONL", exact=True).is_visible()
+    assert not page.locator("#passages").get_by_role("button", name="JSONL", exact=True).is_visible()
 
     save_tiny(tmp_path / "base")
     command = ["-m", "biogpt", "train", "ner", "--train", str(tmp_path / "checked.jsonl")]

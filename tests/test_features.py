@@ -15,6 +15,8 @@ from hub_server import HubServer, Repository
 from test_page import (
     PROMPT,
     browser,
+    click_token,
+    made,
     page,
     random_generator,
     server,
@@ -41,15 +43,22 @@ def generate(page: Any, tokens: int = 5) -> str:
 def test_a_token_shows_its_alternatives_and_one_of_them_branches(page) -> None:
     generate(page)
     before = text_of(page)
-    tokens = page.locator("#view .tok")
-    assert re.fullmatch(r"\d+ %", tokens.first.get_attribute("title"))
-    tokens.first.focus()
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("Enter")
+    tokens = page.locator("#ink .tok")
+    first, second = tokens.nth(0).inner_text(), tokens.nth(1).inner_text()
+    kept = PROMPT + first
+    text = page.locator("#text textarea")
+    page.mouse.move(0, 0)
+    tokens.first.scroll_into_view_if_needed()
+    box = tokens.first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 8)
+    assert re.fullmatch(r"\d+ %", text.get_attribute("title"))
+    text.focus()
+    text.evaluate("(area, place) => area.setSelectionRange(place, place)", len(kept) - 1)
+    page.keyboard.press("ArrowRight")  # the caret stands before the second token
     page.locator("#choices li").first.wait_for()
     assert page.locator("#choices li").count() == 8
-    second = tokens.nth(1).inner_text()
-    kept = before[: before.index(second, len(PROMPT))]
+    assert f"“{second.strip()}" in page.locator("#choices h2").inner_text()
+    assert re.fullmatch(rf"{re.escape(second.strip())}, \d+ %", page.locator("#said").inner_text())
     button = page.locator("#choices button").first
     other = page.locator("#choices li", has=page.locator("button")).first.locator("span").inner_text()
     button.click()
@@ -65,8 +74,8 @@ def test_a_token_shows_its_alternatives_and_one_of_them_branches(page) -> None:
 def test_beam_search_shows_its_text_and_then_its_probabilities(page) -> None:
     page.get_by_role("radio", name="Beam").check()
     generate(page, 4)
-    page.locator("#view .tok").first.wait_for()
-    assert page.locator("#view mark").inner_text() == text_of(page).removeprefix(PROMPT)
+    page.locator("#ink .tok").first.wait_for(state="attached")
+    assert made(page) == text_of(page).removeprefix(PROMPT)
 
 
 def test_samples_stand_side_by_side_and_one_is_taken(page) -> None:
@@ -171,8 +180,10 @@ def test_a_model_comes_from_the_hub_with_its_size_progress_and_cancel(browser, t
 def test_no_tab_has_a_serious_fault_of_accessibility(page) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     generate(page)
-    page.locator("#view .tok").first.click()
-    page.locator("#choices li").first.wait_for()
+    page.locator("#score").click()
+    wait_for_status(page, "Scored")
+    click_token(page, 0)
+    page.locator("#choices h2", has_text="had").wait_for()
     faults = []
     tabs = ("Write", "Entities", "Classify", "Models", "Use it elsewhere")
     for tab, scheme in itertools.product(tabs, ("light", "dark")):

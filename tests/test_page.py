@@ -298,6 +298,17 @@ def text_of(page: Any) -> str:
     return page.locator("#text textarea").input_value()
 
 
+def made(page: Any) -> str:
+    """What of the text is marked as generated."""
+    return "".join(page.locator("#ink .made").all_text_contents())
+
+
+def click_token(page: Any, number: int) -> None:
+    """In the text, which lies above its colours; counted among those of which something is known."""
+    box = page.locator("#ink .tok").nth(number).bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
 def type_text(page: Any, text: str) -> None:
     page.locator("#text textarea").fill(text)
     page.evaluate("window.updates = []")
@@ -329,7 +340,7 @@ def test_every_token_is_an_update_of_the_page(page) -> None:
     assert all(update.startswith(PROMPT) for update in updates)
     assert updates[-1] == text_of(page)
     assert re.search(rf"\d+ of {LIMIT} positions · \d+ tokens/s · first token \d+\.\d s · seed \d+", status)
-    assert page.locator("#view mark").inner_text() == text_of(page).removeprefix(PROMPT)
+    assert made(page) == text_of(page).removeprefix(PROMPT)
 
 
 @pytest.mark.parametrize(("others", "singly"), [(0, 24), (2, 1)])
@@ -481,18 +492,18 @@ def test_undo_and_regenerate_take_the_last_completion_back(page) -> None:
     page.wait_for_function("text => document.querySelector('#text textarea').value !== text", arg=rewritten)
     wait_for_status(page, "Finished")
     longer = text_of(page)
-    tokens = page.locator("#view .tok").count()
+    tokens = page.locator("#ink .tok").count()
     assert tokens == 8, "the tokens before lose their probabilities"
     for text, count in ((rewritten, 4), (completed, 4), (PROMPT, 0)):
         page.locator("#undo").click()
         wait_for_text(page, text)
-        assert page.locator("#view .tok").count() == count
+        assert page.locator("#ink .tok").count() == count
     page.locator("#undo").click()
     wait_for_status(page, "Nothing to undo")
     for text in (completed, rewritten, longer):
         page.locator("#redo").click()
         wait_for_text(page, text)
-    assert page.locator("#view .tok").count() == tokens
+    assert page.locator("#ink .tok").count() == tokens
     page.locator("#redo").click()
     wait_for_status(page, "Nothing to redo")
 
@@ -573,7 +584,7 @@ def test_a_number_that_was_cleared_comes_back(page) -> None:
     type_text(page, PROMPT)
     page.locator("#generate").click()
     wait_for_status(page, "Finished")
-    assert page.evaluate("document.querySelectorAll('#view .tok').length") == 7
+    assert page.evaluate("document.querySelectorAll('#ink .tok').length") == 7
 
 
 def test_beams_give_one_text_whatever_the_number_of_samples() -> None:
@@ -857,7 +868,7 @@ def test_a_page_that_loads_anew_has_what_it_had(browser, server, tmp_path) -> No
     page.get_by_role("tab", name="Write").click()
     assert text_of(page) == completed
     assert page.get_by_label("number input for Length, tokens").input_value() == "3"
-    assert page.locator("#view .tok").count() == 3
+    assert page.locator("#ink .tok").count() == 3
     page.locator("#undo").click()
     wait_for_text(page, PROMPT)
     page.goto(f"{server.url}?text=another+link")
@@ -925,9 +936,10 @@ def test_results_of_an_earlier_text_are_marked_so(page) -> None:
     completed = text_of(page)
     for text, outdated in (("another text", 1), (completed, 0)):
         page.locator("#text textarea").fill(text)
-        page.wait_for_function("n => document.querySelectorAll('#view.outdated').length === n", arg=outdated)
+        page.wait_for_function("n => document.querySelectorAll('#status.outdated').length === n", arg=outdated)
+        assert page.locator("#ink .tok").count() == (0 if outdated else 3)
     page.get_by_role("button", name="BRCA1", exact=True).click()
-    page.wait_for_function("document.querySelectorAll('#view .tok').length === 0")
+    page.wait_for_function("document.querySelectorAll('#ink .tok').length === 0")
     open_tab(page, "Entities")
     run_tab(page, "entities", ABSTRACT)
     page.locator("#entities-text textarea").fill("another passage")

@@ -164,6 +164,25 @@ def scored(generator: TextGenerator, prompt: str, text: str) -> Sample:
     return sample
 
 
+def read_whole(generator: TextGenerator, prompt: Prompt) -> tuple[Sample, tuple[tuple[int, float], ...]]:
+    """All of a text's tokens, the start token left out, and the likeliest that could come next.
+
+    Raises:
+        ValueError: the text has more tokens than the model has positions.
+        FloatingPointError: as of ``read``.
+    """
+    if prompt.room < 0:
+        raise ValueError(
+            f"The text has {prompt.length:,} tokens and the model {prompt.length + prompt.room:,} "
+            "positions; cut it"
+        )
+    *tokens, end = read(generator, [*prompt.ids, generator.tokenizer.eos_token_id])
+    sample = Sample([prompt.ids[0]], prompt.text, finish_reason="length", is_made=not prompt.offsets)
+    for token, span in zip(tokens, offsets_of(generator, prompt)[1:], strict=True):
+        sample.put(token.id, token.logprob, token.alternatives, span[1])
+    return sample, end.alternatives
+
+
 def offsets_of(generator: TextGenerator, prompt: Prompt) -> list[tuple[int, int]]:
     """Which characters of a prompt's text each of its ids stands for; where ids were given, as they add up.
 

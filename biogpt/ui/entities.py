@@ -396,7 +396,7 @@ def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> Tab:
 def _lay_out_kept() -> tuple[gr.HTML, gr.Textbox]:
     """What the browser keeps as training data: a line, and what a passage travels in to it."""
     row, rows = gr.Textbox(visible=False), gr.Textbox(visible=False)
-    with gr.Column(elem_classes="kept", elem_id="kept"):
+    with gr.Column(elem_classes="passages", elem_id="passages"):
         line = gr.HTML("", js_on_load=PASSAGES_EVENTS)
         download_buttons(TRAINING_FORMATS, [rows], training_file, "Training data", js=script("keptPassages"))
         with gr.Row(elem_classes="actions"):

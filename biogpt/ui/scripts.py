@@ -15,8 +15,8 @@ _SAID = "Completes, tags and classifies biomedical text, and shows what else eac
 
 # The value of an HTML component drawn by a function, and what listens to its elements once they are there.
 COMPLETIONS = "${biogpt.completions(value)}"
-COMPLETIONS_EVENTS = "biogpt.listenToTokens(element, trigger, props, watch)"
-ALTERNATIVES_EVENTS = "biogpt.listenToAlternatives(element, trigger)"
+COMPLETIONS_EVENTS = "biogpt.listenToView(element, trigger, props, watch)"
+ALTERNATIVES_EVENTS = "biogpt.listenToAlternatives(element, trigger, props, watch)"
 TREE = "${biogpt.tree(value)}"
 TREE_EVENTS = "biogpt.listenToTree(element, trigger, props, watch)"
 KEPT = "${biogpt.kept()}"

@@ -10,22 +10,34 @@ from biogpt.text.tokenizer import Tokenizer
 
 
 def _sample_shown(sample: Sample) -> dict[str, Any]:
-    """For the template; escaped, for the browser sets it as HTML."""
-    if not sample.ids:
-        return {"pieces": [html.escape(sample.text)], "percents": [-1], "end": ""}
+    """For the browser: tokens by their characters, what of the text no token is known of last."""
     starts = [0, *sample.ends]
-    pieces = [html.escape(sample.text[start:end]) for start, end in zip(starts, sample.ends, strict=False)]
+    pieces = [sample.text[start:end] for start, end in zip(starts, sample.ends, strict=False)]
     percents = [-1 if math.isnan(p) else round(100 * math.exp(p)) for p in sample.logprobs]
-    end = f'<span class="end">end of text, {percents[-1]} %</span>' if sample.finish_reason == "eos" else ""
-    return {"pieces": pieces, "percents": percents, "end": end}
-
-
-def shown(given: str, samples: Sequence[Sample], hint: str = "") -> dict[str, Any]:
-    """The value of the view: what was given, and what was generated."""
+    ending = f"end of text, {percents[-1]} %" if sample.finish_reason == "eos" else ""
+    rest = sample.text[starts[-1] :]
     return {
-        "given": html.escape(given),
+        "pieces": [*pieces, rest] if rest else pieces,
+        "percents": [*percents, -1] if rest else percents,
+        "known": sample.known,
+        "count": len(sample.ids),
+        "end": ending,
+    }
+
+
+def shown(given: str, samples: Sequence[Sample], begin: int = 0, below: str = "") -> dict[str, Any]:
+    """The value of the view.
+
+    Args:
+        given: the text before the samples.
+        begin: how many characters are before the first that was generated.
+        below: HTML, what else is told of the text.
+    """
+    return {
+        "given": given,
         "samples": [_sample_shown(sample) for sample in samples],
-        "hint": "" if given or samples else hint,
+        "begin": begin,
+        "below": below,
     }
 
 
@@ -44,25 +56,61 @@ def choices(tokenizer: Tokenizer, samples: Sequence[Sample], sample: int, token:
     if not chosen.alternatives[token]:
         return ""
     title = html.escape(piece(tokenizer, chosen.ids[token]))
+    probability = 100 * math.exp(chosen.logprobs[token])
+    return _choices(
+        tokenizer,
+        f"“{title}” had {probability:.1f} %. The likeliest here:",
+        chosen.alternatives[token],
+        (sample, token),
+        ("Continue with this", "Continue from here with"),
+        chosen.ids[token],
+    )
+
+
+def coming_shown(tokenizer: Tokenizer, coming: Sequence[tuple[int, float]], end: int) -> str:
+    """What could come after a text, as HTML.
+
+    Args:
+        end: how many tokens the text has.
+    """
+    return _choices(tokenizer, "What would come next:", coming, (0, end), ("Append", "Append"))
+
+
+def _choices(
+    tokenizer: Tokenizer,
+    title: str,
+    likeliest: Sequence[tuple[int, float]],
+    place: tuple[int, int],
+    verbs: tuple[str, str],
+    chosen: int | None = None,
+) -> str:
+    """Tokens with a bar and a button each.
+
+    Args:
+        title: HTML.
+        place: sample and token.
+        verbs: what a button says, and what is read aloud before the token's name.
+        chosen: id of the token that is there.
+    """
     items = []
-    for rank, (other, logprob) in enumerate(chosen.alternatives[token]):
+    for rank, (other, logprob) in enumerate(likeliest):
         name, share = html.escape(piece(tokenizer, other)), math.exp(logprob)
         action = (
             "<em>chosen</em>"
-            if other == chosen.ids[token]
+            if other == chosen
             else ""
             if tokenizer.is_control(other)
-            else f'<button data-s="{sample}" data-i="{token}" data-rank="{rank}" '
-            f'aria-label="Continue from here with {name}">Continue with this</button>'
+            else f'<button data-s="{place[0]}" data-i="{place[1]}" data-rank="{rank}" '
+            f'aria-label="{verbs[1]} {name}">{verbs[0]}</button>'
         )
         items.append(
             f'<li><span>{name}</span><i style="--share: {share:.4f}" aria-hidden="true"></i>'
             f"<b>{100 * share:.1f} %</b>{action}</li>"
         )
-    probability = 100 * math.exp(chosen.logprobs[token])
     return (
         f'<div class="bars choices hue-5" role="group" aria-label="Alternatives">'
-        f"<h3>“{title}” had {probability:.1f} %. The likeliest here:</h3><ul>{''.join(items)}</ul></div>"
+        f"<h2>{title}</h2><ul>{''.join(items)}</ul>"
+        '<button class="close" aria-label="Close">×</button></div>'
     )
 
 
@@ -79,3 +127,8 @@ def attention_shown(found: Attention, tokenizer: Tokenizer, layers: int, heads: 
         "Choose a token: those it looks at are tinted.</p>"
     )
     return {"tokens": tokens, "rows": found.percents, "note": note}
+
+
+def units(text: str) -> int:
+    """The length of a text as browsers count it."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2

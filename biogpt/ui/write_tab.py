@@ -57,9 +57,9 @@ _HINT = (
 )
 
 _LEGEND = (
-    '<p class="legend">Probability of a token: <span class="p0">50 % and more</span> '
-    '<span class="p1">from 20 %</span> <span class="p2">from 5 %</span> <span class="p3">below</span>. '
-    "Choose one to see its alternatives.</p>"
+    '<p class="legend"><label><input type="checkbox" id="colours" checked> Colours</label> '
+    'Probability: <span class="p0">50 % and more</span> <span class="p1">from 20 %</span> '
+    '<span class="p2">from 5 %</span> <span class="p3">below</span></p>'
 )
 
 
@@ -102,14 +102,18 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     """
     writer = Writer(shelf)
     work = gr.State(None, time_to_live=KEEP)
-    with gr.Row(elem_classes="columns"):
-        with gr.Column(elem_classes="work"):
-            parts = _lay_out()
-            tree_panel(shelf, model, parts.text, work, writer.take_in, _written(parts, work))
-        with gr.Column(elem_classes="settings"):
-            settings = _settings(work)
+    with gr.Row(elem_classes="columns write"):
+        with gr.Column(elem_classes="side"):
+            editor = _editor()
+            view = _below(shelf.default)
+        with gr.Column(elem_classes="side"):
+            with gr.Column(elem_classes="settings"):
+                settings = _settings(work)
+            parts = _Parts(**editor, view=view, **_beside())
             controls: list[Any] = list(settings.values())
-            keep_panel(writer, model, parts.text, work, controls, _written(parts, work))
+            written = _written(parts, work)
+            tree_panel(shelf, model, parts.text, work, writer.take_in, written)
+            keep_panel(writer, model, parts.text, work, controls, written)
     _connect_runs(writer, parts, model, work, list(settings.values()))
     _connect_rest(writer, parts, model, work)
     gr.api(writer.endpoint(), api_name="generate", **TOGETHER)
@@ -133,8 +137,13 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     return WriteTab({"text": parts.text, **settings}, work, refresh, parts.count, fit, fitted, writer.count)
 
 
-def _lay_out() -> _Parts:
-    """The text, its buttons, and what is seen of its tokens."""
+def _editor() -> dict[str, Any]:
+    """The text with the colours of its tokens, and its buttons."""
+    with gr.Column(elem_classes="work"):
+        return _text()
+
+
+def _text() -> dict[str, Any]:
     text = gr.Textbox(
         label="Text",
         info="Prompt and completion in one. Edit it anywhere; Generate continues from its end.",
@@ -142,9 +151,12 @@ def _lay_out() -> _Parts:
         lines=10,
         max_lines=10,
         autofocus=True,
+        autoscroll=False,  # the page's script follows the end, unless the reader has left it
         elem_id="text",
     )
-    count = gr.HTML("", elem_id="count")
+    with gr.Row(elem_classes="under"):
+        gr.HTML(_LEGEND)
+        count = gr.HTML("", elem_id="count")
     typed = gr.Button(elem_id="typed", elem_classes="unseen")  # pressed by the page's script
     with gr.Row(elem_classes="actions"):
         actions = {
@@ -155,19 +167,41 @@ def _lay_out() -> _Parts:
             "undo": gr.Button("Undo", elem_id="undo"),
             "redo": gr.Button("Redo", elem_id="redo"),
             "copy": gr.Button("Copy", elem_id="copy"),
+            "score": gr.Button("Score text", elem_id="score"),
         }
     line = gr.HTML(status("Ready"), elem_id="status")
     with gr.Row(elem_classes="examples", elem_id="prompts"):
         gr.HTML("<span>Try</span>")
         examples = [gr.Button(name, size="sm", min_width=0) for name in EXAMPLES]
-    view = gr.HTML(
-        shown("", [], _HINT),
-        html_template=COMPLETIONS,
-        js_on_load=COMPLETIONS_EVENTS,
-        apply_default_css=False,
-        elem_id="view",
-    )
-    gr.HTML(_LEGEND)
+    return {
+        "text": text,
+        "count": count,
+        "typed": typed,
+        "actions": actions,
+        "status": line,
+        "examples": examples,
+    }
+
+
+def _below(model: str) -> gr.HTML:
+    """Samples, what was found of the text, and before there is any what the page is for."""
+    with gr.Column(elem_classes="below"):
+        return gr.HTML(
+            shown("", []) | {"hint": _HINT},
+            html_template=COMPLETIONS,
+            js_on_load=COMPLETIONS_EVENTS,
+            apply_default_css=False,
+            elem_id="view",
+        )
+
+
+def _beside() -> dict[str, Any]:
+    """Alternatives of a token, and which tokens it looks at."""
+    with gr.Column(elem_classes="beside"):
+        return _looks()
+
+
+def _looks() -> dict[str, Any]:
     alternatives = gr.HTML("", js_on_load=ALTERNATIVES_EVENTS, elem_id="choices")
     with gr.Accordion("Attention", open=False, elem_id="attention-panel"):
         with gr.Row():
@@ -181,7 +215,7 @@ def _lay_out() -> _Parts:
             apply_default_css=False,
             elem_id="attention",
         )
-    return _Parts(text, count, typed, actions, line, examples, view, alternatives, layer, head, look, looked)
+    return {"alternatives": alternatives, "layer": layer, "head": head, "look": look, "looked": looked}
 
 
 def _written(parts: _Parts, work: gr.State) -> list[Any]:
@@ -204,7 +238,8 @@ def _connect_runs(
         yield from writer.branch(*values, event=event, session=request.session_hash)
 
     actions = parts.actions
-    buttons = [actions[name] for name in ("generate", "continue", "regenerate", "undo", "redo", "stop")]
+    names = ("generate", "continue", "regenerate", "score", "undo", "redo", "stop")
+    buttons = [actions[name] for name in names]
     clicks = Buttons("write", len(buttons), cleared=1)
     given = [parts.text, work, *settings]
     runs: list[Any] = []
@@ -213,6 +248,7 @@ def _connect_runs(
         (actions["continue"].click, in_session(writer.write), [model, *given]),
         (actions["regenerate"].click, in_session(writer.rewrite), [model, *given]),
         (parts.alternatives.select, on_branch, given),
+        (actions["score"].click, writer.score, [model, parts.text, work]),
     ):
         # The alternatives are those of the text before.
         listen(None, None, [parts.alternatives, *buttons], js=clicks.begun)
@@ -225,6 +261,7 @@ def _connect_runs(
             api_visibility="private",
             **TOGETHER,
         )
+        event.then(writer.coming, work, parts.alternatives, **QUICK)
         event.then(None, None, buttons, js=clicks.ended)
         event.failure(None, None, buttons, js=clicks.ended)  # refused by Gradio, a setting out of its range
         runs.append(event)
@@ -254,6 +291,7 @@ def _connect_rest(writer: Writer, parts: _Parts, model: gr.State, work: gr.State
     for listen, change in changes:
         listen(None, None, parts.alternatives, js=script("given", ""))
         then_count(listen(change, both, written, **QUICK))
+    text.change(None, None, None, js=script("drawSoon"))
     copy.click(None, text, parts.status, js=script("copyText", status("Copied"), status("Not copied", _COPY)))
     parts.view.select(writer.choose, work, parts.alternatives, **QUICK)
     parts.typed.click(writer.count, [model, text], parts.count, trigger_mode="always_last", **QUICK)

@@ -13,14 +13,18 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from biogpt.generation.options import ON_PAGE, SETTINGS, GenerationOptions, Setting, Slider
-from biogpt.serving.inspection import ALTERNATIVES, Sample, attention, branched, scored
-from biogpt.serving.shelf import Shelf
+from biogpt.serving.inspection import ALTERNATIVES, Sample, attention, branched, read_whole, scored
+from biogpt.serving.shelf import OnShelf, Shelf
 from biogpt.serving.text_generator import Prompt, Step, Stream, TextGenerator
+from biogpt.text.documents import Document
 from biogpt.text.plain import is_blank
+from biogpt.text.results import OnProgress
 from biogpt.ui.inputs import as_given
 from biogpt.ui.models import title
+from biogpt.ui.runs import label_all
+from biogpt.ui.scoring import Score, score_of, sentences_shown
 from biogpt.ui.status import REFUSALS, api_error, refusal, status
-from biogpt.ui.tokens import attention_shown, choices, shown
+from biogpt.ui.tokens import attention_shown, choices, coming_shown, shown, units
 
 _LOOK = 0.25  # seconds between looks at a request that waits in line, so that Stop acts meanwhile
 _SINGLY = 24  # tokens that come one by one; only the first one while others write, too
@@ -62,6 +66,7 @@ class WritingStatus:
         first: seconds to the first token.
         rest: seconds from the first token to the last.
         seed: what the text was drawn with.
+        found: in words, of a text that was read and not written: it has no limit.
     """
 
     state: str
@@ -71,10 +76,11 @@ class WritingStatus:
     first: float
     rest: float
     seed: int | None
+    found: str = ""
 
     def line(self) -> str:
         if not self.limit:
-            return status(self.state)
+            return status(self.state, self.found)
         facts = [f"{self.positions:,} of {self.limit:,} positions"]
         if self.tokens > 1:
             facts.append(f"{(self.tokens - 1) / self.rest:,.0f} tokens/s")
@@ -92,6 +98,8 @@ class Draft:
         given: what the model was given: the prompt, and what of the samples is of runs before.
         samples: as many as were asked for.
         status: of the run.
+        begin: how many characters are before the first that was generated.
+        score: what was found of the text, where it was read for that.
 
     The run that makes it changes it in place.
     """
@@ -101,6 +109,8 @@ class Draft:
     given: str
     samples: list[Sample]
     status: WritingStatus
+    begin: int
+    score: Score | None = None
 
     def texts(self) -> list[str]:
         """What the textbox may hold of it."""
@@ -114,13 +124,13 @@ class Draft:
     def before(self) -> "Draft":
         """What the run went on with."""
         sample = self.samples[0]
-        return replace(self, samples=[sample.cut(sample.known, sample.base)])
+        return replace(self, samples=[sample.cut(sample.known, sample.base)], score=None)
 
 
 def opened(model: str, text: str, given: int) -> Draft:
     """A text that was opened from a link, whose first characters were given; its tokens are not known."""
     seen = WritingStatus("Opened from a link", 0, 0, 0, 0.0, 0.0, None)
-    return Draft(model, text[:given], text[:given], [Sample([], text[given:])], seen)
+    return Draft(model, text[:given], text[:given], [Sample([], text[given:])], seen, given)
 
 
 class Version(NamedTuple):
@@ -182,6 +192,7 @@ class _Run:
             prompt.text,
             options.num_return_sequences * [Sample([]) if earlier is None else earlier.samples[0]],
             WritingStatus("Writing", prompt.length, limit, 0, 0.0, 0.0, options.seed),
+            len(prompt.text) if earlier is None else earlier.begin,
         )
 
     def begin(self, prompt: Prompt) -> None:
@@ -291,12 +302,18 @@ class Writer:
     def branch(
         self, text: str, work: Work | None, *settings: Any, event: gr.EventData, session: Hashable = None
     ) -> Iterator[tuple[Any, ...]]:
-        """Continue from a token of the draft with another in its place; ``event`` says which."""
+        """Continue from a token of the draft with another in its place; ``event`` says which.
+
+        What could come after the last token is put there, and the text read again: nothing is written.
+        """
         try:
             draft = work.draft if work else None
             if work is None or draft is None:
                 raise ValueError("That text is gone: generate again")
             sample, generator = draft.samples[event.sample], self.shelf.take(draft.model)
+            appends = draft.score is not None and event.token == len(sample.ids)
+            if appends and draft.score is not None:
+                sample = replace(sample, alternatives=[*sample.alternatives, draft.score.coming])
             branch = generator.run(partial(branched, generator, sample, event.token, event.rank))
         except REFUSALS as error:
             yield _only_status(_refusal(error))
@@ -304,15 +321,53 @@ class Writer:
         except (IndexError, AttributeError):
             yield _only_status(_refusal(ValueError("That token is gone: choose another")))
             return
-        before, work = Version(text, draft), replace(work, draft=replace(draft, samples=[branch]))
         prompt = draft.prompt + branch.text
+        before, begin = Version(text, draft), min(draft.begin, len(prompt))
+        chosen = replace(draft, samples=[branch], given=prompt, begin=begin, score=None)
+        if appends:
+            yield from self.score(draft.model, prompt, work.then(before, chosen))
+            return
+        work = replace(work, draft=chosen)
         yield from self.write(draft.model, prompt, work, *settings, before=before, session=session)
 
-    def choose(self, work: Work | None, event: gr.EventData) -> str:
+    def score(self, model: str, text: str, work: Work | None) -> Iterator[tuple[Any, ...]]:
+        """Read the text, for what the model thinks of each token of it and of what could come next.
+
+        Yields:
+            As ``write``; the text stays.
+        """
+        work = work or Work()
+
+        def look(generator: TextGenerator, texts: list[str], _: OnProgress) -> list[Draft]:
+            return [_looked_into(generator, model, given, _goes_on(work, model, given)) for given in texts]
+
+        try:
+            if is_blank(text):
+                raise ValueError("The text is empty: type or paste something, or take an example")
+            with closing(label_all(OnShelf(self.shelf, model), [Document("text", text)], look)) as runs:
+                for run in runs:
+                    if not run.ended:
+                        yield _only_status(run.line())
+            [draft] = run.results
+            yield draft.text, _view(draft), draft.status.line(), replace(work, draft=draft), gr.skip()
+        except REFUSALS as error:
+            yield _only_status(_refusal(error, "Not scored"))
+
+    def coming(self, work: Work | None) -> Any:
+        """What could come after a text that was scored, as the alternatives are shown."""
+        draft = work.draft if work else None
+        if draft is None or draft.score is None:
+            return gr.skip()
+        tokenizer = self.shelf.take(draft.model).tokenizer
+        return coming_shown(tokenizer, draft.score.coming, len(draft.samples[0].ids))
+
+    def choose(self, work: Work | None, event: gr.EventData) -> Any:
         """The alternatives of the token that was chosen."""
         draft = work.draft if work else None
         if draft is None:
             return ""
+        if draft.score is not None and event.token == len(draft.samples[0].ids):
+            return self.coming(work)
         return choices(self.shelf.take(draft.model).tokenizer, draft.samples, event.sample, event.token)
 
     def keep(self, text: str, work: Work | None, event: gr.EventData) -> tuple[Any, ...]:
@@ -498,6 +553,23 @@ def _continued(generator: TextGenerator, text: str, draft: Draft | None) -> Prom
     return generator.continued(text, [*sample.context, *sample.ids]) if is_known else None
 
 
+def _looked_into(generator: TextGenerator, model: str, text: str, earlier: Draft | None) -> Draft:
+    """A text with all its tokens known, and what was found of it; ``earlier`` is the draft that it is of."""
+    start = time.perf_counter()
+    prompt = _continued(generator, text, earlier) or _encoded(generator, text)
+    sample, coming = generator.run(partial(read_whole, generator, prompt))
+    given = text if earlier is None or not text.startswith(earlier.given) else earlier.given
+    sample.base, sample.known = given, sum(end <= len(given) for end in sample.ends)
+    score = score_of(sample, coming)
+    seconds = time.perf_counter() - start
+    found = f"{score.bits:.2f} bits per byte · {len(sample.ids):,} tokens · {seconds:.1f} s"
+    seed = None if earlier is None else earlier.status.seed
+    begin = len(text) if earlier is None else min(earlier.begin, len(text))
+    return Draft(
+        model, "", given, [sample], WritingStatus("Scored", 0, 0, 0, 0.0, 0.0, seed, found), begin, score
+    )
+
+
 def _read_back(generator: TextGenerator, draft: Draft) -> Sample:
     """The text of a beam search, which tells nothing of its tokens: they are read once more."""
     [sample] = draft.samples
@@ -554,7 +626,8 @@ def _read(row: Setting, value: Any) -> Any:
 
 
 def _view(draft: Draft) -> dict[str, Any]:
-    return shown(draft.prompt, draft.samples) | {"text": draft.text}
+    below = sentences_shown(draft.text, draft.score) if draft.score else ""
+    return shown(draft.prompt, draft.samples, units(draft.text[: draft.begin]), below) | {"text": draft.text}
 
 
 def _brought(version: Version, state: str, work: Work) -> tuple[Any, ...]:
