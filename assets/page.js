@@ -14,7 +14,7 @@
 
   const update = (changes) => ({ __type__: "update", ...changes });
   const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-  const busy = () => document.querySelector("#generate").disabled;
+  const busy = () => document.querySelector("#generate")?.disabled;
 
   /* The page */
 
@@ -358,10 +358,10 @@
     tokenOf(opened)?.classList.add("chosen");
     const stale = !busy() && isOutdated();
     view.element.classList.toggle("outdated", stale);
-    document.querySelector("#status").classList.toggle("outdated", stale);
+    document.querySelector("#status")?.classList.toggle("outdated", stale);
     const end = tokens();
     const gone = opened === end ? stale : opened >= 0 && !tokenOf(opened);
-    document.querySelector("#choices").classList.toggle("outdated", !busy() && gone);
+    document.querySelector("#choices")?.classList.toggle("outdated", !busy() && gone);
   }
 
   const drawSoon = () => setTimeout(draw); // when Gradio has set the text, too
@@ -378,10 +378,10 @@
     view.trigger("select", { sample: 0, token: index });
   }
 
-  const open = () => document.querySelector("#choices").classList.remove("closed");
+  const open = () => document.querySelector("#choices")?.classList.remove("closed");
 
   function close() {
-    document.querySelector("#choices").classList.add("closed");
+    document.querySelector("#choices")?.classList.add("closed");
     for (const other of document.querySelectorAll(".tok.chosen")) other.classList.remove("chosen");
     opened = -1;
   }
@@ -429,7 +429,8 @@
   function noteScroll({ target }) {
     if (!target.matches?.(TEXT)) return;
     follows = target.scrollTop + target.clientHeight > target.scrollHeight - 40;
-    document.querySelector("#ink").scrollTop = target.scrollTop;
+    const ink = document.querySelector("#ink");
+    if (ink) ink.scrollTop = target.scrollTop;
   }
 
   // The pointer names the token that it is on.
@@ -471,6 +472,13 @@
       `<div>${STALE}<div class="view" role="region" tabindex="0" aria-label="Samples">` +
       `${articles.join("")}</div></div>`
     );
+  }
+
+  function comparison({ sides }) {
+    const articles = sides.map((side, n) => `<div>${article(side.title, side, n)}${side.below}</div>`);
+    return sides.length
+      ? `<div class="view" role="region" tabindex="0" aria-label="Both sides">${articles.join("")}</div>`
+      : "<div></div>";
   }
 
   const STALE = '<p class="remark stale">What is below is of the text before it was edited.</p>';
@@ -533,7 +541,8 @@
   function listenToAlternatives(element, trigger, props, watch) {
     watch("value", () => {
       open();
-      if (props.value.includes(`data-i="${tokens()}"`)) opened = tokens();
+      const [, index] = /data-s="0" data-i="(\d+)"/.exec(props.value) ?? [];
+      if (index && view?.props.value.samples.length === 1) opened = +index;
       drawSoon();
     });
     element.addEventListener("click", (event) => {
@@ -582,6 +591,7 @@
     attention,
     begun,
     chosen,
+    comparison,
     completions,
     copyLink,
     copyText,
@@ -590,6 +600,7 @@
     given,
     listenToAlternatives,
     listenToAttention,
+    listenToTokens,
     listenToView,
     nameOf,
     nameRun,

@@ -41,21 +41,25 @@ def score_of(sample: Sample, coming: tuple[tuple[int, float], ...]) -> Score:
     return Score(bits(0, len(text), sample.logprobs), sentences, coming)
 
 
-def sentences_shown(text: str, score: Score, most: float | None = None) -> str:
-    """The surprise of each sentence as HTML: a bar each, and a button that selects it in the text.
+def sentences_shown(text: str, score: Score, most: float = 0.0, can_select: bool = True) -> str:
+    """The surprise of each sentence as HTML: a bar each.
 
     Args:
-        most: bits per byte of the longest bar; None: those of the most surprising sentence.
+        most: bits per byte of the longest bar, if no sentence has more.
+        can_select: a click on a sentence selects it in the text.
     """
-    most = max([most or 0, *(bits for _, _, bits in score.sentences)])
+    most = max([most, *(bits for _, _, bits in score.sentences)])
     items = []
     for start, end, bits in score.sentences:
         words = " ".join(text[start:end].split())
         words = words if len(words) <= _SHOWN else f"{words[: _SHOWN - 2]} …"
+        name = f"<span>{html.escape(words)}</span>"
+        if can_select:
+            places = f'data-start="{units(text[:start])}" data-end="{units(text[:end])}"'
+            name = f"<button {places}>{html.escape(words)}</button>"
         items.append(
-            f'<li><button data-start="{units(text[:start])}" data-end="{units(text[:end])}">'
-            f'{html.escape(words)}</button><i style="--share: {bits / most if most else 0:.4f}" '
-            f'aria-hidden="true"></i><b>{bits:.2f}</b></li>'
+            f'<li>{name}<i style="--share: {bits / most if most else 0:.4f}" aria-hidden="true"></i>'
+            f"<b>{bits:.2f}</b></li>"
         )
     return (
         '<div class="bars sentences hue-1"><h2>How surprising each sentence was, in bits per byte '

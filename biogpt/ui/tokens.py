@@ -9,7 +9,7 @@ from biogpt.serving.inspection import Attention, Sample
 from biogpt.text.tokenizer import Tokenizer
 
 
-def _sample_shown(sample: Sample) -> dict[str, Any]:
+def sample_shown(sample: Sample) -> dict[str, Any]:
     """For the browser: tokens by their characters, what of the text no token is known of last."""
     starts = [0, *sample.ends]
     pieces = [sample.text[start:end] for start, end in zip(starts, sample.ends, strict=False)]
@@ -35,7 +35,7 @@ def shown(given: str, samples: Sequence[Sample], begin: int = 0, below: str = ""
     """
     return {
         "given": given,
-        "samples": [_sample_shown(sample) for sample in samples],
+        "samples": [sample_shown(sample) for sample in samples],
         "begin": begin,
         "below": below,
     }
@@ -48,8 +48,10 @@ def piece(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.decode([token]) + ("" if tokenizer.ends_word(token) else "‑")
 
 
-def choices(tokenizer: Tokenizer, samples: Sequence[Sample], sample: int, token: int) -> str:
-    """The alternatives of a token as HTML: a bar and a button each."""
+def choices(
+    tokenizer: Tokenizer, samples: Sequence[Sample], sample: int, token: int, can_branch: bool = True
+) -> str:
+    """The alternatives of a token as HTML: a bar each, and a button where they can take its place."""
     if not (0 <= sample < len(samples) and 0 <= token < len(samples[sample].ids)):
         return ""
     chosen = samples[sample]
@@ -62,7 +64,7 @@ def choices(tokenizer: Tokenizer, samples: Sequence[Sample], sample: int, token:
         f"“{title}” had {probability:.1f} %. The likeliest here:",
         chosen.alternatives[token],
         (sample, token),
-        ("Continue with this", "Continue from here with"),
+        ("Continue with this", "Continue from here with") if can_branch else None,
         chosen.ids[token],
     )
 
@@ -81,7 +83,7 @@ def _choices(
     title: str,
     likeliest: Sequence[tuple[int, float]],
     place: tuple[int, int],
-    verbs: tuple[str, str],
+    verbs: tuple[str, str] | None,
     chosen: int | None = None,
 ) -> str:
     """Tokens with a bar and a button each.
@@ -89,7 +91,7 @@ def _choices(
     Args:
         title: HTML.
         place: sample and token.
-        verbs: what a button says, and what is read aloud before the token's name.
+        verbs: what a button says, and what is read aloud before the token's name; None: no buttons.
         chosen: id of the token that is there.
     """
     items = []
@@ -99,7 +101,7 @@ def _choices(
             "<em>chosen</em>"
             if other == chosen
             else ""
-            if tokenizer.is_control(other)
+            if verbs is None or tokenizer.is_control(other)
             else f'<button data-s="{place[0]}" data-i="{place[1]}" data-rank="{rank}" '
             f'aria-label="{verbs[1]} {name}">{verbs[0]}</button>'
         )

@@ -9,6 +9,7 @@ import gradio as gr
 
 from biogpt.generation.options import ON_PAGE, Setting, Slider
 from biogpt.serving.shelf import Shelf
+from biogpt.ui.comparing import comparing
 from biogpt.ui.keeping import keep_panel
 from biogpt.ui.runs import KEEP, PASSAGES, QUICK, Refresh
 from biogpt.ui.scripts import (
@@ -52,8 +53,21 @@ PRESETS: dict[str, tuple[float, ...]] = {
 _COPY = "the browser lets no page copy here: the text is selected, press Ctrl + C (Cmd + C)"
 _MEAN = ("mean of all", 0)
 
-_HINT = (
-    "What is generated shows here, tinted. Type the start of a sentence, or take an example, then Generate."
+_WHAT = (
+    "BioGPT continues biomedical text, one token (a word, or a piece of one) at a time. It answers no "
+    "questions and follows no instructions, and what it writes can be wrong."
+)
+_SMALL = (
+    "mini is a small model for demonstration; <code>python app.py --model microsoft/biogpt</code> "
+    "runs the one of the paper."
+)
+# A sentence as it looks once it was read, with the percent of each token.
+_LOOKS = (("Aspirin", 2), (" reduced", 31), (" the", 64), (" risk", 38), (" of", 97), (" stroke", 7))
+_HINTS = (
+    "Type the start of a sentence, or take an example, and <b>Generate</b>.",
+    "The less likely a word was, the stronger its colour. Choose one: what else could have been?",
+    "<b>Score text</b> reads what you have written: each word, each sentence, and what would come next.",
+    "<b>Compare</b>, below, sets two texts or two models side by side.",
 )
 
 _LEGEND = (
@@ -85,6 +99,7 @@ class _Parts:
     typed: gr.Button
     actions: dict[str, gr.Button]  # by their ids
     status: gr.HTML
+    show: gr.Button  # an example that runs by itself
     examples: list[gr.Button]
     view: gr.HTML
     alternatives: gr.HTML
@@ -104,16 +119,23 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     work = gr.State(None, time_to_live=KEEP)
     with gr.Row(elem_classes="columns write"):
         with gr.Column(elem_classes="side"):
-            editor = _editor()
-            view = _below(shelf.default)
+            with gr.Column(elem_classes="work"):
+                editor = _editor()
+            below = gr.Column(elem_classes="below")
         with gr.Column(elem_classes="side"):
             with gr.Column(elem_classes="settings"):
                 settings = _settings(work)
-            parts = _Parts(**editor, view=view, **_beside())
-            controls: list[Any] = list(settings.values())
-            written = _written(parts, work)
-            tree_panel(shelf, model, parts.text, work, writer.take_in, written)
-            keep_panel(writer, model, parts.text, work, controls, written)
+            with gr.Column(elem_classes="beside") as panels:
+                beside = _beside()
+        with below:
+            view = _below(shelf.default)
+            with gr.Accordion("Compare two texts, or two models", open=False, elem_id="compare-panel"):
+                comparing(shelf, model, editor["text"], beside["alternatives"])
+    parts = _Parts(**editor, view=view, **beside)
+    written = _written(parts, work)
+    with panels:
+        tree_panel(shelf, model, parts.text, work, writer.take_in, written)
+        keep_panel(writer, model, parts.text, work, list(settings.values()), written)
     _connect_runs(writer, parts, model, work, list(settings.values()))
     _connect_rest(writer, parts, model, work)
     gr.api(writer.endpoint(), api_name="generate", **TOGETHER)
@@ -137,13 +159,21 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     return WriteTab({"text": parts.text, **settings}, work, refresh, parts.count, fit, fitted, writer.count)
 
 
+def _first_visit(model: str) -> str:
+    """What is below the text before there is any: what this is, what a result looks like, and four hints."""
+    level = [(50, 0), (20, 1), (5, 2), (0, 3)]
+    looks = "".join(
+        f'<span class="p{next(number for least, number in level if percent >= least)}">{word}</span>'
+        f"<small> {percent} %</small>"
+        for word, percent in _LOOKS
+    )
+    hints = "".join(f"<li>{hint}</li>" for hint in _HINTS)
+    small = f" {_SMALL}" if model == "mini" else ""
+    return f'<div class="first"><p>{_WHAT}{small}</p><p class="looks">{looks}</p><ol>{hints}</ol></div>'
+
+
 def _editor() -> dict[str, Any]:
     """The text with the colours of its tokens, and its buttons."""
-    with gr.Column(elem_classes="work"):
-        return _text()
-
-
-def _text() -> dict[str, Any]:
     text = gr.Textbox(
         label="Text",
         info="Prompt and completion in one. Edit it anywhere; Generate continues from its end.",
@@ -172,6 +202,7 @@ def _text() -> dict[str, Any]:
     line = gr.HTML(status("Ready"), elem_id="status")
     with gr.Row(elem_classes="examples", elem_id="prompts"):
         gr.HTML("<span>Try</span>")
+        show = gr.Button("Show me", size="sm", min_width=0, elem_id="show-me")
         examples = [gr.Button(name, size="sm", min_width=0) for name in EXAMPLES]
     return {
         "text": text,
@@ -179,29 +210,24 @@ def _text() -> dict[str, Any]:
         "typed": typed,
         "actions": actions,
         "status": line,
+        "show": show,
         "examples": examples,
     }
 
 
 def _below(model: str) -> gr.HTML:
     """Samples, what was found of the text, and before there is any what the page is for."""
-    with gr.Column(elem_classes="below"):
-        return gr.HTML(
-            shown("", []) | {"hint": _HINT},
-            html_template=COMPLETIONS,
-            js_on_load=COMPLETIONS_EVENTS,
-            apply_default_css=False,
-            elem_id="view",
-        )
+    return gr.HTML(
+        shown("", []) | {"hint": _first_visit(model)},
+        html_template=COMPLETIONS,
+        js_on_load=COMPLETIONS_EVENTS,
+        apply_default_css=False,
+        elem_id="view",
+    )
 
 
 def _beside() -> dict[str, Any]:
     """Alternatives of a token, and which tokens it looks at."""
-    with gr.Column(elem_classes="beside"):
-        return _looks()
-
-
-def _looks() -> dict[str, Any]:
     alternatives = gr.HTML("", js_on_load=ALTERNATIVES_EVENTS, elem_id="choices")
     with gr.Accordion("Attention", open=False, elem_id="attention-panel"):
         with gr.Row():
@@ -239,16 +265,18 @@ def _connect_runs(
 
     actions = parts.actions
     names = ("generate", "continue", "regenerate", "score", "undo", "redo", "stop")
-    buttons = [actions[name] for name in names]
+    buttons = [parts.show, *(actions[name] for name in names)]
     clicks = Buttons("write", len(buttons), cleared=1)
     given = [parts.text, work, *settings]
     runs: list[Any] = []
-    for listen, run, inputs in (
-        (actions["generate"].click, in_session(writer.write), [model, *given]),
-        (actions["continue"].click, in_session(writer.write), [model, *given]),
-        (actions["regenerate"].click, in_session(writer.rewrite), [model, *given]),
-        (parts.alternatives.select, on_branch, given),
-        (actions["score"].click, writer.score, [model, parts.text, work]),
+    example = partial(writer.write_example, EXAMPLES["Trastuzumab"])
+    for listen, run, inputs, then in (
+        (actions["generate"].click, in_session(writer.write), [model, *given], writer.coming),
+        (actions["continue"].click, in_session(writer.write), [model, *given], writer.coming),
+        (actions["regenerate"].click, in_session(writer.rewrite), [model, *given], writer.coming),
+        (parts.alternatives.select, on_branch, given, writer.coming),
+        (actions["score"].click, writer.score, [model, parts.text, work], writer.coming),
+        (parts.show.click, in_session(example), [model, *given], writer.surprising),
     ):
         # The alternatives are those of the text before.
         listen(None, None, [parts.alternatives, *buttons], js=clicks.begun)
@@ -261,7 +289,7 @@ def _connect_runs(
             api_visibility="private",
             **TOGETHER,
         )
-        event.then(writer.coming, work, parts.alternatives, **QUICK)
+        event.then(then, work, parts.alternatives, **QUICK)
         event.then(None, None, buttons, js=clicks.ended)
         event.failure(None, None, buttons, js=clicks.ended)  # refused by Gradio, a setting out of its range
         runs.append(event)

@@ -31,6 +31,8 @@ _SINGLY = 24  # tokens that come one by one; only the first one while others wri
 _PACE = 1 / 15  # seconds between later updates, at least
 _UPDATES = 40  # a second, for all who write together
 
+_FEW = 30  # tokens of an example that runs by itself
+
 VERSIONS = 50  # that Undo brings back
 
 _FINISHED = {
@@ -353,6 +355,16 @@ class Writer:
         except REFUSALS as error:
             yield _only_status(_refusal(error, "Not scored"))
 
+    def write_example(
+        self, prompt: str, model: str, text: str, work: Work | None, *settings: Any, session: Hashable = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Continue a prompt by a few tokens, in place of the text."""
+        before = Version(text, work.draft if work else None)
+        pairs = zip(ON_PAGE, settings, strict=True)
+        few = [min(value, _FEW) if row.name == "max_new_tokens" else value for row, value in pairs]
+        yield prompt, *_only_status(status("Reading the prompt"))[1:]
+        yield from self.write(model, prompt, work, *few, before=before, session=session)
+
     def coming(self, work: Work | None) -> Any:
         """What could come after a text that was scored, as the alternatives are shown."""
         draft = work.draft if work else None
@@ -360,6 +372,15 @@ class Writer:
             return gr.skip()
         tokenizer = self.shelf.take(draft.model).tokenizer
         return coming_shown(tokenizer, draft.score.coming, len(draft.samples[0].ids))
+
+    def surprising(self, work: Work | None) -> Any:
+        """The alternatives of the least likely token."""
+        draft = work.draft if work else None
+        if draft is None or not draft.samples[0].ids:
+            return gr.skip()
+        logprobs = draft.samples[0].logprobs
+        least = min(range(len(logprobs)), key=lambda place: logprobs[place])
+        return choices(self.shelf.take(draft.model).tokenizer, draft.samples, 0, least)
 
     def choose(self, work: Work | None, event: gr.EventData) -> Any:
         """The alternatives of the token that was chosen."""
