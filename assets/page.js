@@ -357,7 +357,7 @@
     for (const other of ink.querySelectorAll(".chosen")) other.classList.remove("chosen");
     tokenOf(opened)?.classList.add("chosen");
     const stale = !busy() && isOutdated();
-    view.element.classList.toggle("outdated", stale);
+    document.querySelector("#view")?.classList.toggle("outdated", stale);
     document.querySelector("#status")?.classList.toggle("outdated", stale);
     const end = tokens();
     const gone = opened === end ? stale : opened >= 0 && !tokenOf(opened);
