@@ -31,7 +31,7 @@ from biogpt.ui.inputs import Given, as_given, check_names, check_score, passage
 from biogpt.ui.marks import Bar, Gloss, Mark, bars, cut_note, marked, view
 from biogpt.ui.results import LOOK_UP, download_buttons, pages_of, results_table, rows_note, table
 from biogpt.ui.runs import QUICK, OnProgress, Run, label_all, last_of
-from biogpt.ui.scripts import PASSAGES_EVENTS, MARKS_EVENTS, script
+from biogpt.ui.scripts import MARKS_EVENTS, PASSAGES_EVENTS, script
 from biogpt.ui.status import REFUSALS, api_error, counted, refusal, remarks, status
 
 EXAMPLES = assets() / "examples" / "entities.jsonl"
