@@ -106,7 +106,7 @@ def test_the_quick_bench_takes_every_figure(monkeypatch, capsys):
     assert quick.wrong(results) == []
     figures = results["figures"]
     names = ["1 stream, tokens/s", "3 streams in all, tokens/s", "3 streams in all, drawn, tokens/s"]
-    names += ["3 prompts of 85, s", "3 streams in all at position 85, tokens/s", "first token of 80, s"]
+    names += ["3 prompts of 147, s", "3 streams in all at position 147, tokens/s", "first token of 80, s"]
     names += ["ready to serve, s", "transformers: 16 streams in all, tokens/s"]
     for name in names:
         assert figures[name] > 0

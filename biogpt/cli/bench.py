@@ -38,7 +38,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="check and measure a GPU within three minutes, and print JSON; of the others it takes --device, "
+        help="check and measure a GPU in some minutes, and print JSON; of the others it takes --device, "
         "--model, --streams, --steps and the first of --precisions",
     )
     parser.add_argument(

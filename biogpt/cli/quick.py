@@ -206,13 +206,13 @@ def _figures(options: QuickOptions, device: torch.device, dtype: torch.dtype) ->
     bench = _Bench(runner, most)
     bench.read(1, 16, 1)
     figures["ready to serve, s"] = time.perf_counter() - begun
-    long = min(900, limit - options.steps - 70)
     middle = min(512, limit // 2)
     for streams in (count for count in options.streams if count <= runner.most):
         name = f"{streams} stream{'s in all' if streams > 1 else ''}"
         bench.read(streams, 32, options.steps)
         figures[f"{name}, tokens/s"] = bench.decode(options.steps)
         if streams in (16, most):
+            long = min(900, limit - _tokens(streams, options.steps))
             bench.read(streams, 32, options.steps, GenerationOptions(temperature=0.7, top_p=0.9, seed=1))
             figures[f"{name}, drawn, tokens/s"] = bench.decode(options.steps)
             figures[f"{streams} prompts of {long}, s"] = bench.read(streams, long, options.steps)
@@ -247,8 +247,7 @@ class _Bench:
         """
         self.end()
         config = self.engine.runner.config
-        tokens = steps + 2 * streams + 2  # those that some make while others are read
-        tokens = min(tokens, config.max_position_embeddings - length)
+        tokens = min(_tokens(streams, steps), config.max_position_embeddings - length)
         options = replace(options or GenerationOptions(), max_new_tokens=tokens, min_new_tokens=tokens)
         random = torch.Generator().manual_seed(length)
         begun = time.perf_counter()
@@ -273,6 +272,11 @@ class _Bench:
     def end(self) -> None:
         self.engine.drop(everyone=True)
         self._slots = []
+
+
+def _tokens(streams: int, steps: int) -> int:
+    """How many a stream makes in all: some while the prompts of the others are read, in two pieces each."""
+    return steps + 2 * streams + 2
 
 
 def _of_reference(model: BioGptForCausalLM, length: int, options: QuickOptions) -> dict[str, float]:
