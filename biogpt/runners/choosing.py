@@ -191,7 +191,7 @@ class Chooser:
         sums = shares.cumsum(dim=-1)
         cut_off = self._cut_off[rows, None]
         is_tail = (sums.double() <= cut_off * sums[:, -1:].double()) & (cut_off > 0)
-        is_tail[:, -1] = False
+        is_tail[:, -1].zero_()
         is_cut = torch.zeros_like(is_out).scatter(-1, order, is_out | is_tail)
         return scores.masked_fill(is_cut | (scores.exp() < self._min_p[rows, None]), -torch.inf)
 
