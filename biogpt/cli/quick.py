@@ -166,7 +166,8 @@ def _reference(model: BioGptForCausalLM) -> Any:
     transformers.logging.set_verbosity_error()
     reference = transformers.BioGptForCausalLM(transformers.BioGptConfig.from_dict(model.config.to_dict()))
     reference.load_state_dict(model.state_dict())
-    return reference.to(model.device, model.dtype).eval()
+    moved: torch.nn.Module = reference  # whose types say less
+    return moved.to(model.device, model.dtype).eval()
 
 
 def _ids(results: list[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from biogpt.generation import sampling
 from biogpt.generation.options import GenerationOptions
-from biogpt.generation.search import check_length
+from biogpt.generation.search import Choice, check_length
 from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
 
@@ -77,6 +77,7 @@ class Tree:
     """
 
     kept = None
+    rules = None  # chosen here
 
     def __init__(
         self,
@@ -98,15 +99,16 @@ class Tree:
         self._depth = 0
         self._live = [-1]  # numbers of the nodes that go on, a row each
 
-    def advance(self, logits: Tensor, cache: KVCache) -> list[Node]:
+    def advance(self, given: Tensor | Choice, cache: KVCache) -> list[Node]:
         """The nodes of the next depth, by the logits [B, V] (of the prompt [1, V]) of those before.
 
         Returns:
             They, best path first; the likeliest of them go on.
         """
-        logprobs = sampling.ban_tokens(logits[: len(self._live)], self._padding).log_softmax(dim=-1)
+        assert isinstance(given, Tensor), "nodes are chosen here"
+        logprobs = sampling.ban_tokens(given[: len(self._live)], self._padding).log_softmax(dim=-1)
         best = sampling.ban_tokens(logprobs, self._banned).topk(
-            min(self._tree.branches, logits.shape[-1]), dim=-1
+            min(self._tree.branches, given.shape[-1]), dim=-1
         )
         made: list[tuple[int, Node]] = []  # with the row of its parent
         for row, (parent, ids, values) in enumerate(

@@ -209,7 +209,8 @@ class CudaRunner(PlainRunner):
             normed = layer.self_attn_layer_norm(hidden)
             parts = fused(normed).view(count, 3, layer.self_attn.heads, -1)  # [G, 3, H, D / H]
             memory[:, rows, :, places] = parts[:, 1:].to(memory.dtype)
-            mixed = _attend(parts[:, 0, :, None], *memory[:, :count, :, :keys], mask)
+            known = memory[:, :count, :, :keys]
+            mixed = _attend(parts[:, 0, :, None], known[0], known[1], mask)
             hidden = self._rest_of_layer(layer, hidden, mixed.reshape(count, -1))
         chooser.logits[:count] = self._logits(hidden)
 
@@ -286,7 +287,8 @@ class CudaRunner(PlainRunner):
 
         def attended(places: Tensor, count: int, keys: int) -> Tensor:
             mask = self._mask(places[:count, None], keys, state)
-            return _attend(query[:count], *memory[:, :count, :, :keys], mask)
+            known = memory[:, :count, :, :keys]
+            return _attend(query[:count], known[0], known[1], mask)
 
         for keys in key_counts[:]:
             places = torch.arange(rows, device=self.device) * 7919 % keys

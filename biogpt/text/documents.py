@@ -358,7 +358,7 @@ def _with_texts(objects: Iterator[tuple[str, Any]]) -> Iterator[Read]:
 def _given_labels(value: dict[str, Any]) -> tuple[str, ...] | None:
     """The labels of an object, where they are words: scores and other records are none."""
     given = next((value[column] for column in _LABEL_COLUMNS if column in value), None)
-    labels = given if isinstance(given, list) else [given]
+    labels: list[Any] = given if isinstance(given, list) else [given]
     if not all(isinstance(label, str) for label in labels):
         return None
     return _labels(labels)

@@ -475,7 +475,7 @@ def _short_forms(shown: Found, index: int) -> Listed:
     text = shown.documents[index].text
     found = abbreviations(text)
     types = {(e.start, e.end): e.label for e in shown.entities[index]}
-    rows = [
+    rows: list[list[Any]] = [
         [
             text[slice(*a.short)],
             " ".join(text[slice(*a.long)].split()),

@@ -98,7 +98,7 @@ def _draft(tokenizer: Tokenizer, model: str, given: Mapping[str, Any]) -> Draft 
         if not (isinstance(prompt, str) and isinstance(before, str) and samples):
             return None
         seen = WritingStatus("Opened", 0, 0, 0, 0.0, 0.0, seed if type(seed) is int else None)
-        return Draft(model, prompt, before, samples, seen)
+        return Draft(model, prompt, before, samples, seen, len(prompt))
     except (KeyError, TypeError, ValueError, IndexError):
         return None
 

@@ -435,7 +435,7 @@ class Writer:
     ) -> tuple[Any, ...]:
         """A path that goes on from a prompt, and what comes after it, as the text: what ``write`` yields."""
         seen = WritingStatus("Kept from the tree", 0, 0, 0, 0.0, 0.0, None)
-        draft = None if rest else Draft(model, prompt, prompt, [sample], seen)
+        draft = None if rest else Draft(model, prompt, prompt, [sample], seen, len(prompt))
         return self.bring(Version(prompt + sample.text + rest, draft), seen.state, text, work)
 
     def stopped(self, text: str, work: Work | None) -> tuple[Any, ...]:
