@@ -383,6 +383,7 @@ def test_another_site_is_refused_everywhere_and_browsers_are_told_what_not_to_do
         ({}, "http://127.0.0.1:7860"),
         ({"X-Forwarded-Host": "localhost:80, inner", "X-Forwarded-Proto": "https"}, "https://localhost:80"),
         ({"X-Forwarded-Host": "evil.example"}, None),
+        ({"Host": "evil.example", "X-Forwarded-Host": "localhost"}, None),  # as its page can, once rebound
         ({"X-Gradio-Server": "http://evil.example"}, "http://127.0.0.1:7860"),
         ({"X-Forwarded-Prefix": "/lab/bio-gpt/"}, "http://127.0.0.1:7860/lab/bio-gpt"),
         ({"X-Forwarded-Prefix": "/lab", "X-Forwarded-Host": "localhost"}, "http://localhost/lab"),

@@ -45,12 +45,15 @@ class Sites:
         if ANY in self.allowed:
             return ""
         sites = self._sites | ({_host(shared)} if shared else set())
-        given, origin = _reached(headers).lower(), headers.get("origin", "").lower()
-        host, site = _host(given), _host(origin)
         known = self._names | sites | set(map(_host, self.allowed))
-        is_own = not given or _is_address(host) or host.endswith(".localhost")  # a browser always names one
-        if not (self.is_space or is_own or host in known):
-            return _said("Host", given, host)
+        # Both: a page of another site can name any host as that of a proxy, but not in place of its own.
+        for given in (headers.get("host", "").lower(), _reached(headers).lower()):
+            host = _host(given)
+            is_own = not given or _is_address(host) or host.endswith(".localhost")  # a browser always names one
+            if not (self.is_space or is_own or host in known):
+                return _said("Host", given, host)
+        origin = headers.get("origin", "").lower()
+        site = _host(origin)
         may_ask = (
             not origin
             or origin in self.allowed
