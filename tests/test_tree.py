@@ -129,12 +129,12 @@ def test_a_tree_goes_on_after_a_step_that_failed(model, monkeypatch) -> None:
     engine.submit(slot)
     step, calls = engine.runner.step, 0
 
-    def failing(ids, caches):
+    def failing(ids, caches, rules):
         nonlocal calls
         calls += 1
         if calls == 3:
             raise RuntimeError("once")
-        return step(ids, caches)
+        return step(ids, caches, rules)
 
     monkeypatch.setattr(engine.runner, "step", failing)
     while engine.has_work:
