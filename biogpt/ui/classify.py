@@ -195,7 +195,7 @@ class Labeller:
         return (
             gr.HTML(_reasons(found, place, wanted), visible=True),
             *parts[1:],
-            gr.Dropdown(choices=[each.label for each in whole.scores], value=wanted, visible=True),
+            gr.Dropdown(choices=[entry.label for entry in whole.scores], value=wanted, visible=True),
             score,
         )
 
@@ -483,7 +483,7 @@ def _reasons(found: Labelled, place: int, label: str) -> str:
     """The text with how much its score for a label falls without each part."""
 
     def score(result: Classification) -> float:
-        return next(each.score for each in result.scores if each.label == label)
+        return next(entry.score for entry in result.scores if entry.label == label)
 
     whole = score(found.texts[place])
     reasons = [Reason(*span, whole - score(without)) for span, without in found.left_out[place]]

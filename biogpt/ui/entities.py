@@ -378,8 +378,10 @@ def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> Tab:
             (tagger.show, chosen, shown),
         ],
     )
-    for control in (types, min_score, document, listing, search, page):
+    for control in (types, min_score, document, listing, page):
         control.input(tagger.show, chosen, shown, trigger_mode="always_last", **QUICK)
+    # Gradio tells of keys as input, but not of what is pasted.
+    search.change(tagger.show, chosen, shown, trigger_mode="always_last", **QUICK)
     correcting = marks.select(
         tagger.correct, [form.found, types, document], [form.found, types, edits], **QUICK
     )
