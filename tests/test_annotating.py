@@ -42,7 +42,8 @@ def wait_for_marks(opened, expected) -> None:
     """Until these are marked: (label, text)."""
     opened.wait_for_function(
         """expected => JSON.stringify(expected) === JSON.stringify(
-            [...document.querySelectorAll("#entities-view mark")].map((m) => [m.dataset.label, m.textContent]))""",
+            [...document.querySelectorAll("#entities-view mark")].map(
+                (mark) => [mark.dataset.label, mark.textContent]))""",
         arg=[list(pair) for pair in expected],
     )
 
