@@ -250,7 +250,7 @@
       setTimeout(() => {
         view().scrollTop = scrolled;
         view().focus({ preventScroll: true });
-        if (place && place[1] <= text().length) select(place);
+        getSelection().removeAllRanges(); // the next click chooses a mark, not what was selected before
       });
     });
   }
