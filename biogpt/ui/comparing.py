@@ -76,7 +76,7 @@ class Comparer:
             return gr.skip()
         side = sides[event.sample]
         tokenizer = self.shelf.take(side.model).tokenizer
-        samples = [each.sample for each in sides]
+        samples = [other.sample for other in sides]
         return choices(tokenizer, samples, event.sample, event.token, can_branch=False)
 
 

@@ -24,7 +24,7 @@ from biogpt.ui.scripts import (
 from biogpt.ui.status import status
 from biogpt.ui.tokens import shown
 from biogpt.ui.tree import tree_panel
-from biogpt.ui.writing import Writer
+from biogpt.ui.writing import Work, Writer
 
 # The service shares each step among its requests, and keeps the line: more may be under way here than run
 # there.
@@ -61,8 +61,18 @@ _SMALL = (
     "mini is a small model for demonstration; <code>python app.py --model microsoft/biogpt</code> "
     "runs the one of the paper."
 )
-# A sentence as it looks once it was read, with the percent of each token.
-_LOOKS = (("Aspirin", 2), (" reduced", 31), (" the", 64), (" risk", 38), (" of", 97), (" stroke", 7))
+# A sentence as mini read it: the percent of each token.
+_LOOKS = (
+    ("Insulin", 0),
+    (" low", 0),
+    ("ers", 99),
+    (" blood", 36),
+    (" glucose", 56),
+    (" in", 5),
+    (" patients", 8),
+    (" with", 96),
+    (" diabetes", 26),
+)
 _HINTS = (
     "Type the start of a sentence, or take an example, and <b>Generate</b>.",
     "The less likely a word was, the stronger its colour. Choose one: what else could have been?",
@@ -343,7 +353,7 @@ def _settings(work: gr.State) -> dict[str, gr.Slider | gr.Textbox]:
         reuse = gr.Button("Reuse the last seed", size="sm")
 
     reuse.click(
-        lambda last: str(last.draft.status.seed) if last and last.draft else gr.skip(),
+        _last_seed,
         work,
         controls["seed"],
         **QUICK,
@@ -353,6 +363,12 @@ def _settings(work: gr.State) -> dict[str, gr.Slider | gr.Textbox]:
     for control in shaped:  # moved by hand, set by a link, or reset
         control.change(None, shaped, preset, js=script("nameOf", PRESETS))
     return {row.control.link: controls[row.name] for row in ON_PAGE if row.control is not None}
+
+
+def _last_seed(last: Work | None) -> Any:
+    """What the text was drawn with; a text that was only read, or opened from a link, has none."""
+    seed = last.draft.status.seed if last and last.draft else None
+    return gr.skip() if seed is None else str(seed)
 
 
 def _control(row: Setting) -> gr.Slider | gr.Textbox:
