@@ -463,7 +463,7 @@
   }
 
   function completions({ samples, below = "", hint = "" }) {
-    if (samples.length < 2) return `<div>${STALE}${below}${hint}</div>`;
+    if (samples.length < 2) return `<div>${below ? STALE : ""}${below}${hint}</div>`;
     const articles = samples.map((sample, n) => {
       const take = `<button class="take" data-s="${n}">Use this one</button>`;
       return article(`Sample ${n + 1} ${take}`, sample, n);
