@@ -208,6 +208,8 @@ def test_runs_are_told_and_the_focus_is_kept(page) -> None:
     page.locator("#choices button[data-rank]").first.click()
     wait_for_status(page, "Finished")
     page.wait_for_function("document.activeElement.id === 'generate'")
+    click_token(page, 0)
+    page.locator("#choices h2").wait_for()
     assert page.evaluate(
         """[...document.querySelectorAll("h1, h2, h3, h4")].filter((each) => each.offsetParent)
             .map((each) => +each.tagName[1])"""
