@@ -17,6 +17,8 @@ from typing import Any
 import gradio as gr
 import pytest
 from app_server import app_server, call, last_event, post, save_tiny
+from load import Level, answer, asks, at_work
+from load import run as load
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 
@@ -24,6 +26,7 @@ from biogpt.ui import gate
 from biogpt.ui.gate import Gate, Page
 from biogpt.ui.hosts import Sites
 from biogpt.ui.line import client_of
+from biogpt.ui.page import end
 
 HARD = "<b>'\"&"
 PYTHONS_OWN = ("object", "NoneType", "Traceback", ".py", "<class", "&#", "&lt;", "&amp;", "attribute")
@@ -86,6 +89,25 @@ def test_after_each_of_two_hundred_wrong_requests_a_right_one_is_answered_the_sa
         assert event == "complete"
         told = [{**each, "seconds": 0} if isinstance(each, dict) else each for each in data]
         assert answers.setdefault(endpoint, json.dumps(told)) == json.dumps(told)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux alone tells of threads and files")
+def test_a_hundred_requests_of_eight_clients_get_what_each_gets_alone() -> None:
+    """All tasks and lengths mixed, and some leave; ``load.py`` does the same with a thousand."""
+    with app_server("--metrics") as (url, process):
+        alone = {ask: answer(url, ask) for ask in asks(24)}
+        load(url, alone, 24, 8)  # what threads there are to be are there
+        before = Level.of(process.pid)
+        outcome = load(url, alone, 100, 8)
+        assert outcome.wrong == []
+        assert outcome.left >= 5
+        assert outcome.same + outcome.left == 100
+        deadline = time.monotonic() + 60
+        while at_work(url) or (now := Level.of(process.pid)).files > before.files + 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert now.threads <= before.threads + 8
 
 
 @pytest.mark.parametrize("body", ["", "{", "[1]", '"x"', "[" * 100_000, "9" * 5000])
@@ -424,15 +446,26 @@ def _same(text: str) -> str:
     return text
 
 
+ENOUGH = Event()
+
+
+def _endless(text: str) -> Iterator[str]:
+    while not ENOUGH.is_set():
+        time.sleep(0.01)
+        yield text
+
+
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Page, str]]:
     """A page without models, behind its gate, and its address."""
+    ENOUGH.clear()
     monkeypatch.setattr(gate, "_KEPT", 20)
     with Page(analytics_enabled=False) as page:
         kept = gr.State("nothing")
         said = gr.Textbox()
         said.change(lambda text: text, said, kept, api_visibility="private")
         gr.api(_same, api_name="echo")
+        gr.api(_endless, api_name="endless")
     middleware = [Middleware(Gate, page=page)]
     _, address, _ = page.launch(
         prevent_thread_lock=True, quiet=True, _frontend=False, app_kwargs={"middleware": middleware}
@@ -443,11 +476,18 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Page, str]]:
         page.close()
 
 
+def test_told_to_end_before_it_listens_it_ends() -> None:
+    with Page(analytics_enabled=False) as page:
+        gr.Textbox()
+    page.under_way = 1
+    end(page, 0.2, 0.2)
+
+
 def test_what_is_kept_of_calls_and_of_those_who_left_is_bounded(echo: tuple[Page, str]) -> None:
     page, url = echo
 
     def change(session: str) -> None:
-        [index] = [index for index, function in page.fns.items() if function.api_name != "echo"]
+        [index] = [index for index, function in page.fns.items() if function.api_visibility == "private"]
         given = {"fn_index": index, "data": ["mine"], "session_hash": session}
         assert post(url, "gradio_api/queue/join", given)[0] == 200
         urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={session}").read()
@@ -465,6 +505,27 @@ def test_what_is_kept_of_calls_and_of_those_who_left_is_bounded(echo: tuple[Page
     kept = set(page.state_holder.session_data)
     assert "later-39" in kept
     assert len(kept) <= 20 + 1
+
+
+@pytest.mark.parametrize("unread", [0.2, 3600.0], ids=["given up", "kept"])
+def test_calls_that_nobody_comes_for_are_given_up_and_a_full_line_is_told_of(
+    echo: tuple[Page, str], monkeypatch: pytest.MonkeyPatch, unread: float
+) -> None:
+    page, url = echo
+    monkeypatch.setattr(gate, "_UNREAD", unread)
+    ended: list[tuple[str, str]] = []
+    page.lines.requests.listen(lambda task, how, _: ended.append((task, how)))
+    answers = [post(url, "gradio_api/call/endless", {"data": ["x"]})[0] for _ in range(40)]
+    if unread > 60:
+        assert 32 <= answers.count(200) < 40
+        assert ended == [("/endless", "refused")] * (40 - answers.count(200))
+        assert sum(page.lines.waiting().values()) > 20
+        ENOUGH.set()
+    deadline = time.monotonic() + 60
+    while any(page.lines.waiting().values()) or page.lines.requests.running["/endless"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert call(url, "echo", text="x") == ("complete", ["x"])
 
 
 def test_memory_is_given_back_once_nobody_calls(

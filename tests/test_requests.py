@@ -32,6 +32,8 @@ def test_requests_are_told_of_by_number_size_and_end_but_not_by_their_words(tmp_
         assert post(url, "v1/completions", {"prompt": WORDS, "max_tokens": 3, "temperature": 0})[0] == 200
         assert post(url, "v1/completions", {"prompt": WORDS, "wrong": 3})[0] == 400
         assert post(url, f"v1/{WORDS.split()[0]}", {})[0] == 404
+        assert post(url, "gradio_api/call/v2/ner", {"text": WORDS, "wrong": 3})[0] == 422
+        assert post(url, f"gradio_api/call/v2/{WORDS.split()[0]}", {})[0] == 404
         for _ in range(100):  # a text is counted once it has left
             found = metrics(url)
             if found["biogpt_first_token_seconds_count"] == 2:
@@ -42,6 +44,8 @@ def test_requests_are_told_of_by_number_size_and_end_but_not_by_their_words(tmp_
         'biogpt_requests_total{how="done",task="/generate"}': 1,
         'biogpt_requests_total{how="refused",task="/generate"}': 1,
         'biogpt_requests_total{how="done",task="/ner"}': 1,
+        'biogpt_requests_total{how="refused",task="/ner"}': 1,
+        'biogpt_requests_total{how="refused",task="/"}': 1,
         'biogpt_requests_total{how="done",task="/v1/completions"}': 1,
         'biogpt_requests_total{how="refused",task="/v1/completions"}': 1,
         'biogpt_requests_total{how="refused",task="/v1/"}': 1,
@@ -53,7 +57,7 @@ def test_requests_are_told_of_by_number_size_and_end_but_not_by_their_words(tmp_
     assert found["process_resident_memory_bytes"] > 1e8
     told = (tmp_path / "log").read_text()
     ends = re.findall(r"request (\d+): (\S+), size (\d+), waited \S+ s, took \S+ s, (\w+)$", told, re.M)
-    assert [number for number, *_ in ends] == [str(number) for number in range(1, 7)]
+    assert [number for number, *_ in ends] == [str(number) for number in range(1, 9)]
     assert ends[0][1:] == ("/generate", str(len(WORDS)), "done")
     assert ends[1][1:] == ("/generate", str((len(WORDS) + 1) * 900), "refused")
     assert WORDS.split()[0] not in told

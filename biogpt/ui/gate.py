@@ -25,7 +25,7 @@ from biogpt.serving.engine import Stopping
 from biogpt.serving.turns import CLIENT
 from biogpt.ui.inputs import as_given
 from biogpt.ui.line import BUSY, FAULTY, RETRY, FairQueue, client_of, task_of
-from biogpt.ui.requests import how_of
+from biogpt.ui.requests import REFUSED, how_of
 from biogpt.ui.scripts import with_preview
 from biogpt.ui.status import api_error
 
@@ -63,6 +63,7 @@ class Page(gr.Blocks):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.api: ASGIApp | None = None
+        self.server = None  # which Gradio sets once it listens: a signal may come before
         self.stopping = Event()
         self.under_way = 0
 
@@ -237,12 +238,17 @@ class Gate:
 
     async def _call(self, way: str, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(receive)
-        if self.page.stopping.is_set():
-            await _later(str(Stopping()))(scope, receive, send)
-            return
-        refused = self._refusal(way, name, body)
+        begin = self.page.lines.requests.begin
+
+        async def refuse(task: str, refused: JSONResponse) -> None:
+            with begin(task, len(body)) as served:
+                served.how = REFUSED
+                await refused(scope, receive, send)
+
+        is_stopping = self.page.stopping.is_set()
+        refused = _later(str(Stopping())) if is_stopping else self._refusal(way, name, body)
         if refused is not None:
-            await refused(scope, receive, send)
+            await refuse(f"/{name}" if name in self.page.endpoints() else "/", refused)
             return
         given = json.loads(body)
         index = next(
@@ -252,13 +258,13 @@ class Gate:
         answer = _Answer()
         is_direct = way in ("run", "api") and self.page.fns[index].queue
         task = self.page.fns[index].concurrency_id if is_direct else ""
+        name = task_of(self.page.fns[index])
         if task and self._direct[task] == _DIRECT:
-            await _later(BUSY)(scope, receive, send)
+            await refuse(name, _later(BUSY))
             return
         self._direct[task] += 1
-        begin = self.page.lines.requests.begin
         try:
-            with begin(task_of(self.page.fns[index]), len(body)) if task else nullcontext() as served:
+            with begin(name, len(body)) if task else nullcontext() as served:
                 await self.app(scope, _replay(body, receive), answer.keep)
                 if answer.start["status"] == 500 and json.loads(answer.body).get("title") != FAULTY:
                     answer.start["status"] = 422  # Gradio knows no other status for a refusal
@@ -269,6 +275,9 @@ class Gate:
         if answer.start["status"] == 200 and way in ("call", "call/v2", "queue"):
             event = json.loads(answer.body)["event_id"]
             self._expect_reader(given["session_hash"] if way == "queue" else event, event, index, scope)
+        elif not is_direct and self.page.fns[index].queue:  # its line takes no more
+            with begin(name, len(body)) as served:
+                served.how = how_of(answer.start["status"])
         await answer.send(send)
 
     def _expect_reader(self, session: str, event: str, index: int, scope: Scope) -> None:
@@ -347,6 +356,8 @@ class Gate:
         if not wrong:
             await self.app(scope, _replay(body, receive), send)
             return
+        with self.page.lines.requests.begin(f"/{name}", len(body)) as served:
+            served.how = REFUSED
         said = {"type": "text", "text": f"{wrong}; {name} takes {_listed(parameters)}"}
         result = {"content": [said], "isError": True}
         await JSONResponse({"jsonrpc": "2.0", "id": given.get("id"), "result": result})(scope, receive, send)
