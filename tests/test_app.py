@@ -1,5 +1,6 @@
 """The command ``python app.py``: flags, environment, refusals, and a start without a network."""
 
+import http.client
 import json
 import shutil
 import signal
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +363,58 @@ def test_told_to_end_while_models_load_it_answers_or_tells_and_ends(number: sign
             event, data = last_event(url, endpoint, event_id)
             assert event == "complete" or (event, data["error"]) == ("error", STOPPING)
         assert process.wait(60) == 0
+
+
+def running() -> dict[int, int]:
+    """The processes of this machine that have not ended, with their parents."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            state, parent, *_ = path.read_text().rpartition(")")[2].split()
+            found |= {int(path.parent.name): int(parent)} if state != "Z" else {}
+    return found
+
+
+LENGTHY = {"prompt": "The gene", "max_new_tokens": 300, "min_new_tokens": 300, "temperature": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux alone tells of processes and memory")
+def test_who_asks_for_more_memory_than_there_is_fails_alone_and_a_kill_leaves_nothing(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    environment = {"GRADIO_TEMP_DIR": str(tmp_path / "files"), "HF_HOME": str(tmp_path / "hub")}
+    environment |= {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default"}  # a small, old machine
+    server = app_server("--precision", "float32", environment=environment)
+    with server as (url, process), ThreadPoolExecutor(8) as pool:
+        warm = [pool.submit(call, url, "generate", prompt="The", max_new_tokens=2) for _ in range(4)]
+        assert [each.result()[0] for each in warm] == ["complete"] * 4
+        alone = call(url, "generate", **LENGTHY)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        [used] = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmSize")]
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINITY))
+        other = pool.submit(call, url, "generate", **LENGTHY)
+        assert call(url, "generate", **LENGTHY | {"max_new_tokens": 900, "num_beams": 8})[0] == "error"
+        event, data = other.result()
+        assert (event, data[0]["text"]) == ("complete", alone[1][0]["text"])
+        assert json.load(urllib.request.urlopen(f"{url}health")) == {"status": "serving"}
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+
+        told = [pool.submit(call, url, "generate", **LENGTHY) for _ in range(4)]
+        time.sleep(0.5)
+        started = {child for child, parent in running().items() if parent == process.pid}
+        process.kill()
+        process.wait()
+        for each in told:
+            with pytest.raises((OSError, http.client.HTTPException, ValueError)):
+                each.result()
+        deadline = time.monotonic() + 30
+        while started & running().keys():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", int(url.rsplit(":")[-1].strip("/"))))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.slow

@@ -63,7 +63,6 @@ class Page(gr.Blocks):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.api: ASGIApp | None = None
-        self.server = None  # which Gradio sets once it listens: a signal may come before
         self.stopping = Event()
         self.under_way = 0
 

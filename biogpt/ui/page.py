@@ -133,10 +133,11 @@ def end(page: Page, told: float, shut: float) -> None:
         time.sleep(_LOOK)
     for tunnel in CURRENT_TUNNELS:
         tunnel.kill()
-    if page.server is not None:  # else the signal came before it listened
-        page.server.config.timeout_graceful_shutdown = 1  # pages in browsers keep connections open
-        page.server.should_exit = True
-        page.server.thread.join(shut)
+    server = getattr(page, "server", None)
+    if server is not None:  # else the signal came before it listened
+        server.config.timeout_graceful_shutdown = 1  # pages in browsers keep connections open
+        server.should_exit = True
+        server.thread.join(shut)
 
 
 def serve(
