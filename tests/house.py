@@ -19,7 +19,7 @@ FLOORS = (
     ("biogpt.bench",),
     ("biogpt",),  # the public names
     ("biogpt.ui",),
-    ("biogpt.training",),
+    ("biogpt.training", "biogpt.cluster"),
     ("biogpt.tasks", "biogpt.serving"),
     ("biogpt.checkpoint",),
     ("biogpt.runners",),

@@ -9,7 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from biogpt.cli.arguments import add_model, share, standard_input
+from biogpt.cli.job import add_job, refuse_job_flags, run_job
 from biogpt.cli.results import as_table, check_out, put
+from biogpt.cluster.work import Classify, FindEntities
 from biogpt.tasks.classification import TEMPLATE, TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import FORMATS, Document, read_documents
@@ -38,13 +40,20 @@ def _add_texts(parser: argparse.ArgumentParser, formats: Iterable[str]) -> None:
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("text", nargs="?", help="the text; - reads it from standard input")
     given.add_argument("--file", type=Path, help=f"many texts: {', '.join(FORMATS)}")
+    add_job(parser, given)
     parser.add_argument(
-        "--format", default="table", choices=("table", *formats), help="of the results (%(default)s)"
+        "--format",
+        choices=("table", *formats, "parquet"),
+        help="of the results (table; with --input jsonl, or parquet)",
     )
     parser.add_argument("--out", type=Path, help="file to write; standard output when left out")
 
 
 def _documents(chosen: argparse.Namespace) -> list[Document]:
+    refuse_job_flags(chosen)
+    chosen.format = chosen.format or "table"
+    if chosen.format == "parquet":
+        raise ValueError("--format parquet needs --input and --output")
     if chosen.file:
         return read_documents(chosen.file)
     text = standard_input() if chosen.text == "-" else chosen.text
@@ -54,15 +63,21 @@ def _documents(chosen: argparse.Namespace) -> list[Document]:
 
 
 def _ner(chosen: argparse.Namespace) -> None:
+    if chosen.input is not None:
+        task = FindEntities(
+            model=chosen.model,
+            device=chosen.device,
+            precision=chosen.precision,
+            types=tuple(chosen.types or ()),
+            min_score=chosen.min_score,
+        )
+        return run_job(chosen, task)
     documents = _documents(chosen)
     check_out(chosen)
     recognizer = EntityRecognizer.from_pretrained(
         chosen.model, device=chosen.device, precision=chosen.precision
     )
-    unknown = set(chosen.types or ()) - set(recognizer.types)
-    if unknown:
-        raise ValueError(f"unknown types {sorted(unknown)}; the model knows {', '.join(recognizer.types)}")
-    types = set(chosen.types or recognizer.types)
+    types = recognizer.chosen(chosen.types or ())
     with _bar(documents) as bar:
         found = recognizer.batch([document.text for document in documents], bar)
     wanted = [
@@ -88,9 +103,19 @@ def _ner(chosen: argparse.Namespace) -> None:
 
 
 def _classify(chosen: argparse.Namespace) -> None:
+    default = "mini-rct" if chosen.sentences else "mini" if chosen.labels else "mini-hoc"
+    if chosen.input is not None:
+        task = Classify(
+            model=chosen.model or default,
+            device=chosen.device,
+            precision=chosen.precision,
+            labels=None if chosen.labels is None else tuple(chosen.labels),
+            template=chosen.template,
+            sentences=chosen.sentences,
+        )
+        return run_job(chosen, task)
     documents = _documents(chosen)
     check_out(chosen)
-    default = "mini-rct" if chosen.sentences else "mini" if chosen.labels else "mini-hoc"
     classifier = TextClassifier.from_pretrained(
         chosen.model or default,
         device=chosen.device,

@@ -5,7 +5,7 @@ labels becomes the spans. Texts longer than the model are read in windows that o
 its label from the window in which it is furthest from both edges.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -58,6 +58,17 @@ class EntityRecognizer:
     def types(self) -> tuple[str, ...]:
         """The types of entities, in the order of the labels."""
         return self.scheme.types
+
+    def chosen(self, types: Iterable[str]) -> set[str]:
+        """These types; all where none are named.
+
+        Raises:
+            ValueError: the model does not know one of them.
+        """
+        wanted = set(types)
+        if unknown := wanted - set(self.types):
+            raise ValueError(f"unknown types {sorted(unknown)}; the model knows {', '.join(self.types)}")
+        return wanted or set(self.types)
 
     def __call__(self, text: str) -> list[Entity]:
         """The entities of one text, sorted by start, never overlapping; none in an empty text."""

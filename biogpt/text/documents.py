@@ -5,13 +5,13 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biogpt.text.files import LINE_END, read_json_lines, read_lines, read_text
+from biogpt.text.files import LINE_END, json_lines, read_lines, read_text
 from biogpt.text.plain import is_blank
 from biogpt.text.records import RECORD_SUFFIXES, records
 
@@ -30,7 +30,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _PLACES = re.compile(r"\d+(?:[;,]\d+)*", re.ASCII)
 TRIMMED = "entities had white space at an edge, which was left out"
 
-Read = tuple[str, str, tuple[str, ...] | None]  # id, text, labels
+# Id, which may be empty, text, which may be blank, or what is wrong with it, and labels.
+Read = tuple[str, str | ValueError, tuple[str, ...] | None]
 PubtatorEntity = tuple[int, int, str, str]  # start, end, text, type
 
 
@@ -45,6 +46,19 @@ class Document:
     id: str
     text: str
     labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file, for work that has a result for each.
+
+    Attributes:
+        error: why it has no text to read; empty where it has one.
+    """
+
+    id: str
+    text: str
+    error: str = ""
 
 
 def read_documents(path: str | Path) -> list[Document]:
@@ -62,20 +76,65 @@ def read_documents(path: str | Path) -> list[Document]:
             line.
     """
     path = Path(path)
+    read: list[tuple[str, str, tuple[str, ...] | None]] = []
+    for name, text, labels in _read(path):
+        if isinstance(text, ValueError):
+            raise text
+        if not is_blank(text):
+            read.append((name, text, labels))
+    if not read:
+        raise ValueError(f"{path.name} holds no text")
+    return _with_ids(read)
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """As ``read_documents``, but all objects and rows of a table are there, malformed and blank ones, too.
+
+    Raises:
+        ValueError: the file as a whole cannot be read.
+    """
+    return rows_of((name, text) for name, text, _ in _read(Path(path)))
+
+
+def rows_of(pairs: Iterable[tuple[str, str | ValueError]]) -> list[Row]:
+    """Rows of ids, which may be empty or used twice, and texts or what is wrong with them."""
+    kept = list(pairs)
+    named = _with_ids([(name, "" if isinstance(text, ValueError) else text, None) for name, text in kept])
+    return [
+        Row(document.id, document.text, _fault(text)) for document, (_, text) in zip(named, kept, strict=True)
+    ]
+
+
+def _fault(text: str | ValueError) -> str:
+    return str(text) if isinstance(text, ValueError) else "the row holds no text" if is_blank(text) else ""
+
+
+def text_columns(columns: Sequence[str]) -> tuple[int | None, list[int]] | None:
+    """Which columns of a table hold the id, and the parts of the text; None where none holds text.
+
+    Args:
+        columns: their names, in whatever case.
+    """
+    names = [column.strip().lower() for column in columns]
+    found = next((names.index(column) for column in _TEXT_COLUMNS if column in names), None)
+    if found is None:
+        return None
+    key = next((names.index(column) for column in _ID_COLUMNS if column in names), None)
+    is_titled = names[found] == "abstract" and "title" in names
+    return key, [names.index("title"), found] if is_titled else [found]
+
+
+def _read(path: Path) -> Iterator[Read]:
+    """What a file holds."""
     text = read_text(path)
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise ValueError(f"{path.name} is of an unknown kind; expected one of {', '.join(FORMATS)}")
     if is_pubtator(path, text):
-        read: list[Read] = [(block.id, block.text, None) for block in _pubtator(path)]
-    elif kind in (".txt", *RECORD_SUFFIXES) and (found := records(path, text)) is not None:
-        read = [(name, content, None) for name, content in found]
-    else:
-        kind = _kind_of_lines(text) if kind == ".txt" else kind
-        read = list(_READERS[kind](path, text))
-    if not read:
-        raise ValueError(f"{path.name} holds no text")
-    return _with_ids(read)
+        return ((block.id, block.text, None) for block in _pubtator(path))
+    if kind in (".txt", *RECORD_SUFFIXES) and (found := records(path, text)) is not None:
+        return ((name, content, None) for name, content in found)
+    return _READERS[_kind_of_lines(text) if kind == ".txt" else kind](path, text)
 
 
 def _kind_of_lines(text: str) -> str:
@@ -301,26 +360,26 @@ def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
 
 def _table(path: Path, text: str, comma: bool) -> Iterator[Read]:
     (_, header), *rows = read_table(path, comma)
+    found = text_columns(header)
     columns = [column.strip().lower() for column in header]
-    found = next((columns.index(column) for column in _TEXT_COLUMNS if column in columns), None)
     if found is None:
         raise ValueError(
             f"{path.name} has the columns {', '.join(columns)}; expected one of {', '.join(_TEXT_COLUMNS)} "
             "in its first line"
         )
-    key = next((columns.index(column) for column in _ID_COLUMNS if column in columns), None)
+    key, parts = found
     given = next((columns.index(column) for column in _LABEL_COLUMNS if column in columns), None)
-    title = columns.index("title") if columns[found] == "abstract" and "title" in columns else None
     for where, row in rows:
         if len(row) != len(columns):
-            raise ValueError(
+            fault = ValueError(
                 f"{where}: {len(row)} cells, but {len(columns)} columns; a text with the separator in it "
                 "needs quotes"
             )
-        parts = [row[column] for column in (title, found) if column is not None]
-        if content := " ".join(part for part in parts if not is_blank(part)):
-            labels = None if given is None else _labels(row[given].split("|"))
-            yield "" if key is None else row[key], content, labels
+            yield "", fault, None
+            continue
+        content = " ".join(row[part] for part in parts if not is_blank(row[part]))
+        labels = None if given is None else _labels(row[given].split("|"))
+        yield "" if key is None else row[key], content, labels
 
 
 def _objects(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -342,16 +401,20 @@ def _texts(path: Path, text: str) -> Iterator[Read]:
 
 def _text_lines(path: Path, text: str) -> Iterator[Read]:
     """The texts of a JSON Lines file."""
-    return _with_texts(read_json_lines(path))
+    return _with_texts(json_lines(path))
 
 
 def _with_texts(objects: Iterator[tuple[str, Any]]) -> Iterator[Read]:
     for where, value in objects:
-        if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-            raise ValueError(f'{where}: expected {{"text": "…"}}')
-        if _SURROGATE.search(value["text"]):
-            raise ValueError(f"{where}: half of a surrogate pair, which no UTF-8 file can hold")
-        if not is_blank(value["text"]):
+        if isinstance(value, ValueError):
+            yield "", value, None
+        elif not isinstance(value, dict) or not isinstance(value.get("text"), str):
+            name = _id(value) if isinstance(value, dict) else ""
+            yield name, ValueError(f'{where}: expected {{"text": "…"}}'), None
+        elif _SURROGATE.search(value["text"]):
+            fault = ValueError(f"{where}: half of a surrogate pair, which no UTF-8 file can hold")
+            yield _id(value), fault, None
+        else:
             yield _id(value), value["text"], _given_labels(value)
 
 
@@ -383,7 +446,7 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Read]]] = {
 }
 
 
-def _with_ids(read: list[Read]) -> list[Document]:
+def _with_ids(read: Sequence[tuple[str, str, tuple[str, ...] | None]]) -> list[Document]:
     used: set[str] = set()
     documents = []
     for number, (given, text, labels) in enumerate(read, 1):

@@ -9,6 +9,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -250,6 +251,10 @@ def _title(text: str) -> tuple[str, str]:
     return text[: end.end()], text[end.end() + 1 :]
 
 
+# The rows of JSON Lines, from documents and the results of each.
+entity_objects = partial(_objects, "entities", _entity_rows)
+class_objects = partial(_objects, "labels", _class_rows)
+sentence_objects = partial(_objects, "sentences", _sentence_rows)
 ENTITY_FORMATS = {
     **_formats("entities", _entity_rows),
     "brat": _as_brat,

@@ -54,20 +54,31 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ValueError: a line is no JSON object; see also ``read_text``.
     """
+    for where, value in json_lines(path):
+        if isinstance(value, ValueError):
+            raise value
+        yield where, value
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
+    """As ``read_json_lines``, with what is wrong with a line in place of its object."""
     name = Path(path).name
     for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{name}, line {number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg})") from error
-        except RecursionError as error:
-            raise ValueError(f"{where}: brackets nested too deep to be read") from error
-        if not isinstance(value, dict):
-            raise ValueError(f'{where}: expected an object such as {{"text": "…"}}; got {line[:60]!r}')
-        yield where, value
+        if line.strip():
+            where = f"{name}, line {number}"
+            yield where, _object(where, line)
+
+
+def _object(where: str, line: str) -> dict[str, Any] | ValueError:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        return ValueError(f"{where}: not JSON ({error.msg})")
+    except RecursionError:
+        return ValueError(f"{where}: brackets nested too deep to be read")
+    if not isinstance(value, dict):
+        return ValueError(f'{where}: expected an object such as {{"text": "…"}}; got {line[:60]!r}')
+    return value
 
 
 def check_file(path: Path) -> None:

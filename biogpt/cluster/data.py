@@ -1,0 +1,114 @@
+"""Jobs on Ray Data: any number of machines read and work, this process writes.
+
+Ray tells nobody that it runs: its reports of use are off, and so is its dashboard.
+"""
+
+import json
+import os
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from biogpt.cluster.jobs import Done, Part, parts_of, work_on
+from biogpt.cluster.work import Task
+from biogpt.text.documents import Row
+
+
+def start_ray(address: str | None = None) -> None:
+    """Join a cluster, or start Ray on this machine alone, once a process.
+
+    Raises:
+        ValueError: Ray is not installed.
+        OSError: there is no cluster at the address.
+    """
+    if find_spec("ray") is None:
+        raise ValueError('this needs Ray: pip install "ray[serve,data]"')
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        if address is None:
+            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="warning")
+        else:
+            ray.init(address, log_to_driver=False, logging_level="warning")
+    except Exception as error:  # Ray has no class of its own for a start that took too long
+        ray.shutdown()
+        raise OSError(
+            f"Ray cannot be {f'reached at {address}' if address else 'started'}: {error}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class RayWorkers:
+    """Workers of a Ray cluster, each with a model of its own.
+
+    Files must be found under their names on every machine: a shared folder.
+
+    Args:
+        count: how many; one for each CPU of the cluster when None.
+        address: of the cluster; None starts one on this machine.
+        gpus: the share of a GPU that each takes.
+    """
+
+    count: int | None = None
+    address: str | None = None
+    gpus: float = 0.0
+
+    def __call__(self, task: Task, paths: Sequence[str]) -> Generator[Done, None, None]:
+        """As ``Workers``.
+
+        Raises:
+            ValueError: Ray is not installed, or a worker cannot load the model.
+            OSError: there is no cluster at the address, or it is lost.
+        """
+        start_ray(self.address)
+        import ray
+        from ray import data
+
+        context = data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False  # the job has its own
+        count = self.count or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        files = data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths))
+        # Without CPUs of their own: workers may have taken all. One row a block, else a worker gets a file.
+        parts = files.flat_map(_read, num_cpus=0).repartition(target_num_rows_per_block=1)
+        done = parts.map(
+            _Worker, fn_constructor_args=(task,), concurrency=count, num_cpus=1, num_gpus=self.gpus or None
+        )
+        try:
+            for row in done.iter_rows():
+                if row["refused"]:
+                    raise ValueError(row["refused"])
+                yield Done(row["path"], row["first"], row["total"], json.loads(row["rows"]), row["error"])
+        except ray.exceptions.RayError as error:
+            raise OSError(
+                f"the job's workers were lost ({type(error).__name__}); finished files are kept, and the same "
+                "command goes on"
+            ) from error
+
+
+# Between processes rows are JSON: Arrow would want the same columns of all.
+def _read(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        asdict(part) | {"rows": json.dumps([asdict(text) for text in part.rows])}
+        for part in parts_of(row["path"])
+    ]
+
+
+class _Worker:
+    """What each worker keeps: the task, whose model is loaded for its first part."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        rows = [Row(**text) for text in json.loads(row["rows"])]
+        part = Part(row["path"], row["first"], row["total"], rows, row["error"])
+        try:
+            done = work_on(self._task, part)
+        except (ValueError, OSError) as error:  # the model cannot be loaded; another worker would not, either
+            return row | {"rows": "[]", "refused": str(error)}
+        return row | {"rows": json.dumps(done.results), "refused": ""}
