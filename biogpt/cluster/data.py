@@ -85,8 +85,8 @@ class RayWorkers:
                 yield Done(row["path"], row["first"], row["total"], json.loads(row["rows"]), row["error"])
         except ray.exceptions.RayError as error:
             raise OSError(
-                f"the job's workers were lost ({type(error).__name__}); finished files are kept, and the same "
-                "command goes on"
+                f"the job's workers were lost ({type(error).__name__}); finished files are kept, and the "
+                "same command goes on"
             ) from error
 
 
