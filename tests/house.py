@@ -182,17 +182,18 @@ _EVENING = ("biogpt.model", "biogpt.generation", "biogpt.text")  # what a newcom
 # For each room its column and row, such that no arrow runs behind another room; and a few words.
 PLAN = {
     "app": (1.0, 0, "flags, start of the page"),
-    "biogpt.cli": (3.0, 0, "commands"),
+    "biogpt.cli": (5.0, 0, "commands"),
     "biogpt.ui": (1.0, 1, "tabs, what a click does"),
     "biogpt.training": (3.0, 1, "pre-train, fine-tune"),
-    "biogpt.bench": (5.0, 1, "speed, memory"),
-    "biogpt.tasks": (2.0, 2, "entities, classes"),
-    "biogpt.serving": (4.3, 2, "many requests at once"),
-    "biogpt.checkpoint": (2.0, 3, "find, load, save"),
-    "biogpt.runners": (3.0, 4, "CPU, CUDA, int8"),
-    "biogpt.generation": (4.0, 5, "sampling, search"),
+    "biogpt.cluster": (5.0, 1, "any number of texts"),
+    "biogpt.bench": (7.0, 1, "speed, memory"),
+    "biogpt.tasks": (2.6, 2, "entities, classes"),
+    "biogpt.serving": (5.4, 2, "many requests at once"),
+    "biogpt.checkpoint": (2.6, 3, "find, load, save"),
+    "biogpt.runners": (3.6, 4, "CPU, CUDA, int8"),
+    "biogpt.generation": (4.8, 5, "sampling, search"),
     "biogpt.text": (1.0, 5, "tokenizer, documents"),
-    "biogpt.model": (4.0, 6, "the paper's network"),
+    "biogpt.model": (4.8, 6, "the paper's network"),
 }
 _WIDTH, _HEIGHT, _STEP = 1.8, 0.8, 1.35  # of a room, and from row to row
 
@@ -203,7 +204,7 @@ def draw(house: House, path: Path) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     rows = 1 + max(row for _, row, _ in PLAN.values())
-    size = (6, rows * _STEP - (_STEP - _HEIGHT) + 0.2)
+    size = (8, rows * _STEP - (_STEP - _HEIGHT) + 0.2)
     figure = Figure(figsize=size, dpi=130)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()

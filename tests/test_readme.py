@@ -27,6 +27,7 @@ _SMALLER = {  # of what takes minutes or hours, a part
 _TAGGED = "Aspirin\tB-{kind}\nhelps\tO\n.\tO\n\n" * 4
 _FILES = {
     "abstracts.csv": "id,text\n1,Insulin lowered glucose.\n2,The tumour shrank.\n",
+    "abstracts/a.txt": "Insulin lowered glucose.\n",
     "abstracts.jsonl": '{"id": "1", "text": "Aspirin lowers the risk of stroke."}\n',
     "test.tsv": _TAGGED.format(kind="Chemical"),
     "genes.tsv": _TAGGED.format(kind="Gene"),
@@ -71,6 +72,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
         files = _FILES | (_LABELLED if "classify" in line else {})
         files |= {"train.txt": _ROLES, "dev.txt": _ROLES} if "--sentences" in line else {}
         for name, content in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(content, encoding="utf-8")
         python, *arguments = shlex.split(line)
         assert python == "python"
@@ -85,7 +87,13 @@ def test_the_commands_run(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-    for made in ("labels.csv", "entities.zip", "my-tagger/best/metrics.json", "my-roles/best/config.json"):
+    for made in (
+        "labels.csv",
+        "entities.zip",
+        "my-tagger/best/metrics.json",
+        "my-roles/best/config.json",
+        "entities/a.txt.jsonl",
+    ):
         assert (tmp_path / made).stat().st_size > 0, made
 
 
