@@ -4,6 +4,7 @@ Ray tells nobody that it runs: its reports of use are off, and so is its dashboa
 """
 
 import json
+import logging
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
@@ -71,12 +72,20 @@ class RayWorkers:
         context = data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False  # the job has its own
-        count = self.count or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        for told in ("ray", "ray.data"):
+            logging.getLogger(told).setLevel(logging.ERROR)
+        cpus = ray.cluster_resources().get("CPU", 1.0)
+        count = self.count or max(1, int(cpus))
+        share = min(1.0, max(cpus - 1, cpus / 2) / count)  # so that one is left for what brings the parts
         files = data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths))
-        # Without CPUs of their own: workers may have taken all. One row a block, else a worker gets a file.
-        parts = files.flat_map(_read, num_cpus=0).repartition(target_num_rows_per_block=1)
+        # One row a block, else a worker would get all parts of a file.
+        parts = files.flat_map(_read).repartition(target_num_rows_per_block=1)
         done = parts.map(
-            _Worker, fn_constructor_args=(task,), concurrency=count, num_cpus=1, num_gpus=self.gpus or None
+            _Worker,
+            fn_constructor_args=(task,),
+            compute=data.ActorPoolStrategy(size=count),
+            num_cpus=share,
+            num_gpus=self.gpus or None,
         )
         try:
             for row in done.iter_rows():
