@@ -20,7 +20,7 @@ from biogpt.cluster.work import FindEntities, Generate, Task
 from biogpt.generation.options import GenerationOptions
 
 NEEDS_PARQUET = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
-NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason='needs pip install "ray[serve,data]"')
+NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason='needs pip install "ray[data]"')
 # On the cluster of RAY_ADDRESS where that is set, else on one that each process starts on this machine.
 ON_RAY = "--ray --workers 2" + (
     f" --ray-address {os.environ['RAY_ADDRESS']}" if "RAY_ADDRESS" in os.environ else ""

@@ -24,7 +24,7 @@ def start_ray(address: str | None = None) -> None:
         OSError: there is no cluster at the address.
     """
     if find_spec("ray") is None:
-        raise ValueError('this needs Ray: pip install "ray[serve,data]"')
+        raise ValueError('this needs Ray: pip install "ray[data]"')
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
