@@ -11,6 +11,7 @@ import pytest
 from test_page import (
     PROMPT,
     browser,
+    click_token,
     page,
     server,
     set_length,
@@ -75,7 +76,7 @@ def test_a_tree_of_three_branches_is_folded_expanded_and_one_path_kept(page) -> 
     wait_for_status(page, "Kept from the tree")
     written = re.fullmatch(r"“(.*)” \S+ %", path)[1]
     assert text_of(page) == f"{PROMPT} {written}"
-    assert page.locator("#view .tok").count() >= 4
+    assert page.locator("#ink .tok").count() >= 4
     page.locator("#undo").click()
     wait_for_text(page, PROMPT)
 
@@ -158,7 +159,7 @@ def test_who_comes_back_tomorrow_finds_the_work(visitor, server) -> None:
     type_text(today, PROMPT)
     today.locator("#generate").click()
     wait_for_status(today, "Finished")
-    written, tokens = text_of(today), today.locator("#view .tok").count()
+    written, tokens = text_of(today), today.locator("#ink .tok").count()
     save(today, "my <b>text</b>")
     today.close()
 
@@ -166,10 +167,10 @@ def test_who_comes_back_tomorrow_finds_the_work(visitor, server) -> None:
     assert text_of(tomorrow) == ""
     act(tomorrow, "open", "my <b>text</b>")
     wait_for_text(tomorrow, written)
-    tomorrow.locator("#view .tok").first.wait_for()
-    assert tomorrow.locator("#view .tok").count() == tokens
+    tomorrow.locator("#ink .tok").first.wait_for()
+    assert tomorrow.locator("#ink .tok").count() == tokens
     assert tomorrow.get_by_label("number input for Length, tokens").input_value() == "5"
-    tomorrow.locator("#view .tok").first.click()
+    click_token(tomorrow, 0)
     tomorrow.locator("#choices li").first.wait_for()
     tomorrow.once("dialog", lambda dialog: dialog.accept("another"))
     act(tomorrow, "rename", "my <b>text</b>")

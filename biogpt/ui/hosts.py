@@ -49,7 +49,8 @@ class Sites:
         # Both: a page of another site can name any host as that of a proxy, but not in place of its own.
         for given in (headers.get("host", "").lower(), _reached(headers).lower()):
             host = _host(given)
-            is_own = not given or _is_address(host) or host.endswith(".localhost")  # a browser always names one
+            # A browser always names one.
+            is_own = not given or _is_address(host) or host.endswith(".localhost")
             if not (self.is_space or is_own or host in known):
                 return _said("Host", given, host)
         origin = headers.get("origin", "").lower()
