@@ -1,10 +1,15 @@
 """Fixtures that more than one test file needs."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+
+# Before torch is loaded, and for all processes that tests start: on two cores, threads that turn round and
+# round while they wait take the time of page, browser and tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
