@@ -747,7 +747,7 @@ def test_what_the_readme_says_works(url: str, language: str, command: list[str])
 
 def test_the_documentation_loads_nothing_and_lists_all(url: str) -> None:
     described = json.load(urllib.request.urlopen(f"{url}v1/openapi.json"))
-    paths = {"/models", "/models/{name}", "/completions", "/score", "/classify", "/ner"}
+    paths = {"/models", "/models/{name}", "/completions", "/score", "/classify", "/ner", "/tree"}
     assert set(described["paths"]) == paths
     assert described["servers"] == [{"url": "/v1"}]
     assert all(

@@ -72,9 +72,9 @@ def forward_calls(model, monkeypatch) -> list[int]:
         calls.append(input_ids.shape[1])
         return forward(input_ids, **arguments)
 
-    def spied_step(runner, ids, caches):
+    def spied_step(runner, ids, caches, rules):
         calls.append(sum(cache.batch_size for cache in caches))
-        return step(runner, ids, caches)
+        return step(runner, ids, caches, rules)
 
     monkeypatch.setattr(model.biogpt, "forward", spied_forward)
     monkeypatch.setattr(CpuRunner, "step", spied_step)

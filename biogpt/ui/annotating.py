@@ -12,6 +12,7 @@ from biogpt.text.results import Entity
 TRAINING_FORMATS = ("jsonl", "brat", "conll", "pubtator")  # the browser keeps 500 passages: assets/marks.js
 MOST_TYPES = 40
 _TYPE = re.compile(r"[\w-]{1,40}")
+_UNREADABLE = "What this browser keeps cannot be read: clear it, and keep passages anew"
 
 
 def corrected(
@@ -63,15 +64,21 @@ def training_file(kind: str, rows: str) -> tuple[str, bytes]:
     Raises:
         ValueError: it is something else, or there are none.
     """
+    try:
+        kept = json.loads(rows)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(_UNREADABLE) from error
+    if not isinstance(kept, list):
+        raise ValueError(_UNREADABLE)
     documents: list[Document] = []
     entities: list[list[Entity]] = []
-    for number, row in enumerate(json.loads(rows), 1):
+    for number, row in enumerate(kept, 1):
         match row:
             case {"id": str(name), "text": str(text), "entities": list(spans)}:
                 documents.append(Document(f"{number}-{name}", text))
                 entities.append([_entity(text, span) for span in spans])
             case _:
-                raise ValueError("What this browser keeps cannot be read: clear it, and keep passages anew")
+                raise ValueError(_UNREADABLE)
     if not documents:
         raise ValueError("No passage is kept yet: check one, then keep it")
     return f"training-{len(documents)}-passages{suffix_of(kind)}", entities_as(kind, documents, entities)
@@ -81,4 +88,4 @@ def _entity(text: str, span: Any) -> Entity:
     match span:
         case {"start": int(start), "end": int(end), "label": str(label)} if 0 <= start < end <= len(text):
             return Entity(label, start, end, text[start:end], 1.0)
-    raise ValueError("What this browser keeps cannot be read: clear it, and keep passages anew")
+    raise ValueError(_UNREADABLE)
