@@ -78,7 +78,7 @@ def test_the_list_of_commands_loads_nothing_heavy(arguments):
     ("arguments", "packages"),
     [
         (["generate", "x", "--max-new-tokens", "1"], {"training", "tasks", "bench", "ui"}),
-        (["ner", "Aspirin helps"], {"training", "generation", "serving", "bench", "ui"}),
+        (["ner", "Aspirin helps"], {"training", "serving", "bench", "ui"}),
         (["classify", "Aspirin helps"], {"training", "bench", "ui"}),
         (["score", "--help"], {"serving", "tasks", "bench", "ui"}),
         (["convert", "--help"], {"training", "serving", "tasks", "bench", "ui"}),

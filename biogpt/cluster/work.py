@@ -1,18 +1,20 @@
-"""What a job does with each row: a task says which model and how, and can be sent to another process."""
+"""What a job does with each row: a task says which model and how, and can be sent to another process.
+
+What a task needs is imported when its model is loaded: the commands know all tasks, and do one.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from biogpt.cluster.parquet import Column
-from biogpt.generation.options import GenerationOptions
-from biogpt.serving.text_generator import TextGenerator
-from biogpt.tasks.classification import TEMPLATE, TextClassifier
-from biogpt.tasks.entities import EntityRecognizer
 from biogpt.text.documents import Document, Row
 from biogpt.text.export import class_objects, entity_objects, sentence_objects
+
+if TYPE_CHECKING:
+    from biogpt.generation.options import GenerationOptions
 
 Results = Callable[[Sequence[Document]], Iterable[dict[str, Any]]]  # one for each, or an error for all
 
@@ -32,6 +34,8 @@ class FindEntities:
     columns: ClassVar[Mapping[str, Column]] = {"entities": [_SPAN]}
 
     def load(self) -> Results:
+        from biogpt.tasks.entities import EntityRecognizer
+
         recognizer = EntityRecognizer.from_pretrained(
             self.model, device=self.device, precision=self.precision
         )
@@ -56,7 +60,7 @@ class Classify:
     device: str = "auto"
     precision: str = "auto"
     labels: tuple[str, ...] | None = None
-    template: str = TEMPLATE
+    template: str
     sentences: bool = False
 
     @property
@@ -66,6 +70,8 @@ class Classify:
         return {"labels": [{"label": str, "score": float}], "tokens_not_read": int}
 
     def load(self) -> Results:
+        from biogpt.tasks.classification import TextClassifier
+
         classifier = TextClassifier.from_pretrained(
             self.model,
             device=self.device,
@@ -89,12 +95,14 @@ class Generate:
     model: str
     device: str = "auto"
     precision: str = "auto"
-    options: GenerationOptions = field(default_factory=GenerationOptions)
+    options: "GenerationOptions"
     columns: ClassVar[Mapping[str, Column]] = {
         "completions": [{"text": str, "finish_reason": str, "tokens": int, "logprob": float}]
     }
 
     def load(self) -> Results:
+        from biogpt.serving.text_generator import TextGenerator
+
         generator = TextGenerator.from_pretrained(self.model, device=self.device, precision=self.precision)
         pool = ThreadPoolExecutor(_STREAMS)
 
