@@ -298,8 +298,12 @@
   const takeOutPassage = () => store(kept().slice(0, -1), "The last one is taken out.");
   const clearPassages = () => store([], "Cleared.");
 
-  function showKept(props) {
+  function showKept(props, watch) {
     props.value = keptLine();
+    // Gradio sets what it thinks the line is when the page comes back.
+    watch("value", () => {
+      if (!props.value && kept().length) props.value = keptLine();
+    });
     addEventListener("storage", ({ key }) => {
       if (key === KEPT) props.value = keptLine();
     });

@@ -10,7 +10,8 @@
   // What a button's key is; Gradio's buttons have no help of their own.
   const KEYS = { [RUN]: "Ctrl + Enter (Cmd + Enter)", [STOP]: "Esc" };
   const PAUSE = 200; // milliseconds without typing until the length is counted
-  const SETTLE = 300; // milliseconds in which the events of a stopped run arrive
+  const SETTLE = 300; // milliseconds in which the last events of a run arrive, once one has
+  const LATE = 3000; // after so many the end of a stopped run is not waited for
 
   const update = (changes) => ({ __type__: "update", ...changes });
   const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
@@ -117,7 +118,7 @@
    * has to work while a run waits in line. The end of a stopped run is told several times, within a moment,
    * before or after Stop has done its work. Were it heeded, a run that began meanwhile could not be stopped. */
 
-  const stopping = new Set(); // names of forms
+  const stopping = new Map(); // by the names of forms: what is to be told of the end of the run
 
   // What a screen reader says: the state of a run, not each of its tokens.
   function say(words) {
@@ -149,6 +150,7 @@
 
   function switched(form, count, running) {
     if (form === "write") {
+      if (running) opened = -1; // its alternatives are cleared
       // What is typed into a text that is being written would be lost at the next token.
       document.querySelector(TEXT).readOnly = running;
       for (const button of document.querySelectorAll("#prompts button")) button.disabled = running;
@@ -174,7 +176,10 @@
 
   function ended(form, count) {
     if (document.querySelector(`#${form}-status .refusal`)) kept.read[form] = askedBefore;
-    if (stopping.has(form)) return Array(count).fill(update());
+    if (stopping.has(form)) {
+      stopping.get(form)();
+      return Array(count).fill(update());
+    }
     setTimeout(told, SETTLE, form);
     return switched(form, count, false);
   }
@@ -186,10 +191,14 @@
         "or with other settings.</p>";
 
   const stop = (form) => {
-    stopping.add(form);
+    let tell;
+    const end = new Promise((done) => (tell = done));
+    stopping.set(form, Object.assign(tell, { end }));
   };
 
+  // The end of a stopped run comes late over a slow line, and must not be taken for that of the next one.
   async function stopped(form, count) {
+    await Promise.race([stopping.get(form)?.end, wait(LATE)]);
     await wait(SETTLE);
     stopping.delete(form);
     setTimeout(told, SETTLE, form);

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import gradio_client
@@ -296,8 +297,8 @@ def test_the_terminal_names_the_page_and_how_its_model_computes(checkpoint: Path
 LONG = "Naloxone reverses the antihypertensive effect of clonidine in rats. " * 3000
 
 
-def uploaded(url: str, tab: str, texts: str) -> str:
-    """All that the page is told of a file that it runs in a tab; comes once the run has ended."""
+def uploaded(url: str, tab: str, texts: str, taken: Event | None = None) -> str:
+    """All that the page is told of a file that it runs in a tab, at its end; ``taken`` as it begins."""
     head = '--x\r\nContent-Disposition: form-data; name="files"; filename="texts.txt"\r\n\r\n'
     content = f"{head}{texts}\r\n--x--\r\n".encode()
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -312,6 +313,8 @@ def uploaded(url: str, tab: str, texts: str) -> str:
     body = {"fn_index": run["id"], "data": data, "session_hash": tab, "trigger_id": button}
     status, answer = post(url, "gradio_api/queue/join", body)
     assert status == 200, answer
+    if taken is not None:
+        taken.set()
     with urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={tab}", timeout=120) as told:
         return told.read().decode()
 
@@ -334,7 +337,9 @@ def test_told_to_end_it_tells_every_client_and_ends(number: signal.Signals) -> N
     server = app_server("--max-waiting", "32")
     with server as (url, process), ThreadPoolExecutor(len(calls) + 1) as pool:
         told = [pool.submit(call, url, endpoint, **given) for endpoint, given in calls]
-        page = pool.submit(uploaded, url, "entities", "\n".join([LONG[:900]] * 2000))
+        taken = Event()
+        page = pool.submit(uploaded, url, "entities", "\n".join([LONG[:900]] * 2000), taken)
+        assert taken.wait(60)
         time.sleep(3)
         early = [each for each in (*told, page) if each.done()]
         process.send_signal(number)
@@ -421,7 +426,7 @@ def test_who_asks_for_more_memory_than_there_is_fails_alone_and_a_kill_leaves_no
 def test_told_to_end_it_finishes_the_text_under_way_and_takes_no_more() -> None:
     with app_server() as (url, process):
         client = gradio_client.Client(url, verbose=False)
-        asked = {"max_new_tokens": 200, "min_new_tokens": 200, "seed": 1, "api_name": "/generate"}
+        asked = {"max_new_tokens": 100, "min_new_tokens": 100, "seed": 1, "api_name": "/generate"}
         updates = iter(client.submit("The gene", **asked))
         assert next(updates)["finish_reason"] is None
         process.terminate()
@@ -436,6 +441,6 @@ def test_told_to_end_it_finishes_the_text_under_way_and_takes_no_more() -> None:
                 answer = {"code": error.code} | json.load(error)
         assert answer == {"code": 503, "status": "stopping"}
         *_, last = updates
-        assert last["tokens"] == 200
+        assert last["tokens"] == 100
         assert last["finish_reason"] == "length"
         assert process.wait(60) == 0

@@ -170,6 +170,7 @@ def test_who_comes_back_tomorrow_finds_the_work(visitor, server) -> None:
     tomorrow.locator("#ink .tok").first.wait_for()
     assert tomorrow.locator("#ink .tok").count() == tokens
     assert tomorrow.get_by_label("number input for Length, tokens").input_value() == "5"
+    tomorrow.locator("#text textarea").scroll_into_view_if_needed()
     click_token(tomorrow, 0)
     tomorrow.locator("#choices li").first.wait_for()
     tomorrow.once("dialog", lambda dialog: dialog.accept("another"))

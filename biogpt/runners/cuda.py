@@ -89,7 +89,8 @@ class CudaRunner(PlainRunner):
                 self._capture = GraphCapture(self.device) if self.device.type == "cuda" else launch_each
             rows = max(1, min(_MOST_ROWS, self._limit // self.cache_bytes(1, 1)))
             block = Block(self.config, rows, self.device, self.cache_dtype)
-            self._state = _State(block, Chooser(self.config, len(block.owners), self.device))
+            chooser = Chooser(self.config, len(block.owners), self.device)
+            self._state = _State(block, chooser, self.lengths[-1])
             self._fused = [_fused(layer) for layer in self._layers()]
             self._find_shapes(self._state)
         return self._state
@@ -323,11 +324,11 @@ class _Shape(NamedTuple):
 class _State:
     """What lies on the device, and the programs that were captured with it."""
 
-    def __init__(self, block: Block, chooser: Chooser) -> None:
+    def __init__(self, block: Block, chooser: Chooser, longest: int) -> None:
         rows = len(block.owners)
         self.block, self.chooser = block, chooser
         chooser.places.fill_(chooser.limit)
-        self.numbers = torch.arange(max(rows, chooser.limit + 1), device=block.memory.device)
+        self.numbers = torch.arange(max(rows, chooser.limit + 1, longest), device=block.memory.device)
         self.rules: list[Rules | None] = [None] * rows  # as the chooser has them
         self.programs: dict[tuple[object, ...], Program] = {}
         self.inputs: dict[_Shape, tuple[Tensor, Tensor]] = {}

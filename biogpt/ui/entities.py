@@ -140,6 +140,10 @@ class Tagger:
         recognizer = self.recognizer.loaded
         return Found(given, recognizer.types, run.results) if recognizer and run.results else None
 
+    def offer(self, found: Found | None) -> Any:
+        """The types to choose from: a page that loads anew sends what was chosen before it knows any."""
+        return gr.skip() if found is None else gr.CheckboxGroup(choices=list(found.types))
+
     def reset(self, found: Found | None, types: list[str] | None = None) -> tuple[Any, ...]:
         """Results, types and documents as components: the first document shown, all types or those given."""
         if found is None:
@@ -374,6 +378,7 @@ def entities_tab(recognizer: LazyModel[EntityRecognizer]) -> Tab:
         tagger.find,
         [],
         [
+            (tagger.offer, [form.found], [types]),
             (tagger.reset, [form.found, types], [results, types, document, edits]),
             (tagger.show, chosen, shown),
         ],

@@ -26,7 +26,7 @@ COMPARISON_EVENTS = "biogpt.listenToTokens(element, trigger)"
 ATTENTION = "${biogpt.attention(value)}"
 ATTENTION_EVENTS = "biogpt.listenToAttention(element, props, watch)"
 MARKS_EVENTS = "biogpt.listenToMarks(element, trigger, props, watch)"
-PASSAGES_EVENTS = "biogpt.showKept(props)"
+PASSAGES_EVENTS = "biogpt.showKept(props, watch)"
 
 
 def head() -> str:
