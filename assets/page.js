@@ -11,7 +11,8 @@
   const KEYS = { [RUN]: "Ctrl + Enter (Cmd + Enter)", [STOP]: "Esc" };
   const PAUSE = 200; // milliseconds without typing until the length is counted
   const SETTLE = 300; // milliseconds in which the last events of a run arrive, once one has
-  const LATE = 3000; // after so many the end of a stopped run is not waited for
+  const LATE = 3000; // milliseconds in which the end of a stopped run may be told again
+  const LOST = 60000; // after so many it is not waited for
 
   const update = (changes) => ({ __type__: "update", ...changes });
   const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
@@ -115,10 +116,13 @@
   }
 
   /* Buttons of a form, the last of which stops what the others begin. They are switched here, since Stop also
-   * has to work while a run waits in line. The end of a stopped run is told several times, within a moment,
-   * before or after Stop has done its work. Were it heeded, a run that began meanwhile could not be stopped. */
+   * has to work while a run waits in line. The end of a stopped run is told by its stream, as an end or as a failure, and
+   * as both, the failure first, once the server has answered: in any order, each as late as the line is slow. Were one
+   * of them heeded, a run that began meanwhile could not be stopped. So none begins before that answer, and of what is
+   * told soon after, only that counts which the status line bears out. */
 
-  const stopping = new Map(); // by the names of forms: what is to be told of the end of the run
+  const stopping = new Map(); // by the names of forms
+  const stoppedAt = new Map(); // by the names of forms, in milliseconds
 
   // What a screen reader says: the state of a run, not each of its tokens.
   function say(words) {
@@ -133,6 +137,7 @@
 
   const SAID = { write: "Writing", models: "Loading" };
   const part = (form, name) => document.querySelector(form === "write" ? `#${name}` : `#${form}-${name}`);
+  const statusLine = (form) => part(form, "status")?.querySelector(".status");
   let from; // what had the focus when a run began
 
   // A button that is switched off would drop the focus.
@@ -168,6 +173,8 @@
   function begun(form, count, cleared, ...given) {
     askedBefore = kept.read[form];
     if (given.length > 1) kept.read[form] = asked(given);
+    stopping.delete(form);
+    statusLine(form)?.classList.add("before");
     from = document.activeElement;
     say(SAID[form] ?? "Reading");
     setTimeout(() => keepFocus(part(form, "stop")), PAUSE);
@@ -175,11 +182,24 @@
   }
 
   function ended(form, count) {
-    if (document.querySelector(`#${form}-status .refusal`)) kept.read[form] = askedBefore;
+    const asIs = Array(count).fill(update());
     if (stopping.has(form)) {
-      stopping.get(form)();
-      return Array(count).fill(update());
+      stopping.get(form).ended();
+      return asIs;
     }
+    const soon = Date.now() - stoppedAt.get(form) < LATE;
+    return soon && statusLine(form)?.matches(".busy, .before") ? asIs : over(form, count);
+  }
+
+  // By a refusal of Gradio's or a fault, which no status line tells; or because it is stopped.
+  function brokenOff(form, count) {
+    if (!stopping.has(form)) return over(form, count);
+    stopping.get(form).broken = true;
+    return Array(count).fill(update());
+  }
+
+  function over(form, count) {
+    if (document.querySelector(`#${form}-status .refusal`)) kept.read[form] = askedBefore;
     setTimeout(told, SETTLE, form);
     return switched(form, count, false);
   }
@@ -190,19 +210,22 @@
       : '<p class="remark stale" role="status">The results below were found in another text, ' +
         "or with other settings.</p>";
 
-  const stop = (form) => {
-    let tell;
-    const end = new Promise((done) => (tell = done));
-    stopping.set(form, Object.assign(tell, { end }));
-  };
+  function stop(form) {
+    if (stopping.has(form)) return;
+    const run = { broken: false };
+    const isOver = (done) => () => (run.broken ? done() : setTimeout(done, LATE)); // it may have ended by itself
+    run.isOver = new Promise((done) => (run.ended = isOver(done)));
+    stopping.set(form, run);
+  }
 
-  // The end of a stopped run comes late over a slow line, and must not be taken for that of the next one.
   async function stopped(form, count) {
-    await Promise.race([stopping.get(form)?.end, wait(LATE)]);
+    const run = stopping.get(form);
+    await Promise.race([run?.isOver, wait(LOST)]);
     await wait(SETTLE);
+    if (run !== stopping.get(form)) return Array(count).fill(update());
     stopping.delete(form);
-    setTimeout(told, SETTLE, form);
-    return switched(form, count, false);
+    stoppedAt.set(form, Date.now());
+    return over(form, count);
   }
 
   /* Values of components */
@@ -606,6 +629,7 @@
     copyText,
     drawSoon,
     ended,
+    brokenOff,
     given,
     listenToAlternatives,
     listenToAttention,

@@ -169,7 +169,6 @@ def test_a_model_comes_from_the_hub_with_its_size_progress_and_cancel(browser, t
         page.locator("#model-cancel").click()
         status.get_by_text("Cancelled").wait_for()
         hub.resume.set()
-        page.wait_for_timeout(3000)  # Gradio drops what is clicked while it still clears a cancelled run away
         page.locator("#model-use").click()
         page.locator("#model-state", has_text="someone/tiny").wait_for()
         page.get_by_role("tab", name="Write").click()

@@ -156,6 +156,7 @@ def comparing(shelf: Shelf, model: gr.State, text: gr.Textbox, alternatives: gr.
         **IN_TURNS,
     )
     event.then(None, None, buttons, js=clicks.ended)
+    event.failure(None, None, buttons, js=clicks.broken_off)
     stop.click(None, None, None, js=clicks.stop)
     stop.click(None, cancels=[event]).then(lambda: status("Stopped"), None, line, **QUICK).then(
         None, None, buttons, js=clicks.stopped

@@ -172,7 +172,7 @@ def connect(
             api_visibility="private",
             **IN_TURNS,
         )
-        running.failure(None, None, buttons, js=clicks.ended)  # refused by Gradio, a setting out of its range
+        running.failure(None, None, buttons, js=clicks.broken_off)  # a setting out of its range
         then_show(running, clicks.ended, Refresh(refresh[-1:]) if button in more else shown)
         runs.append(running)
     form.stop.click(None, None, None, js=clicks.stop)

@@ -136,6 +136,7 @@ def models_tab(shelf: Shelf, model: gr.State, header: gr.HTML, describe: Callabl
         chooser.switch, choice, [line, model, header], concurrency_id="models", concurrency_limit=2, **waiting
     )
     run.then(None, None, buttons, js=clicks.ended)
+    run.failure(None, None, buttons, js=clicks.broken_off)
     cancel.click(None, None, None, js=clicks.stop)
     cancel.click(None, cancels=[run]).then(
         lambda: status("Cancelled", "what was downloaded so far is kept for the next try"),

@@ -74,5 +74,6 @@ class Buttons:
     def __init__(self, form: str, count: int = 2, cleared: int = 0) -> None:
         self.begun = script("begun", form, count, cleared)
         self.ended = script("ended", form, count)
+        self.broken_off = script("brokenOff", form, count)
         self.stop = script("stop", form)
         self.stopped = script("stopped", form, count)

@@ -9,12 +9,15 @@ from biogpt.serving.engine import QueueFull, Stopping
 # What is raised on bad input, when a model's numbers overflow, when too many wait already, or at the end
 # of the process; everything else is a fault of ours.
 REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull, Stopping)
+# First words of the states of a run that goes on.
+_BUSY = ("Loading", "Downloading", "Waiting", "Reading", "Writing", "Growing")
 _HALF = 400  # characters of an error's beginning, and of its end: it may quote what was given
 
 
 def status(state: str, facts: str = "") -> str:
-    """A status line; ``facts`` is HTML."""
-    return f'<p class="status"><b>{html.escape(state)}</b> {facts}</p>'
+    """A status line; ``facts`` is HTML. ``busy`` while a run goes on, for the page's script."""
+    busy = " busy" if state.split()[0] in _BUSY else ""
+    return f'<p class="status{busy}"><b>{html.escape(state)}</b> {facts}</p>'
 
 
 def refusal(error: Exception, what: str = "Not done") -> str:

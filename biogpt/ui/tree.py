@@ -147,7 +147,7 @@ def tree_panel(
             **_TOGETHER,
         )
         event.then(None, None, buttons, js=clicks.ended)
-        event.failure(None, None, buttons, js=clicks.ended)
+        event.failure(None, None, buttons, js=clicks.broken_off)
         runs.append(event)
     stop.click(None, None, None, js=clicks.stop)
     stop.click(None, cancels=runs).then(_stopped, planted, line, **QUICK).then(

@@ -301,7 +301,7 @@ def _connect_runs(
         )
         event.then(then, work, parts.alternatives, **QUICK)
         event.then(None, None, buttons, js=clicks.ended)
-        event.failure(None, None, buttons, js=clicks.ended)  # refused by Gradio, a setting out of its range
+        event.failure(None, None, buttons, js=clicks.broken_off)  # a setting out of its range
         runs.append(event)
     stop = actions["stop"]
     stop.click(None, None, None, js=clicks.stop)
