@@ -17,7 +17,24 @@ from torch import nn
 
 from biogpt.model.config import BioGptConfig
 
+# Files that take minutes begin first: at the end, one would keep a single worker busy.
+LONG = (
+    "test_page",
+    "test_quantize",
+    "test_readme",
+    "test_app",
+    "test_gate",
+    "test_bench",
+    "test_mini",
+    "test_space",
+)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first, in the order above."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture
