@@ -380,6 +380,16 @@ def running() -> dict[int, int]:
     return found
 
 
+def heaps_of_threads(process: int) -> int:
+    """How many heaps glibc keeps for threads of a process: 64 MB of addresses each, the end unused."""
+    size, found, before = 64 << 20, 0, 0
+    for line in Path(f"/proc/{process}/maps").read_text().splitlines():
+        start, end = (int(place, 16) for place in line.split()[0].split("-"))
+        found += " ---p " in line and end % size == 0 and before == start
+        before = end if " rw-p " in line and start % size == 0 and end - start < size else 0
+    return found
+
+
 LENGTHY = {"prompt": "The gene", "max_new_tokens": 300, "min_new_tokens": 300, "temperature": 0}
 
 
@@ -394,6 +404,7 @@ def test_who_asks_for_more_memory_than_there_is_fails_alone_and_a_kill_leaves_no
         warm = [pool.submit(call, url, "generate", prompt="The", max_new_tokens=2) for _ in range(4)]
         assert [each.result()[0] for each in warm] == ["complete"] * 4
         alone = call(url, "generate", **LENGTHY)
+        assert heaps_of_threads(process.pid) == 0, "what one thread gives back, another could not use"
         status = Path(f"/proc/{process.pid}/status").read_text()
         [used] = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmSize")]
         resource.prlimit(process.pid, resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINITY))
