@@ -1,7 +1,7 @@
 """Many clients at once on the real page: is an answer lost, mixed up or changed, and is the process level?
 
 ``PYTHONPATH=. python tests/load.py`` sends a thousand requests of all tasks from 32 clients, of which one in
-ten leaves.
+ten leaves; with ``--sessions 10000`` then as many visitors come, each with one short text.
 """
 
 import argparse
@@ -193,10 +193,19 @@ def at_work(url: str) -> dict[str, float]:
     return {task: float(number) for task, number in found if float(number)}
 
 
+def visit(url: str, count: int, clients: int) -> None:
+    """Let visitors come, each with a session of its own, and go."""
+    ask = Ask("gradio_api/call/v2/ner", json.dumps({"text": "Naloxone reverses clonidine."}))
+    with ThreadPoolExecutor(clients) as pool:
+        told = set(pool.map(lambda number: repr(answer(url, ask, f"10.1.0.{number % 250}")), range(count)))
+    assert len(told) == 1, told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Put load on the page, and see that it stays as it was.")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--sessions", type=int, default=0)
     options = parser.parse_args()
     with open(os.devnull, "w") as log, app_server("--metrics", log=log) as (url, process):
         pid = process.pid
@@ -213,6 +222,9 @@ def main() -> None:
             print(f"  at the end {Level.of(pid)}")
             time.sleep(REST)
             print(f"  at rest {Level.of(pid)}, at work {at_work(url)}", flush=True)
+        for quarter in range(4 if options.sessions else 0):
+            visit(url, options.sessions // 4, clients=8)
+            print(f"{(quarter + 1) * options.sessions // 4} sessions: {Level.of(pid)}", flush=True)
 
 
 if __name__ == "__main__":
