@@ -191,6 +191,29 @@ def test_the_forms_of_a_word_are_those_that_the_files_were_trained_with():
     assert all(0 <= row < 7 for row in word_forms("\ud83d 🙂", 7))
 
 
+def test_who_asks_for_some_types_gets_those_that_others_would_claim(tokenizer):
+    """Genes that claim every word leave no disease, unless genes are not asked for."""
+    tagger = recognizer(tokenizer, **APART)
+    with torch.no_grad():
+        tagger.model.classifier.bias[:] = torch.tensor([0.0, 50, -50, 90, -50])  # O, then B and I of each
+    texts = [ABSTRACT, "HD gene", ""]
+    assert {entity.label for entity in tagger(ABSTRACT)} == {"Gene"}
+    asked = tagger.batch(texts, types=["Disease"])
+    words = [[text[a:b] for a, b in words_of(tokenizer, text).spans] for text in texts]
+    assert [[entity.text for entity in entities] for entities in asked] == [
+        [word for word in of_text if word not in "()"] for of_text in words
+    ]
+    assert {entity.label for entities in asked for entity in entities} == {"Disease"}
+    assert all(entity.text == ABSTRACT[entity.start : entity.end] for entity in asked[0])
+    assert tagger.batch(texts, types=["Gene", "Disease"]) == tagger.batch(texts)
+    with pytest.raises(ValueError, match=r"unknown types \['Drug'\]; the model knows Disease, Gene"):
+        tagger.batch(texts, types=["Drug"])
+    plain = recognizer(tokenizer)
+    found = plain.batch([ABSTRACT], types=["Gene"])
+    assert found == [[entity for entity in plain(ABSTRACT) if entity.label == "Gene"]]
+    assert 0 < len(found[0]) < len(plain(ABSTRACT))
+
+
 def test_each_window_begins_in_the_middle_of_the_one_before(tokenizer):
     """Without overlap, each edge is a seam: words there are read with nothing on one side."""
     for copies in (1, 2):

@@ -79,11 +79,8 @@ def _ner(chosen: argparse.Namespace) -> None:
     )
     types = recognizer.chosen(chosen.types or ())
     with _bar(documents) as bar:
-        found = recognizer.batch([document.text for document in documents], bar)
-    wanted = [
-        [entity for entity in entities if entity.label in types and entity.score >= chosen.min_score]
-        for entities in found
-    ]
+        found = recognizer.batch([document.text for document in documents], bar, types)
+    wanted = [[entity for entity in entities if entity.score >= chosen.min_score] for entities in found]
     if chosen.format == "table":
         rows = [
             (

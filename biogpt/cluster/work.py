@@ -42,11 +42,8 @@ class FindEntities:
         types = recognizer.chosen(self.types)
 
         def results(documents: Sequence[Document]) -> Iterable[dict[str, Any]]:
-            found = recognizer.batch([document.text for document in documents])
-            wanted = [
-                [entity for entity in entities if entity.label in types and entity.score >= self.min_score]
-                for entities in found
-            ]
+            found = recognizer.batch([document.text for document in documents], types=types)
+            wanted = [[entity for entity in entities if entity.score >= self.min_score] for entities in found]
             return entity_objects(documents, wanted)
 
         return results

@@ -5,7 +5,7 @@ labels becomes the spans. Texts longer than the model are read in windows that o
 its label from the window in which it is furthest from both edges.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -74,40 +74,50 @@ class EntityRecognizer:
         """The entities of one text, sorted by start, never overlapping; none in an empty text."""
         return self.batch([text])[0]
 
-    def batch(self, texts: Sequence[str], progress: OnProgress | None = None) -> list[list[Entity]]:
+    def batch(
+        self, texts: Sequence[str], progress: OnProgress | None = None, types: Iterable[str] = ()
+    ) -> list[list[Entity]]:
         """The entities of many texts, in the order given.
 
         Windows of like length are read together, so this is faster than one text at a time.
 
         Args:
             progress: called with (texts done, all texts); what it raises ends the work.
+            types: find these only, all where none are named. What finds others in a word encoder is left out
+                then: ``HD`` in ``HD gene product`` is found, which else gives way to the gene.
 
         Raises:
-            ValueError: one string was given in place of a list of texts.
+            ValueError: one string was given in place of a list of texts, or as ``chosen``.
             FloatingPointError: the model's scores are not finite.
         """
         if isinstance(texts, str):
             raise ValueError("batch takes a list of texts; call the recognizer with one text")
+        wanted = self.chosen(types)
         look = looking(progress, len(texts))
         words = [words_of(self.tokenizer, text, look) for text in texts]
-        scores = self.log_probabilities(words, progress)
-        return [
+        scores = self.log_probabilities(words, progress, wanted)
+        found = [
             self.entities_of(text, words_of_text, scores_of_text, look)
             for text, words_of_text, scores_of_text in zip(texts, words, scores, strict=True)
         ]
+        return [[entity for entity in entities if entity.label in wanted] for entities in found]
 
     @torch.inference_mode()
     def log_probabilities(
-        self, texts: Sequence[Words], progress: OnProgress | None = None
+        self,
+        texts: Sequence[Words],
+        progress: OnProgress | None = None,
+        types: Collection[str] | None = None,
     ) -> list[np.ndarray]:
         """Log-probabilities of the labels of each word.
 
         Args:
             texts: the words of each text.
             progress: as in ``batch``.
+            types: as in ``TokenClassifier.read``, of all texts.
 
         Returns:
-            For each text [W, N] float32.
+            For each text [W, N] float32; -inf for labels that a word encoder left out.
         """
         config = self.model.config
         results = [np.zeros((len(words.pieces), config.num_labels), dtype=np.float32) for words in texts]
@@ -118,7 +128,8 @@ class EntityRecognizer:
             """[words, N] log-probabilities for each window."""
             words = [word for text, window in batch for word in texts[text].texts[window.stretch]]
             counts = [len(window.reads) for _, window in batch]
-            logits = self.model.read(hidden, forms_of(words, config, hidden.device), counts)
+            asked = None if types is None else [types] * len(counts)
+            logits = self.model.read(hidden, forms_of(words, config, hidden.device), counts, asked)
             scores = self.model.log_probabilities(logits, counts).cpu().numpy()
             if np.isnan(scores).any():
                 raise FloatingPointError(NOT_FINITE)

@@ -528,7 +528,7 @@ def _entities(recognizer: EntityRecognizer, texts: list[str], progress: OnProgre
 def _entities_of(
     types: Sequence[str], recognizer: EntityRecognizer, texts: list[str], progress: OnProgress
 ) -> list[list[Entity]]:
-    """All entities, when the model knows these types."""
+    """The entities of these types, all where none are named, when the model knows them."""
     if unknown := [kind for kind in types if kind not in recognizer.types]:
         raise ValueError(f"types has {as_given(unknown)}; this model knows {', '.join(recognizer.types)}")
-    return recognizer.batch(texts, progress)
+    return recognizer.batch(texts, progress, types)
