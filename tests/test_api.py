@@ -487,6 +487,8 @@ def test_entities_have_exact_offsets(url: str) -> None:
     assert answer["data"][0]["entities"]
     status, one = post(url, "v1/ner", {"input": TEXTS[0], "types": ["Disease"]})
     assert {entity["label"] for entity in one["data"][0]["entities"]} == {"Disease"}
+    status, one = post(url, "v1/ner", {"input": "The HD gene product is huntingtin.", "types": ["Disease"]})
+    assert [entity["text"] for entity in one["data"][0]["entities"]] == ["HD"]  # else the gene has it
     status, few = post(url, "v1/ner", {"input": TEXTS, "min_score": 1})
     assert [row["entities"] for row in few["data"]] == [[], [], []]
     for wrong in (
