@@ -76,16 +76,16 @@
   const shares = (tokens) => tokens.map(({ logprob }) => (logprob === null ? -1 : 100 * Math.exp(logprob)));
 
   function markdown(record) {
-    const { model, text, prompt, samples } = record;
+    const { model, text, prompt, rest = "", samples } = record;
     const parts = samples
-      ? samples.map(({ text: made }) => `${prompt}**${made.trim().replaceAll("*", "\\*")}**`.replace(/(\S)\*\*/, "$1 **"))
+      ? samples.map(({ text: made }) => `${prompt}**${made.trim().replaceAll("*", "\\*")}**`.replace(/(\S)\*\*/, "$1 **") + rest)
       : [text];
     return `# Text by BioGPT\n\n${parts.join("\n\n---\n\n")}\n\nModel ${model}; ${settingsOf(record)}.\n\nGenerated text is not medical advice and can be wrong.\n`;
   }
 
   // Words in lines, each token on its colour.
   function picture(record) {
-    const { model, text, prompt, samples } = record;
+    const { model, text, prompt, rest = "", samples } = record;
     const [size, line, width, edge] = [18, 30, 760, 24];
     const pen = document.createElement("canvas").getContext("2d");
     pen.font = `${size}px sans-serif`;
@@ -111,7 +111,7 @@
         const percents = shares(sample.tokens);
         sample.tokens.forEach((token, place) => put(token.text, colourOf(percents[place])));
         const end = sample.tokens.at(-1)?.end ?? 0;
-        put(sample.text.slice(end), "");
+        put(sample.text.slice(end) + rest, "");
       }
     }
     const foot = `BioGPT, ${model}; ${settingsOf(record)}`;

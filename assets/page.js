@@ -53,17 +53,18 @@
 
   // Ctrl+Enter (Cmd+Enter) and Esc press the buttons of the tab in view; a disabled button disables its key.
   function pressByKey(event) {
+    if (takeByKey(event)) return event.preventDefault();
     const enter = event.key === "Enter" && (event.ctrlKey || event.metaKey);
-    if (!enter && event.key !== "Escape") return;
+    if (!enter && event.key !== "Escape") return undefined;
     const buttons = [...document.querySelectorAll(enter ? RUN : STOP)].filter(
       (candidate) => candidate.offsetParent !== null,
     );
     // Of two forms in sight Esc stops the one that runs.
     const button = enter ? buttons[0] : buttons.find((candidate) => !candidate.disabled);
     if (!button && !enter) close();
-    if (!button || button.disabled) return;
+    if (!button || button.disabled) return undefined;
     event.preventDefault();
-    button.click();
+    return button.click();
   }
 
   function nameKey(event) {
@@ -113,6 +114,7 @@
     document.addEventListener("pointermove", nameToken);
     document.addEventListener("change", switchColours);
     document.addEventListener("scroll", noteScroll, true);
+    document.addEventListener("selectionchange", noteCursor);
   }
 
   /* Buttons of a form, the last of which stops what the others begin. They are switched here, since Stop also
@@ -149,13 +151,13 @@
 
   function told(form) {
     const line = part(form, "status")?.querySelector(".status:not(.refusal) b");
-    if (line) say(line.textContent);
+    if (line) say(form === "write" && suggested ? `Suggested: ${suggested.words}. ${HOW}` : line.textContent);
     keepFocus(from, part(form, form === "write" ? "generate" : "run"));
   }
 
   function switched(form, count, running) {
     if (form === "write") {
-      if (running) opened = -1; // its alternatives are cleared
+      if (running) [opened, suggested] = [-1, null]; // its alternatives are cleared
       // What is typed into a text that is being written would be lost at the next token.
       document.querySelector(TEXT).readOnly = running;
       for (const button of document.querySelectorAll("#prompts button")) button.disabled = running;
@@ -265,7 +267,9 @@
 
   // Samples are side by side in the view; the text holds the prompt alone.
   async function copyText(done, failed, text) {
-    const samples = [...document.querySelectorAll("#view article mark")].map((mark) => text + mark.textContent);
+    const [upTo, rest] = atRest(text);
+    const marks = [...document.querySelectorAll("#view article mark")];
+    const samples = marks.map((mark) => upTo + mark.textContent + rest);
     if (await copied(samples.join("\n\n") || text)) return done;
     document.querySelector(TEXT).select();
     return failed;
@@ -358,6 +362,10 @@
   }
 
   function fit(ink, text) {
+    // Room to scroll to the end of what is suggested, which is not in the text.
+    text.style.paddingBottom = "";
+    const lacking = suggested ? ink.scrollHeight - text.scrollHeight : 0;
+    if (lacking > 0) text.style.paddingBottom = `calc(${getComputedStyle(text).paddingBottom} + ${lacking}px)`;
     ink.style.inset = `${text.offsetTop + text.clientTop}px auto auto ${text.offsetLeft + text.clientLeft}px`;
     ink.style.width = `${text.clientWidth}px`; // without its scroll bar
     ink.style.height = `${text.clientHeight}px`;
@@ -369,9 +377,11 @@
     if (!text || !view) return;
     const value = view.props.value;
     const ink = inkOf(text);
-    if (drawn?.text !== text.value || drawn.value !== value || !ink.firstChild) {
-      drawn = { text: text.value, value };
-      const { ends, count, place } = common(text.value);
+    if (suggested && suggested.text !== text.value) suggested = null;
+    if (drawn?.text !== text.value || drawn.value !== value || drawn.suggested !== suggested || !ink.firstChild) {
+      drawn = { text: text.value, value, suggested };
+      // What a model knows of the words after a suggestion is of the text without it.
+      const { ends, count, place } = common(suggested ? text.value.slice(0, suggested.at) : text.value);
       const percents = value.samples[0]?.percents ?? [];
       let left = count ? value.given.length : place;
       const parts = [escaped(text.value.slice(0, left))];
@@ -382,10 +392,20 @@
         parts.push(`<span class="${kind}" data-i="${index}">${escaped(text.value.slice(left, end))}</span>`);
         left = end;
       }
+      if (suggested) {
+        const { at, words, gap } = suggested;
+        parts.push(`${escaped(text.value.slice(left, at))}<span class="ghost">${escaped(words)}</span>${gap}`);
+        left = at;
+      }
       ink.innerHTML = `${parts.join("")}${escaped(text.value.slice(left))}\u200b`; // a last empty line counts
-      if (follows && busy()) text.scrollTop = text.scrollHeight;
+      document.querySelector("#text").classList.toggle("suggesting", suggested !== null);
+      // A browser puts the cursor at the end of a text that it is given: new words are written where it was.
+      const [{ length: at }, rest] = atRest(text.value);
+      if (rest && !suggested && text.selectionEnd === text.value.length) text.setSelectionRange(at, at);
+      if (follows && busy()) text.scrollTop = Math.max(rest ? text.scrollTop : 0, newest() - text.clientHeight);
     }
     fit(ink, text);
+    tellWhere();
     for (const other of ink.querySelectorAll(".chosen")) other.classList.remove("chosen");
     tokenOf(opened)?.classList.add("chosen");
     const stale = !busy() && isOutdated();
@@ -394,6 +414,121 @@
     const end = tokens();
     const gone = opened === end ? stale : opened >= 0 && !tokenOf(opened);
     document.querySelector("#choices")?.classList.toggle("outdated", !busy() && gone);
+  }
+
+  /* The cursor: new words are written there, or suggested. A suggestion is drawn behind the text, which is clear
+   * meanwhile: what follows the cursor stands after it. It is gone once the cursor or the text is another one. */
+
+  let suggested = null; // where it begins, its words, a space after them, and the text that they are for
+  let askedAt = 0; // where it was asked for
+
+  // The text to the cursor and what follows; in a word, to the end of that. Where nothing follows, or nothing is
+  // before, all of it.
+  function parted(text) {
+    const { value, selectionEnd } = area();
+    let cut = value === text ? selectionEnd : text.length;
+    if (/[\p{L}\p{N}]$/u.test(text.slice(0, cut))) cut += /^[\p{L}\p{N}]*/u.exec(text.slice(cut))[0].length;
+    const parts = [text.slice(0, cut), text.slice(cut)];
+    return parts.every((each) => each.trim()) ? parts : [text, ""];
+  }
+
+  // The text to the end of what was written last, and what follows that.
+  function atRest(text) {
+    const end = text.length - (text === written() ? (view?.props.value.rest ?? 0) : 0);
+    return [text.slice(0, end), text.slice(end)];
+  }
+
+  function atCursor(model, text, _, ...others) {
+    const parts = parted(text);
+    askedAt = parts[0].length;
+    follows ||= parts[1] !== "";
+    return [model, ...parts, ...others];
+  }
+
+  function tellWhere() {
+    const line = document.querySelector("#where .remark");
+    if (!line) return;
+    const { value } = area();
+    const now = suggested
+      ? KEYS_OF_SUGGESTION
+      : value && parted(value)[1]
+        ? "<b>Generate writes at the cursor</b>; what follows stays."
+        : "Generate writes at the end of the text.";
+    if (line.dataset.now === now) return;
+    line.dataset.now = now;
+    line.innerHTML = now;
+  }
+
+  const HOW = "Tab takes a word, Enter all, Escape drops it.";
+  const KEYS_OF_SUGGESTION = [
+    ["word", "Next word", "Tab"],
+    ["all", "Take all", "Enter"],
+    ["drop", "Drop", "Esc"],
+  ]
+    .map(([name, words, key]) => `<button data-take="${name}">${words} <kbd>${key}</kbd></button>`)
+    .join("");
+
+  function noteCursor() {
+    const text = area();
+    if (!text) return;
+    if (suggested && text.selectionEnd !== suggested.at && document.activeElement === text) drop();
+    else tellWhere();
+  }
+
+  function drop() {
+    suggested = null;
+    draw();
+  }
+
+  const [WORD, ALL] = [/^\s*\S+/, /^.*$/s];
+
+  function takeWords(pattern, trigger) {
+    const { at, words, gap, text, taken } = suggested;
+    const [now] = pattern.exec(words);
+    const left = words.slice(now.length);
+    const [place, element] = [at + now.length, area()];
+    // The space is put in with the first word.
+    const whole = text.slice(0, at) + now + (taken ? "" : gap) + text.slice(at);
+    suggested = left.trim() ? { at: place, words: left, gap: "", text: whole, taken: taken + now } : null;
+    element.value = whole;
+    element.setSelectionRange(place, place);
+    element.dispatchEvent(new Event("input", { bubbles: true }));
+    say(now.trim());
+    trigger("select", { taken: taken + now });
+  }
+
+  let takeSuggested; // by a pattern of its beginning
+
+  // Whether the key did something to what is suggested.
+  function takeByKey({ key, target, shiftKey, ctrlKey, metaKey, altKey, isComposing }) {
+    if (!suggested || busy() || isComposing || shiftKey || ctrlKey || metaKey || altKey) return false;
+    if (key === "Escape") drop();
+    else if (!target.matches(TEXT)) return false;
+    else if (key === "Tab") takeSuggested(WORD);
+    else if (key === "Enter" || key === "ArrowRight") takeSuggested(ALL);
+    else return false;
+    return true;
+  }
+
+  function listenToSuggestion(element, trigger, props, watch) {
+    takeSuggested = (pattern) => takeWords(pattern, trigger);
+    watch("value", () => {
+      const { text: words = "", gap = "" } = props.value || {};
+      const text = area();
+      // Tab takes words from here; where a keyboard on the screen would cover them, the buttons do.
+      if (words && !suggested && !touched) text.focus({ preventScroll: true });
+      suggested = words ? { at: askedAt, words, gap, text: text.value, taken: "" } : null;
+      if (suggested) text.setSelectionRange(askedAt, askedAt);
+      requestAnimationFrame(draw); // what is around it may have been drawn anew
+    });
+    element.addEventListener("click", (event) => {
+      const name = event.target.closest("button")?.dataset.take;
+      if (!name || !suggested || busy()) return;
+      if (name === "drop") drop();
+      else takeSuggested(name === "word" ? WORD : ALL);
+      if (!suggested && !touched) area().focus();
+    });
+    drawSoon();
   }
 
   const drawSoon = () => setTimeout(draw); // when Gradio has set the text, too
@@ -457,10 +592,17 @@
     moving = setTimeout(chooseAtCaret, PAUSE);
   }
 
+  // Where the newest word ends in the text, from its top.
+  function newest() {
+    const last = document.querySelector(suggested ? "#ink .ghost" : "#ink [data-i]:last-of-type");
+    const { scrollHeight, value } = area();
+    return last && (suggested || atRest(value)[1]) ? last.offsetTop + last.offsetHeight : scrollHeight;
+  }
+
   // Not on every scroll: that of a text which grew is no wish of the reader.
   function noteScroll({ target }) {
     if (!target.matches?.(TEXT)) return;
-    follows = target.scrollTop + target.clientHeight > target.scrollHeight - 40;
+    follows = target.scrollTop + target.clientHeight > newest() - 40;
     const ink = document.querySelector("#ink");
     if (ink) ink.scrollTop = target.scrollTop;
   }
@@ -620,6 +762,7 @@
   }
 
   window.biogpt = {
+    atCursor,
     attention,
     begun,
     chosen,
@@ -633,11 +776,13 @@
     given,
     listenToAlternatives,
     listenToAttention,
+    listenToSuggestion,
     listenToTokens,
     listenToView,
     nameOf,
     nameRun,
     outdated,
+    parted,
     recall,
     remember,
     saveFile,

@@ -13,13 +13,6 @@
     return `${share >= 9.95 ? share.toFixed(0) : share >= 0.05 ? share.toFixed(1) : "<0.1"} %`;
   };
 
-  // The text from its start to the cursor, and what is after it.
-  function parted(text) {
-    const area = document.querySelector("#text textarea");
-    const cut = area && area.value === text ? area.selectionStart : text.length;
-    return [text.slice(0, cut), text.slice(cut)];
-  }
-
   function childrenOf(nodes) {
     const children = new Map();
     nodes.forEach(({ parent }, number) => {
@@ -194,5 +187,5 @@
     );
   }
 
-  Object.assign(window.biogpt, { listenToTree, parted, tree });
+  Object.assign(window.biogpt, { listenToTree, tree });
 }

@@ -88,6 +88,14 @@ def test_samples_stand_side_by_side_and_one_is_taken(page) -> None:
     assert text_of(page) == PROMPT
     samples = page.locator("#view article mark").all_inner_texts()
     assert len(samples) == 2
+    tokens = page.locator("#view .tok")
+    tokens.first.focus()
+    for key, place in (("ArrowRight", 1), ("ArrowDown", 2), ("ArrowLeft", 1)):
+        page.keyboard.press(key)
+        assert tokens.nth(place).evaluate("token => token === document.activeElement && token.tabIndex === 0")
+    page.keyboard.press("Enter")
+    page.locator("#choices h2", has_text="had").wait_for()
+    assert page.locator("#view .tok.chosen").evaluate("token => token === document.activeElement")
     page.locator("#view .take").nth(1).click()
     page.wait_for_function("p => document.querySelector('#text textarea').value !== p", arg=PROMPT)
     assert text_of(page) == PROMPT + samples[1]

@@ -12,6 +12,7 @@ from test_page import (
     PROMPT,
     browser,
     click_token,
+    made,
     page,
     random_generator,
     server,
@@ -294,3 +295,165 @@ def test_a_first_visit_says_what_this_is_and_shows_an_example(page) -> None:
     assert first.count() == 0
     page.locator("#undo").click()
     wait_for_text(page, "mine")
+
+
+def put_cursor(page: Any, place: int) -> None:
+    page.locator("#text textarea").evaluate(
+        "(area, place) => { area.focus(); area.setSelectionRange(place, place); }", place
+    )
+
+
+def cursor(page: Any) -> int:
+    return page.locator("#text textarea").evaluate("area => area.selectionEnd")
+
+
+def wait_for_tokens(page: Any, count: int) -> None:
+    page.wait_for_function("n => document.querySelectorAll('#ink .tok').length === n", arg=count)
+
+
+def test_generate_writes_at_the_cursor_and_what_follows_stays(page, browser) -> None:
+    set_length(page, 4)
+    whole = f"{PROMPT}, and the rest."
+    type_text(page, whole)
+    page.locator("#where", has_text="at the end of the text").wait_for()
+    put_cursor(page, len(PROMPT) - 2)  # a word is not taken apart
+    page.locator("#where", has_text="what follows stays").wait_for()
+    page.locator("#generate").click()
+    wait_for_status(page, "Finished")
+    first = text_of(page)
+    new = made(page)
+    assert first == f"{PROMPT}{new}, and the rest."
+    assert page.locator("#ink .tok").count() == 4
+    assert page.locator("#ink").text_content().rstrip("\u200b") == first, "the colours lie under other words"
+    assert cursor(page) == len(PROMPT + new)
+    page.locator("#generate").click()  # once more at the cursor, which is after the new words
+    page.wait_for_function("old => document.querySelector('#text textarea').value !== old", arg=first)
+    wait_for_status(page, "Finished")
+    second = text_of(page)
+    assert second.startswith(PROMPT + new)
+    assert second.endswith(", and the rest.")
+    assert page.locator("#ink .tok").count() == 8, "the tokens before lose their probabilities"
+    for text, count in ((first, 4), (whole, 0)):
+        page.locator("#undo").click()
+        wait_for_text(page, text)
+        wait_for_tokens(page, count)
+    page.locator("#redo").click()
+    wait_for_text(page, first)
+    wait_for_tokens(page, 4)
+    page.wait_for_function(
+        "n => document.querySelector('#text textarea').selectionEnd === n", arg=len(PROMPT + new)
+    )
+
+    page.locator("#copy-link").click()
+    page.wait_for_function("location.search.includes('rest=')")
+    other = browser.new_page()
+    other.goto(page.url)
+    wait_for_text(other, first)
+    other.locator("#model-state", has_text="ready").wait_for()
+    other.locator("#regenerate").click()
+    wait_for_status(other, "Finished")
+    assert text_of(other) == first, "the same seed, between the same words"
+    other.close()
+    page.reload()
+    wait_for_tokens(page, 4)
+    assert text_of(page).endswith(", and the rest.")
+
+    set_length(page, 100)
+    put_cursor(page, len(PROMPT))
+    page.evaluate("window.updates = []")
+    page.locator("#generate").click()
+    page.wait_for_function("window.updates.length >= 3")
+    page.keyboard.press("Escape")
+    wait_for_status(page, "Stopped")
+    assert text_of(page).startswith(PROMPT)
+    assert len(text_of(page)) > len(whole)
+    page.locator("#continue:enabled").wait_for()
+    page.locator("#continue").click()
+    page.wait_for_function("old => document.querySelector('#text textarea').value !== old", arg=text_of(page))
+    page.keyboard.press("Escape")
+    wait_for_status(page, "Stopped")
+
+
+def test_what_is_suggested_is_taken_word_by_word_or_whole(page) -> None:
+    whole = f"{PROMPT} in the rest"
+    type_text(page, whole)
+    put_cursor(page, len(PROMPT) + 1)
+    page.locator("#suggest").click()
+    wait_for_status(page, "Suggested")
+    page.locator("#generate:enabled").wait_for()
+    ghost = page.locator("#ink .ghost")
+    words = ghost.text_content().split()
+    assert len(words) >= 4
+    assert text_of(page) == whole, "nothing is taken yet"
+    assert page.locator("#ink").text_content().rstrip("\u200b") == f"{PROMPT} {' '.join(words)} in the rest"
+    for _ in range(2):  # the second while the server is told of the first
+        page.keyboard.press("Tab")
+    wait_for_text(page, f"{PROMPT} {words[0]} {words[1]} in the rest")
+    assert ghost.text_content().split() == words[2:]
+    page.locator("#where button", has_text="Next word").click()
+    three = f"{PROMPT} {' '.join(words[:3])} in the rest"
+    wait_for_text(page, three)
+    page.wait_for_function(
+        """words => words ===
+            [...document.querySelectorAll("#ink .made")].map((each) => each.textContent).join("")""",
+        arg=" ".join(words[:3]),
+    )
+    page.locator("#text textarea").focus()
+    page.keyboard.press("Escape")
+    assert ghost.count() == 0
+    assert text_of(page) == three
+    assert page.locator("#text.suggesting").count() == 0
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.tagName") != "TEXTAREA", (
+        "Tab leaves where nothing is proposed"
+    )
+    wait_for_status(page, "Taken")
+    page.locator("#undo").click()
+    wait_for_text(page, whole)
+
+    for key in ("Enter", "ArrowRight"):
+        put_cursor(page, len(PROMPT))
+        page.locator("#suggest").click()
+        wait_for_status(page, "Suggested")
+        page.locator("#generate:enabled").wait_for()
+        words = ghost.text_content()
+        page.keyboard.press(key)
+        wait_for_text(page, f"{PROMPT}{words} in the rest")
+        wait_for_status(page, "Taken")
+        page.wait_for_function("() => document.querySelectorAll('#ink .made').length > 2")
+        assert made(page) == words
+        assert not page.locator("#status").evaluate("line => line.classList.contains('outdated')")
+        page.locator("#undo").click()
+        wait_for_text(page, whole)
+    put_cursor(page, len(PROMPT))
+    page.locator("#suggest").click()
+    wait_for_status(page, "Suggested")
+    page.locator("#generate:enabled").wait_for()
+    page.keyboard.type(".")
+    wait_for_text(page, f"{PROMPT}. in the rest")
+    assert ghost.count() == 0, "what was typed is another text"
+
+
+PANELS = ("#text", "#compare-panel", "#settings", "#tree-panel")
+
+
+def test_the_tab_key_goes_as_the_eye_does(page) -> None:
+    seen = page.evaluate(
+        """panels => [...document.querySelectorAll("a[href], button, input, textarea, [tabindex]")]
+            .filter((each) => each.offsetParent && each.tabIndex >= 0)
+            .map((each) => [panels.find((panel) => each.closest(panel)), each.tabIndex])""",
+        PANELS,
+    )
+    assert {place for _, place in seen} == {0}, "an order of its own"
+    assert list(dict.fromkeys(panel for panel, _ in seen if panel)) == list(PANELS)
+    for width in (390, 640, 768, 1000, 1180):
+        page.set_viewport_size({"width": width, "height": 900})
+        boxes = [page.locator(panel).bounding_box() for panel in PANELS]
+        for one, other in itertools.pairwise(boxes):
+            is_right = other["x"] >= one["x"] + one["width"]
+            assert is_right or other["y"] >= one["y"] + one["height"], width
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.get_by_role("link", name="Settings", exact=True).click()
+    page.wait_for_function("document.querySelector('#preset').getBoundingClientRect().top < innerHeight / 2")
+    page.get_by_role("link", name="Back to the text").click()
+    page.wait_for_function("document.querySelector('#text').getBoundingClientRect().top > -9")

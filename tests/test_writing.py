@@ -19,6 +19,7 @@ from biogpt.model.config import BioGptConfig
 from biogpt.serving.inspection import Sample, branched
 from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import TextGenerator
+from biogpt.text.sentences import sentence_spans
 from biogpt.ui.tokens import choices, shown
 from biogpt.ui.writing import Work, Writer, opened
 
@@ -227,3 +228,90 @@ def test_a_text_from_a_link_goes_on_with_tokens_of_which_nothing_is_known(writer
     assert [math.isnan(logprob) for logprob in sample.logprobs] == [True, False, False]
     assert [piece["percents"][0] for piece in shown("a b", [sample])["samples"]] == [-1]
     assert choices(writer.shelf.take().tokenizer, [sample], 0, 0) == ""
+
+
+def test_new_words_stand_at_the_cursor_and_what_follows_them_stays(writer: Writer) -> None:
+    settings = values_of(temperature=0.0, max_new_tokens=3)
+    work, sample = drafts(writer.write("tiny", PROMPT, None, *settings, rest="and. the rest"))
+    assert work.draft is not None
+    assert work.past == ((f"{PROMPT}and. the rest", None),)
+    text = work.draft.text
+    assert text == f"{PROMPT}{sample.text} and. the rest"
+    going_on, longer = drafts(writer.go_on("tiny", text, work, *settings))
+    assert going_on.draft is not None
+    assert (longer.ids[:3], longer.known) == (sample.ids, 3)
+    assert going_on.draft.text == f"{PROMPT}{longer.text} and. the rest"
+    again, rewritten = drafts(writer.rewrite("tiny", text + " by hand", work, *settings))
+    assert again.draft is not None
+    assert rewritten.ids == sample.ids
+    assert again.draft.text == text + " by hand", "what was typed behind them stays, too"
+    assert writer.undo(text, work)[0] == f"{PROMPT}and. the rest"
+
+
+def test_what_is_before_the_cursor_stays_known(writer: Writer) -> None:
+    settings = values_of(temperature=0.0, max_new_tokens=6)
+    work, whole = drafts(writer.write("tiny", PROMPT, None, *settings))
+    end = whole.ends[2]
+    for space in ("", " "):
+        head = PROMPT + whole.text[:end] + space
+        then, sample = drafts(writer.write("tiny", head, work, *settings, rest=whole.text[end:]))
+        assert (sample.ids[:3], sample.logprobs[:3]) == (whole.ids[:3], whole.logprobs[:3])
+        assert sample.ids[3:6] == whole.ids[3:], "it has not read the same text"
+        assert then.draft is not None
+        assert then.draft.text == f"{PROMPT}{sample.text}{whole.text[end:]}"
+    _, other = drafts(writer.write("tiny", f"{PROMPT}{whole.text[:end]}x", work, *settings))
+    assert other.known == 0, "a word that goes on is another one"
+
+
+def test_a_suggestion_is_no_text_until_it_is_taken(writer: Writer) -> None:
+    settings = values_of(temperature=0.0, max_new_tokens=4, num_return_sequences=3)
+    before, _ = drafts(writer.write("tiny", PROMPT, None, *values_of(max_new_tokens=2)))
+    [*updates] = writer.suggest("tiny", "c d", before, *settings, rest="e")
+    [work] = [update[2] for update in updates if isinstance(update[2], Work)]
+    assert (work.draft, work.past) == (before.draft, before.past)
+    words, gap = updates[-1][0].values()
+    assert (len(words.split()), gap) == (4, " ")
+    for count in (1, 3):
+        taken = "".join(f" {word}" for word in words.split()[:count])
+        event: Any = SimpleNamespace(taken=taken)
+        view, _, work = writer.take(work, event)
+        assert view["text"] == f"c d{taken} e"
+        assert (len(work.draft.samples[0].ids), work.past[-1].text) == (count, "c de")
+    assert len(work.past) == len(before.past) + 1, "one step back, however many words"
+    plain = values_of(temperature=0.0, max_new_tokens=4)
+    _, longer = drafts(writer.go_on("tiny", view["text"], work, *plain))
+    assert longer.ids[:3] == work.draft.samples[0].ids
+
+
+def test_a_suggestion_ends_with_its_sentence() -> None:
+    with tiny(["A</w>", "B</w>", ".</w>"]) as generator:
+        settings = values_of(temperature=1.0, max_new_tokens=20, seed="1")
+        _, whole = drafts(writer_of(generator).write("tiny", "A. B", None, *settings))
+        *_, (words, _, _) = writer_of(generator).suggest("tiny", "A. B", None, *settings)
+    text = "A. B" + whole.text
+    first, *others = (end for _, end in sentence_spans(text) if end > len("A. B"))
+    assert others, "a stand-in that ends no sentence shows nothing"
+    assert "A. B" + words["text"] == text[:first]
+
+
+def test_a_suggestion_ends_with_a_whole_word(spelling: TextGenerator) -> None:
+    ends = set()
+    for length in range(3, 10):
+        settings = values_of(temperature=0.0, max_new_tokens=length)
+        *_, (words, line, _) = writer_of(spelling).suggest("tiny", PROMPT, None, *settings)
+        _, whole = drafts(writer_of(spelling).write("tiny", PROMPT, None, *settings))
+        assert "Suggested" in line
+        assert whole.text.startswith(words["text"])
+        is_whole = spelling.tokenizer.ends_word(whole.ids[-1])
+        ends.add(is_whole)
+        if not is_whole and any(map(spelling.tokenizer.ends_word, whole.ids)):
+            assert whole.text[len(words["text"]) :].strip(), "a word that was cut is left out"
+        else:
+            assert whole.text == words["text"]
+    assert ends == {True, False}, "a stand-in whose words all end there shows nothing"
+
+
+def test_a_stop_that_ends_no_writing_leaves_the_text(writer: Writer) -> None:
+    work, _ = drafts(writer.write("tiny", PROMPT, None, *values_of(max_new_tokens=2)))
+    assert "Stopped" in writer.stopped("another text, which was scored", work)[2]
+    assert not isinstance(writer.stopped("another text, which was scored", work)[0], str)

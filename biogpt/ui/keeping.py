@@ -39,6 +39,7 @@ def record(shelf: Shelf, model: str, text: str, work: Work | None, values: Seque
         "model": draft.model,
         "prompt": draft.prompt,
         "given": draft.given,
+        "rest": draft.rest,
         "seed": said.seed,
         "tokens": said.tokens,
         "seconds_to_first_token": round(said.first, 3),
@@ -92,13 +93,13 @@ def opened(shelf: Shelf, given: Any) -> tuple[Version, dict[str, Any], str]:
 def _draft(tokenizer: Tokenizer, model: str, given: Mapping[str, Any]) -> Draft | None:
     """What a record tells of how a text was written; None where it is not whole."""
     try:
-        prompt, before = given["prompt"], given["given"]
+        prompt, before, rest = given["prompt"], given["given"], given.get("rest", "")
         samples = [_sample(tokenizer, told) for told in given["samples"][:_MOST_SAMPLES]]
         seed = given["seed"]
-        if not (isinstance(prompt, str) and isinstance(before, str) and samples):
+        if not (all(isinstance(words, str) for words in (prompt, before, rest)) and samples):
             return None
         seen = WritingStatus("Opened", 0, 0, 0, 0.0, 0.0, seed if type(seed) is int else None)
-        return Draft(model, prompt, before, samples, seen, len(prompt))
+        return Draft(model, prompt, before, samples, seen, len(prompt), rest=rest)
     except (KeyError, TypeError, ValueError, IndexError):
         return None
 

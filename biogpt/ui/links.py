@@ -38,6 +38,7 @@ _NUMBERS = {
     "score": (Slider("Score", "score", 0, 1), False),
     "threshold": (Slider("Threshold", "threshold", 0, 1), False),
     "given": (Slider("Characters before the completion", "given", 0, _PASSAGE), True),
+    "rest": (Slider("Characters after the completion", "rest", 0, _PASSAGE), True),
 }
 
 Value = str | float | int

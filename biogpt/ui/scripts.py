@@ -17,6 +17,8 @@ _SAID = "Completes, tags and classifies biomedical text, and shows what else eac
 COMPLETIONS = "${biogpt.completions(value)}"
 COMPLETIONS_EVENTS = "biogpt.listenToView(element, trigger, props, watch)"
 ALTERNATIVES_EVENTS = "biogpt.listenToAlternatives(element, trigger, props, watch)"
+SUGGESTION = '<div class="where"><p class="remark"></p></div>'
+SUGGESTION_EVENTS = "biogpt.listenToSuggestion(element, trigger, props, watch)"
 TREE = "${biogpt.tree(value)}"
 TREE_EVENTS = "biogpt.listenToTree(element, trigger, props, watch)"
 KEPT = "${biogpt.kept()}"

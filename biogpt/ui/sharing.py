@@ -54,6 +54,8 @@ class Sharing:
         draft = work.draft if work else None
         if draft is not None and given["text"] in draft.texts():
             state["given"] = len(draft.given)
+            if draft.rest:
+                state["rest"] = len(draft.rest)
             if draft.status.seed is not None:
                 state["seed"] = str(draft.status.seed)
         if model != self.shelf.default:
@@ -76,7 +78,7 @@ class Sharing:
         for name in self._not_offered(state):
             del state[name]
             ignored.append(name)
-        tab, given = state.pop("tab", None), state.pop("given", None)
+        tab, given, rest = state.pop("tab", None), state.pop("given", None), state.pop("rest", 0)
         if ignored:
             lines.append(f"Parts of the link were ignored: {', '.join(ignored)}.")
         if state or tab:
@@ -84,10 +86,13 @@ class Sharing:
         chosen = gr.skip() if model is None else model
         text = str(state.get("text", ""))
         work = (
-            gr.skip() if given is None else Work(opened(str(model or self.shelf.default), text, int(given)))
+            gr.skip()
+            if given is None
+            else Work(opened(str(model or self.shelf.default), text, int(given), int(rest)))
         )
-        if "types" in state:
-            state["types"] = str(state["types"]).split(",")  # type: ignore[assignment]
+        for name, control in self.controls.items():
+            if name in state and isinstance(control, gr.CheckboxGroup):
+                state[name] = str(state[name]).split(",")  # type: ignore[assignment]
         return (
             notice(" ".join(lines)) if lines else "",
             gr.Tabs(selected=str(tab)) if tab else gr.skip(),
@@ -112,8 +117,9 @@ class Sharing:
             name
             for name, control in self.controls.items()
             if name in state
-            and isinstance(control, gr.Radio)
-            and state[name] not in [value for _, value in control.choices]
+            and isinstance(control, gr.Radio | gr.CheckboxGroup)
+            and control.choices  # else they are known when something was found
+            and not {*str(state[name]).split(",")} <= {value for _, value in control.choices}
         ]
 
 

@@ -18,6 +18,8 @@ from biogpt.ui.scripts import (
     ATTENTION_EVENTS,
     COMPLETIONS,
     COMPLETIONS_EVENTS,
+    SUGGESTION,
+    SUGGESTION_EVENTS,
     Buttons,
     script,
 )
@@ -74,7 +76,8 @@ _LOOKS = (
     (" diabetes", 26),
 )
 _HINTS = (
-    "Type the start of a sentence, or take an example, and <b>Generate</b>.",
+    "Type the start of a sentence, or take an example, and <b>Generate</b>. <b>Suggest</b> proposes words, "
+    "to be taken one by one.",
     "The less likely a word was, the stronger its colour. Choose one: what else could have been?",
     "<b>Score text</b> reads what you have written: each word, each sentence, and what would come next.",
     "<b>Compare</b>, below, sets two texts or two models side by side.",
@@ -107,6 +110,7 @@ class _Parts:
     text: gr.Textbox
     count: gr.HTML
     typed: gr.Button
+    suggestion: gr.HTML
     actions: dict[str, gr.Button]  # by their ids
     status: gr.HTML
     show: gr.Button  # an example that runs by itself
@@ -133,8 +137,9 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
                 editor = _editor()
             below = gr.Column(elem_classes="below")
         with gr.Column(elem_classes="side"):
-            with gr.Column(elem_classes="settings"):
+            with gr.Column(elem_id="settings", elem_classes="settings"):
                 settings = _settings(work)
+                gr.HTML('<a href="#text">Back to the text</a>', elem_classes="jump")
             with gr.Column(elem_classes="beside") as panels:
                 beside = _beside()
         with below:
@@ -186,7 +191,7 @@ def _editor() -> dict[str, Any]:
     """The text with the colours of its tokens, and its buttons."""
     text = gr.Textbox(
         label="Text",
-        info="Prompt and completion in one. Edit it anywhere; Generate continues from its end.",
+        info="Prompt and completion in one: edit it anywhere.",
         placeholder="Trastuzumab is a monoclonal antibody that",
         lines=10,
         max_lines=10,
@@ -198,6 +203,13 @@ def _editor() -> dict[str, Any]:
         gr.HTML(_LEGEND)
         count = gr.HTML("", elem_id="count")
     typed = gr.Button(elem_id="typed", elem_classes="unseen")  # pressed by the page's script
+    suggestion = gr.HTML(
+        "",
+        html_template=SUGGESTION,
+        js_on_load=SUGGESTION_EVENTS,
+        apply_default_css=False,
+        elem_id="where",
+    )
     with gr.Row(elem_classes="actions"):
         actions = {
             "generate": gr.Button("Generate", variant="primary", elem_id="generate"),
@@ -206,9 +218,11 @@ def _editor() -> dict[str, Any]:
             "regenerate": gr.Button("Regenerate", elem_id="regenerate"),
             "undo": gr.Button("Undo", elem_id="undo"),
             "redo": gr.Button("Redo", elem_id="redo"),
+            "suggest": gr.Button("Suggest", elem_id="suggest"),
             "copy": gr.Button("Copy", elem_id="copy"),
             "score": gr.Button("Score text", elem_id="score"),
         }
+        gr.HTML('<a href="#settings">Settings</a>', elem_classes="jump")
     line = gr.HTML(status("Ready"), elem_id="status")
     with gr.Row(elem_classes="examples", elem_id="prompts"):
         gr.HTML("<span>Try</span>")
@@ -218,6 +232,7 @@ def _editor() -> dict[str, Any]:
         "text": text,
         "count": count,
         "typed": typed,
+        "suggestion": suggestion,
         "actions": actions,
         "status": line,
         "show": show,
@@ -270,30 +285,43 @@ def _connect_runs(
 
         return handler
 
+    def at_cursor(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def handler(request: gr.Request, name: str, text: str, rest: str, *values: Any) -> Iterator[Any]:
+            yield from run(name, text, *values, rest=rest, session=request.session_hash)
+
+        return handler
+
     def on_branch(event: gr.EventData, request: gr.Request, *values: Any) -> Iterator[Any]:
         yield from writer.branch(*values, event=event, session=request.session_hash)
 
     actions = parts.actions
-    names = ("generate", "continue", "regenerate", "score", "undo", "redo", "stop")
+    names = ("generate", "suggest", "continue", "regenerate", "score", "undo", "redo", "stop")
     buttons = [parts.show, *(actions[name] for name in names)]
-    clicks = Buttons("write", len(buttons), cleared=1)
-    given = [parts.text, work, *settings]
+    click = {name: actions[name].click for name in names}
+    clicks = Buttons("write", len(buttons), cleared=2)
+    rest = gr.Textbox(visible=False)  # what is after the cursor
+    parted = [model, parts.text, rest, work, *settings]
+    given = [model, parts.text, work, *settings]
+    written, suggested = _written(parts, work), [parts.suggestion, parts.status, work]
+    coming = writer.coming
     runs: list[Any] = []
     example = partial(writer.write_example, EXAMPLES["Trastuzumab"])
-    for listen, run, inputs, then in (
-        (actions["generate"].click, in_session(writer.write), [model, *given], writer.coming),
-        (actions["continue"].click, in_session(writer.write), [model, *given], writer.coming),
-        (actions["regenerate"].click, in_session(writer.rewrite), [model, *given], writer.coming),
-        (parts.alternatives.select, on_branch, given, writer.coming),
-        (actions["score"].click, writer.score, [model, parts.text, work], writer.coming),
-        (parts.show.click, in_session(example), [model, *given], writer.surprising),
+    for listen, run, inputs, outputs, then in (
+        (click["generate"], at_cursor(writer.write), parted, written, coming),
+        (click["suggest"], at_cursor(writer.suggest), parted, suggested, coming),
+        (click["continue"], in_session(writer.go_on), given, written, coming),
+        (click["regenerate"], in_session(writer.rewrite), given, written, coming),
+        (parts.alternatives.select, on_branch, given[1:], written, coming),
+        (click["score"], writer.score, given[:3], written, coming),
+        (parts.show.click, in_session(example), given, written, writer.surprising),
     ):
         # The alternatives are those of the text before.
-        listen(None, None, [parts.alternatives, *buttons], js=clicks.begun)
+        listen(None, None, [parts.alternatives, parts.suggestion, *buttons], js=clicks.begun)
         event = listen(
             run,
             inputs,
-            _written(parts, work),
+            outputs,
+            js=script("atCursor") if inputs is parted else None,
             show_progress="minimal",
             show_progress_on=parts.status,
             api_visibility="private",
@@ -331,6 +359,8 @@ def _connect_rest(writer: Writer, parts: _Parts, model: gr.State, work: gr.State
         then_count(listen(change, both, written, **QUICK))
     text.change(None, None, None, js=script("drawSoon"))
     copy.click(None, text, parts.status, js=script("copyText", status("Copied"), status("Not copied", _COPY)))
+    taken = [parts.view, parts.status, work]
+    parts.suggestion.select(writer.take, work, taken, trigger_mode="multiple", **QUICK)
     parts.view.select(writer.choose, work, parts.alternatives, **QUICK)
     parts.typed.click(writer.count, [model, text], parts.count, trigger_mode="always_last", **QUICK)
     for listen in (parts.look.click, parts.layer.input, parts.head.input):

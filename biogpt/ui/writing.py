@@ -3,6 +3,7 @@
 import html
 import re
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from biogpt.serving.text_generator import Prompt, Step, Stream, TextGenerator
 from biogpt.text.documents import Document
 from biogpt.text.plain import is_blank
 from biogpt.text.results import OnProgress
+from biogpt.text.sentences import sentence_spans
+from biogpt.text.tokenizer import Tokenizer
 from biogpt.ui.inputs import as_given
 from biogpt.ui.models import title
 from biogpt.ui.runs import label_all
@@ -31,9 +34,11 @@ _SINGLY = 24  # tokens that come one by one; only the first one while others wri
 _PACE = 1 / 15  # seconds between later updates, at least
 _UPDATES = 40  # a second, for all who write together
 
-_FEW = 30  # tokens of an example that runs by itself
+_FEW = 30  # tokens of an example that runs by itself, and of what is suggested
 
 VERSIONS = 50  # that Undo brings back
+
+_NEEDS_SPACE = re.compile(r"[^\s.,;:!?%)\]}’”]")  # of what follows new words: as it begins
 
 _FINISHED = {
     "eos": "Finished: end of text",
@@ -102,6 +107,7 @@ class Draft:
         status: of the run.
         begin: how many characters are before the first that was generated.
         score: what was found of the text, where it was read for that.
+        rest: what of the text is after the samples: it followed the cursor, and stays.
 
     The run that makes it changes it in place.
     """
@@ -113,15 +119,25 @@ class Draft:
     status: WritingStatus
     begin: int
     score: Score | None = None
+    rest: str = ""
 
     def texts(self) -> list[str]:
         """What the textbox may hold of it."""
-        return [self.prompt + sample.text for sample in self.samples] + [self.given] * (len(self.samples) > 1)
+        texts = [self.prompt + sample.text for sample in self.samples] + [self.given] * (
+            len(self.samples) > 1
+        )
+        return [text + self.rest for text in texts]
 
     @property
     def text(self) -> str:
         """What the textbox holds when the run has ended."""
-        return self.given if len(self.samples) > 1 else self.prompt + self.samples[0].text
+        written = self.given if len(self.samples) > 1 else self.prompt + self.samples[0].text
+        return written + self.rest
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the run that writes it has not ended: it is at work, or was cut off."""
+        return self.status.limit > 0 and any(sample.finish_reason is None for sample in self.samples)
 
     def before(self) -> "Draft":
         """What the run went on with."""
@@ -129,10 +145,18 @@ class Draft:
         return replace(self, samples=[sample.cut(sample.known, sample.base)], score=None)
 
 
-def opened(model: str, text: str, given: int) -> Draft:
-    """A text that was opened from a link, whose first characters were given; its tokens are not known."""
+def opened(model: str, text: str, given: int, rest: int = 0) -> Draft:
+    """A text that was opened from a link; its tokens are not known.
+
+    Args:
+        given: its first characters, to which those after them were written.
+        rest: its last characters, which were there, too.
+    """
     seen = WritingStatus("Opened from a link", 0, 0, 0, 0.0, 0.0, None)
-    return Draft(model, text[:given], text[:given], [Sample([], text[given:])], seen, given)
+    end = max(given, len(text) - rest)
+    return Draft(
+        model, text[:given], text[:given], [Sample([], text[given:end])], seen, given, rest=text[end:]
+    )
 
 
 class Version(NamedTuple):
@@ -144,16 +168,36 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What a visitor has written, and what Undo and Redo bring back, the nearest one last."""
+    """What a visitor has written, and what Undo and Redo bring back, the nearest one last.
+
+    Attributes:
+        suggested: what was proposed last, and nothing of it need be in the text.
+    """
 
     draft: Draft | None = None
     past: tuple[Version, ...] = ()
     future: tuple[Version, ...] = ()
+    suggested: "Suggestion | None" = None
 
     def then(self, before: Version, draft: Draft | None) -> "Work":
         """With a new text on the screen, which Undo takes back."""
         kept = () if before.text == "" else (before,)
         return Work(draft, (*self.past, *kept)[-VERSIONS:])
+
+
+class Suggestion(NamedTuple):
+    """How a text could go on.
+
+    Attributes:
+        draft: with all of it.
+        text, work: before any of it was taken.
+        taken: how many characters are in the text.
+    """
+
+    draft: Draft
+    text: str
+    work: Work
+    taken: int = 0
 
 
 class _Run:
@@ -166,6 +210,7 @@ class _Run:
         options: as asked for; fewer tokens are made where the model has no room for so many.
         start: ``time.perf_counter()`` when it was asked for.
         earlier: the draft whose text the prompt is, whose tokens stay known.
+        rest: what follows the new text.
 
     Attributes:
         prompt: what it continues.
@@ -181,6 +226,7 @@ class _Run:
         options: GenerationOptions,
         start: float,
         earlier: Draft | None = None,
+        rest: str = "",
     ) -> None:
         self._is_cut = 1 <= prompt.room < options.max_new_tokens
         self.options = replace(options, max_new_tokens=prompt.room) if self._is_cut else options
@@ -194,7 +240,8 @@ class _Run:
             prompt.text,
             options.num_return_sequences * [Sample([]) if earlier is None else earlier.samples[0]],
             WritingStatus("Writing", prompt.length, limit, 0, 0.0, 0.0, options.seed),
-            len(prompt.text) if earlier is None else earlier.begin,
+            len(prompt.text) if earlier is None else min(earlier.begin, len(prompt.text)),
+            rest=rest,
         )
 
     def begin(self, prompt: Prompt) -> None:
@@ -249,6 +296,7 @@ class Writer:
         text: str,
         work: Work | None,
         *settings: Any,
+        rest: str = "",
         before: Version | None = None,
         session: Hashable = None,
     ) -> Iterator[tuple[Any, ...]]:
@@ -256,8 +304,9 @@ class Writer:
 
         Args:
             model: name of the one to write with.
-            work: whose draft goes on where the text is the draft's.
+            work: whose draft goes on where the text is the draft's, or the beginning of it.
             settings: values of the page's controls, in their order.
+            rest: what is after the cursor: it stays behind the new text, and the model does not see it.
             before: what Undo brings back, when it is not the text.
             session: whose text it is, for the reuse of prompts.
 
@@ -274,12 +323,12 @@ class Writer:
             assert generator is not None
             earlier = _goes_on(work, model, text)
             prompt = _continued(generator, text, earlier) or _encoded(generator, text)
-            run = _Run(model, generator, prompt, options, start, earlier)
+            run = _Run(model, generator, prompt, options, start, earlier, _apart(rest))
             stream = generator.stream(run.prompt, run.options, session)
             run.begin(stream.prompt)
             with closing(_groups(stream)) as groups:
                 # A Stop before the first token must not report the run before this one.
-                written = work.then(before or Version(text, work.draft), run.draft)
+                written = work.then(before or Version(text + rest, work.draft), run.draft)
                 yield _only_status(status("Reading the prompt"), work=written)
                 for group in groups:
                     if isinstance(group, int):
@@ -295,11 +344,21 @@ class Writer:
         self, model: str, text: str, work: Work | None, *settings: Any, session: Hashable = None
     ) -> Iterator[tuple[Any, ...]]:
         """Write another completion in place of the last one; without one, continue the text."""
-        before, draft = None, work.draft if work else None
+        before, rest, draft = None, "", work.draft if work else None
         if work is not None and draft is not None and text.startswith(draft.given):
-            before = Version(text, draft)
+            before, written = Version(text, draft), draft.prompt + draft.samples[0].text
+            # Edited after the completion: that stays, too.
+            rest = text[len(written) :] if draft.rest and text.startswith(written) else draft.rest
             text, work = draft.given, replace(work, draft=draft.before())
-        yield from self.write(model, text, work, *settings, before=before, session=session)
+        yield from self.write(model, text, work, *settings, rest=rest, before=before, session=session)
+
+    def go_on(
+        self, model: str, text: str, work: Work | None, *settings: Any, session: Hashable = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Continue what was written last, or else the text at its end."""
+        draft = work.draft if work else None
+        rest = draft.rest if draft is not None and text == draft.text else ""
+        yield from self.write(model, text.removesuffix(rest), work, *settings, rest=rest, session=session)
 
     def branch(
         self, text: str, work: Work | None, *settings: Any, event: gr.EventData, session: Hashable = None
@@ -330,7 +389,9 @@ class Writer:
             yield from self.score(draft.model, prompt, work.then(before, chosen))
             return
         work = replace(work, draft=chosen)
-        yield from self.write(draft.model, prompt, work, *settings, before=before, session=session)
+        yield from self.write(
+            draft.model, prompt, work, *settings, rest=draft.rest, before=before, session=session
+        )
 
     def score(self, model: str, text: str, work: Work | None) -> Iterator[tuple[Any, ...]]:
         """Read the text, for what the model thinks of each token of it and of what could come next.
@@ -359,11 +420,59 @@ class Writer:
         self, prompt: str, model: str, text: str, work: Work | None, *settings: Any, session: Hashable = None
     ) -> Iterator[tuple[Any, ...]]:
         """Continue a prompt by a few tokens, in place of the text."""
-        before = Version(text, work.draft if work else None)
-        pairs = zip(ON_PAGE, settings, strict=True)
-        few = [min(value, _FEW) if row.name == "max_new_tokens" else value for row, value in pairs]
+        before, few = Version(text, work.draft if work else None), _with(settings, max_new_tokens=_FEW)
         yield prompt, *_only_status(status("Reading the prompt"))[1:]
         yield from self.write(model, prompt, work, *few, before=before, session=session)
+
+    def suggest(
+        self,
+        model: str,
+        text: str,
+        work: Work | None,
+        *settings: Any,
+        rest: str = "",
+        session: Hashable = None,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Propose how the text goes on, to the end of a sentence, by a few tokens at the most.
+
+        Arguments are those of ``write``.
+
+        Yields:
+            What is proposed, status and work. Nothing of it is in the text yet.
+        """
+        work = replace(work or Work(), suggested=None)
+        few, draft = _with(settings, max_new_tokens=_FEW, num_return_sequences=1), None
+        for shown_text, _, line, written, _ in self.write(
+            model, text, work, *few, rest=rest, session=session
+        ):
+            if isinstance(written, Work) and written.draft is not None:
+                draft = written.draft
+                found = replace(work, suggested=Suggestion(draft, text + rest, work))
+                yield gr.skip(), line, found
+            elif isinstance(shown_text, str) and draft is not None:
+                yield _suggested(draft, rest), status("Suggesting"), gr.skip()
+            else:
+                yield gr.skip(), line, gr.skip()
+        if draft is not None and draft.samples[0].finish_reason:
+            _end_well(self.shelf.take(model).tokenizer, draft)
+            yield _suggested(draft, rest), status("Suggested", f"seed {draft.status.seed}"), gr.skip()
+
+    def take(self, work: Work | None, event: gr.EventData) -> tuple[Any, ...]:
+        """What was suggested is in the text, up to some character: view, status and work.
+
+        However many steps it was taken in, Undo brings back the text before the first one.
+        """
+        suggested = work.suggested if work else None
+        if work is None or suggested is None or len(event.taken) < suggested.taken:  # it came too late
+            return gr.skip(), gr.skip(), gr.skip()
+        draft = suggested.draft
+        taken = _begun(draft.samples[0], draft.samples[0].base + event.taken)
+        seed = draft.status.seed
+        seen = WritingStatus("Taken", 0, 0, 0, 0.0, 0.0, seed, f"seed {seed}")
+        kept = replace(draft, samples=[taken], status=seen)
+        then = suggested.work.then(Version(suggested.text, suggested.work.draft), kept)
+        suggested = suggested._replace(taken=len(event.taken))
+        return _view(kept), seen.line(), replace(then, suggested=suggested)
 
     def coming(self, work: Work | None) -> Any:
         """What could come after a text that was scored, as the alternatives are shown."""
@@ -435,20 +544,22 @@ class Writer:
     ) -> tuple[Any, ...]:
         """A path that goes on from a prompt, and what comes after it, as the text: what ``write`` yields."""
         seen = WritingStatus("Kept from the tree", 0, 0, 0, 0.0, 0.0, None)
-        draft = None if rest else Draft(model, prompt, prompt, [sample], seen, len(prompt))
-        return self.bring(Version(prompt + sample.text + rest, draft), seen.state, text, work)
+        draft = Draft(model, prompt, prompt, [sample], seen, len(prompt), rest=_apart(rest))
+        return self.bring(Version(draft.text, draft), seen.state, text, work)
 
     def stopped(self, text: str, work: Work | None) -> tuple[Any, ...]:
         """What there is after Stop, or when the page is there again: what ``write`` yields."""
         draft = work.draft if work else None
-        if work is None or draft is None:
-            return _only_status(status("Stopped"))
-        if draft.status.limit and draft.status.tokens == 0:
+        if work is None or draft is None or not draft.is_under_way:
+            return _only_status(status("Stopped"))  # what was stopped writes no text
+        if draft.status.tokens == 0:
             version = work.past[-1] if work.past else Version(text, None)
             return _brought(version, "Stopped", Work(version.draft, work.past[:-1]))
         sample = draft.samples[0]
         if sample.finish_reason is None and len(sample.text) > (sample.ends or [0])[-1]:
             draft.samples = [_read_back(self.shelf.take(draft.model), draft)]
+        for sample in draft.samples:
+            sample.finish_reason = sample.finish_reason or "stopped"
         draft.status = replace(draft.status, state="Stopped")
         count = _count(draft.status.positions, draft.status.limit)
         return draft.text, _view(draft), draft.status.line(), gr.skip(), count
@@ -458,8 +569,7 @@ class Writer:
         draft = work.draft if work else None
         if draft is None:
             return _only_status(gr.skip())
-        cut_off = any(sample.finish_reason is None for sample in draft.samples) and draft.status.limit
-        if cut_off and draft.text.startswith(text):
+        if draft.is_under_way and draft.text.startswith(text.removesuffix(draft.rest)):
             return self.stopped(text, work)
         return gr.skip(), _view(draft), draft.status.line(), gr.skip(), gr.skip()
 
@@ -559,12 +669,29 @@ def _encoded(generator: TextGenerator, text: str) -> Prompt:
 
 
 def _goes_on(work: Work, model: str, text: str) -> Draft | None:
-    """The draft with the one sample whose text this is, or of what that run went on with."""
+    """The draft with the one sample whose text this is, or of what that run went on with.
+
+    Where the text ends after one of its tokens, what is before stays known, too.
+    """
     draft = work.draft
     if draft is None or draft.model != model:
         return None
     samples = [*draft.samples, *draft.before().samples]
-    return next((replace(draft, samples=[s]) for s in samples if text == draft.prompt + s.text), None)
+    same = next((sample for sample in samples if text == draft.prompt + sample.text), None)
+    if same is not None:
+        return replace(draft, samples=[same])
+    start, last = len(draft.prompt), len(text.rstrip())  # white space is of the token after it
+    for sample in draft.samples:
+        count = bisect_right(sample.ends, last - start)
+        ends_there = count > 0 and sample.ends[count - 1] == last - start
+        if ends_there and (draft.prompt + sample.text).startswith(text):
+            return replace(draft, samples=[sample.cut(count, text[start:])])
+    return None
+
+
+def _apart(rest: str) -> str:
+    """What follows new words, with a space before it where it needs one."""
+    return f" {rest}" if _NEEDS_SPACE.match(rest) else rest
 
 
 def _continued(generator: TextGenerator, text: str, draft: Draft | None) -> Prompt | None:
@@ -634,6 +761,37 @@ def _options(values: Sequence[Any]) -> GenerationOptions:
     return GenerationOptions(**given)
 
 
+def _with(settings: Sequence[Any], **most: int) -> list[Any]:
+    """The values of the page's controls, some of them no higher than given."""
+    pairs = zip(ON_PAGE, settings, strict=True)
+    return [min(value, most[row.name]) if row.name in most else value for row, value in pairs]
+
+
+def _suggested(draft: Draft, rest: str) -> dict[str, str]:
+    """For the browser: what is proposed, and the space that comes between it and what follows the cursor."""
+    [sample] = draft.samples
+    return {"text": sample.text.removeprefix(sample.base), "gap": draft.rest.removesuffix(rest)}
+
+
+def _end_well(tokenizer: Tokenizer, draft: Draft) -> None:
+    """Let a draft end with its first new sentence, or with a whole word where it is shorter and has one."""
+    [sample] = draft.samples
+    text, start = draft.prompt + sample.text, len(draft.prompt + sample.base)
+    end = next((end for _, end in sentence_spans(text) if not is_blank(text[start:end])), len(text))
+    if end < len(text.rstrip()):
+        draft.samples = [_begun(sample, text[len(draft.prompt) : end])]
+        return
+    ends = [place for place in range(sample.known, len(sample.ids)) if tokenizer.ends_word(sample.ids[place])]
+    if sample.finish_reason == "length" and ends and ends[-1] < len(sample.ids) - 1:
+        draft.samples = [_begun(sample, sample.text[: sample.ends[ends[-1]]])]
+
+
+def _begun(sample: Sample, text: str) -> Sample:
+    """The sample as far as this text goes, with which it begins."""
+    cut = sample.cut(bisect_right(sample.ends, len(text)), text)
+    return replace(cut, base=sample.base, known=sample.known, finish_reason="length")
+
+
 def _read(row: Setting, value: Any) -> Any:
     if isinstance(row.control, Slider):
         return value
@@ -648,7 +806,8 @@ def _read(row: Setting, value: Any) -> Any:
 
 def _view(draft: Draft) -> dict[str, Any]:
     below = sentences_shown(draft.text, draft.score) if draft.score else ""
-    return shown(draft.prompt, draft.samples, units(draft.text[: draft.begin]), below) | {"text": draft.text}
+    view = shown(draft.prompt, draft.samples, units(draft.text[: draft.begin]), below)
+    return view | {"text": draft.text, "rest": units(draft.rest)}
 
 
 def _brought(version: Version, state: str, work: Work) -> tuple[Any, ...]:
