@@ -234,7 +234,7 @@
 
   const given = (values) => values;
   const chosen = (table, name) => table[name];
-  const visibleWhen = (wanted, value) => update({ visible: value === wanted });
+  const visibleWith = (wanted, values) => update({ visible: values.includes(wanted) });
 
   function nameOf(table, ...values) {
     const fits = (row) => row.every((value, index) => value === values[index]);
@@ -790,7 +790,7 @@
     start,
     stop,
     stopped,
-    visibleWhen,
+    visibleWith,
     withOwnAddress,
     withTab,
   };

@@ -1,12 +1,18 @@
 """What decided a label, and labels judged by those that a file gives."""
 
+import io
 import json
 import re
+import threading
+import zipfile
 
 import pytest
 from test_page import (  # noqa: F401
     browser,
+    choose_task,
+    download,
     file_of,
+    marks,
     open_tab,
     page,
     put_file,
@@ -117,3 +123,75 @@ def test_labels_come_from_the_fields_that_say_so(tmp_path) -> None:
     ]
     path.write_text("".join(json.dumps({"text": "t", **row}) + "\n" for row in rows))
     assert [d.labels for d in read_documents(path)] == [("A",), ("A", "B"), None, None, ()]
+
+
+def test_several_tasks_read_one_text(page, server, tmp_path) -> None:  # noqa: F811
+    text = TEXT.replace("\r", "")
+    open_tab(page, "Classify")
+    page.locator("#task").get_by_label("roles").check()
+    page.locator("#task").get_by_label("Labels of your own").check()
+    page.locator("#own-labels textarea").fill("gene, protein")
+    run_tab(page, "classify", text)
+    roles, topics = server.roles.sentences(text), server.topics(text)
+    assert marks(page, "classify") == [(each.label, text[each.start : each.end]) for each in roles]
+    heads = page.locator("#classify-plot h3").all_inner_texts()
+    assert [head.split(":")[0] for head in heads] == [
+        "Labels of topics",
+        "Sentences, roles",
+        "Labels of your own",
+    ]
+    listed = page.locator("#classify-plot .bars").nth(0).locator("li").all_inner_texts()
+    assert [each.split() for each in listed] == [[each.label, f"{each.score:.2f}"] for each in topics]
+    with zipfile.ZipFile(io.BytesIO(download(page, "JSON"))) as archive:
+        files = [json.loads(archive.read(name)) for name in archive.namelist()]
+    assert [each["label"] for each in files[0][0]["labels"]] == [each.label for each in topics]
+    assert [each["label"] for each in files[1][0]["sentences"]] == [each.label for each in roles]
+    assert {each["label"] for each in files[2][0]["labels"]} == {"gene", "protein"}
+
+    page.locator("#classify-why").click()
+    wait_for_line(page, "classify", "3 parts left out")
+    assert page.locator("#classify-view mark.because").count() == 3
+    assert page.locator("#classify-view mark.sentence").count() == len(roles)
+    page.locator("#classify-reasons input").click()
+    page.get_by_role("option", name="protein").click()
+    page.locator("#classify-view mark[title^='protein']").first.wait_for()
+
+    for task in ("topics", "roles", "Labels of your own"):
+        page.locator("#task").get_by_label(task).uncheck()
+    page.locator("#classify-run").click()
+    wait_for_line(page, "classify", "No task is ticked")
+
+
+def test_the_words_of_one_sentence_are_left_out(page, server) -> None:  # noqa: F811
+    text = TEXT.replace("\r", "")
+    open_tab(page, "Classify")
+    run_tab(page, "classify", text)
+    page.locator("#classify-parts input").click()
+    page.get_by_role("option", name="Words of 2").click()
+    page.locator("#classify-why").click()
+    wait_for_line(page, "classify", "5 parts left out")
+    words = ["Apoptosis", "failed", "in", "all", "cells."]
+    assert [word for _, word in marks(page, "classify")] == words
+    [best, *_] = server.topics(text)
+    start = text.index("failed")
+    [without] = server.topics.batch([text[:start] + text[start + len("failed") :]])
+    fall = best.score - next(each.score for each in without.scores if each.label == best.label)
+    assert marks(page, "classify")[1][0] == f"{fall:+.2f}".replace("-", "−")
+
+
+def test_seeing_what_decided_is_stopped(page, server) -> None:  # noqa: F811
+    may_go_on = threading.Event()
+    open_tab(page, "Classify")
+    run_tab(page, "classify", TEXT.replace("\r", ""))
+    held = server.topics.model.biogpt.register_forward_pre_hook(lambda *_: may_go_on.wait(60) and None)
+    page.locator("#classify-why").click()
+    page.locator("#classify-stop:enabled").click()
+    page.locator("#classify-status", has_text="Stopped").wait_for()
+    page.locator("#classify-run:enabled").wait_for()
+    may_go_on.set()
+    held.remove()
+    assert page.locator("#classify-view mark.because").count() == 0
+    assert page.locator("#classify-plot li").count() == len(server.topics.labels), "what was found stays"
+    page.locator("#classify-why").click()
+    wait_for_line(page, "classify", "3 parts left out")
+    assert page.locator("#classify-view mark.because").count() == 3

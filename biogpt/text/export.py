@@ -8,7 +8,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -159,13 +159,19 @@ def _guarded(value: Any) -> Any:
 
 def _as_brat(documents: Sequence[Document], entities: Sequence[Sequence[Entity]]) -> bytes:
     """A .zip of ``name.txt`` and ``name.ann`` (https://brat.nlplab.org/standoff.html)."""
+    files = {}
+    for name, document, found in zip(_file_names(documents), documents, entities, strict=True):
+        lines = [f"T{number}\t{_brat(entity)}\n" for number, entity in enumerate(found, 1)]
+        files[f"{name}.txt"], files[f"{name}.ann"] = _utf8(document.text), _utf8("".join(lines))
+    return zipped(files)
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """A .zip of files by their names; the same files give the same bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, document, found in zip(_file_names(documents), documents, entities, strict=True):
-            lines = [f"T{number}\t{_brat(entity)}\n" for number, entity in enumerate(found, 1)]
-            # A ZipInfo without a time of its own: the same results give the same bytes.
-            archive.writestr(zipfile.ZipInfo(f"{name}.txt"), _utf8(document.text))
-            archive.writestr(zipfile.ZipInfo(f"{name}.ann"), _utf8("".join(lines)))
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content)  # which has no time of its own
     return file.getvalue()
 
 

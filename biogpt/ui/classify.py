@@ -15,7 +15,7 @@ from biogpt.serving.shelf import LazyModel, OnShelf, Shelf
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.tasks.classification import TextClassifier
 from biogpt.text.documents import Document
-from biogpt.text.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of
+from biogpt.text.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of, zipped
 from biogpt.text.plain import is_blank
 from biogpt.text.results import Classification, SentenceLabel
 from biogpt.text.sentences import sentence_spans
@@ -36,19 +36,21 @@ Span = tuple[int, int]
 Task = Literal["texts", "sentences", "own"]
 TASKS: tuple[Task, ...] = ("texts", "sentences", "own")
 
+_FILES: dict[Task, str] = {"texts": "labels", "sentences": "sentences", "own": "own-labels"}
 _TITLES = {"mini-hoc": "Hallmarks of cancer", "mini-rct": "Sentence roles"}
 _HINT = "What is found shows here. Paste an abstract, or take an example, then Classify."
 _EXCERPT = 100  # characters of a text in the table
 MOST_READ = 400_000  # characters in all, to see what decided: a minute or two, small model
 _WORD = re.compile(r"\S+")
+_SENTENCES = 200  # of a text, to choose one from
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a run found.
+    """What a run found of one task.
 
     Attributes:
-        given: what the run was to read.
+        title: of the task.
         labels: that the model knows, in the order of the hues.
         multi_label: whether a text may have several, or none.
         texts: scores of all labels of each document; empty where sentences were labelled.
@@ -56,22 +58,53 @@ class Labelled:
         left_out: by the place of a document, its parts and how it scores without each.
     """
 
-    given: Given
+    title: str
     labels: tuple[str, ...]
     multi_label: bool
     texts: Sequence[Classification] = ()
     sentences: Sequence[Sequence[SentenceLabel]] = ()
     left_out: Mapping[int, Sequence[tuple[Span, Classification]]] = field(default_factory=dict)
 
-    @property
-    def documents(self) -> Sequence[Document]:
-        return self.given.documents[: max(len(self.texts), len(self.sentences))]
+    def __len__(self) -> int:
+        """How many documents were read: the first ones."""
+        return max(len(self.texts), len(self.sentences))
 
     def assigned(self, result: Classification, threshold: float) -> list[str]:
         """The labels that a text gets: the likeliest, or all that reach the threshold."""
         if self.multi_label:
             return [label.label for label in result.scores if label.score >= threshold]
         return [result.scores[0].label]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run found.
+
+    Attributes:
+        given: what the run was to read.
+        by_task: by the tasks that were asked for, those that anything was found of; read one after another.
+    """
+
+    given: Given
+    by_task: Mapping[Task, Labelled]
+
+    @property
+    def documents(self) -> Sequence[Document]:
+        """Those that all tasks have read."""
+        all_begun = len(self.by_task) == len(_asked(self.given))
+        return self.given.documents[: min(map(len, self.by_task.values())) if all_begun else 0]
+
+    @property
+    def shown(self) -> Sequence[Document]:
+        """Those that any task has read."""
+        return self.given.documents[: max(map(len, self.by_task.values()))]
+
+    @property
+    def whole_texts(self) -> dict[Task, Labelled]:
+        return {task: labelled for task, labelled in self.by_task.items() if labelled.texts}
+
+    def but(self, task: Task, labelled: Labelled) -> "Found":
+        return replace(self, by_task={**self.by_task, task: labelled})
 
 
 class Labeller:
@@ -90,50 +123,75 @@ class Labeller:
     ) -> None:
         self.texts, self.sentences, self.shelf = texts, sentences, shelf
 
-    def label(self, given: Given, before: Labelled | None) -> Iterator[tuple[str, Any]]:
+    def label(self, given: Given, before: Found | None) -> Iterator[tuple[Any, Any]]:
         """Label what a run is given; yields status and what was found so far.
 
         Args:
-            given: its settings are the task, labels of one's own, one a line or with commas between, and the
+            given: its settings are the tasks, labels of one's own, one a line or with commas between, and the
                 name of the visitor's language model.
             before: what an earlier run found of the first documents.
         """
-        task, own_labels, model = given.settings
         try:
-            labels = _own_labels(re.split(r"[,;\n]", own_labels)) if task == "own" else ()
+            tasks = _asked(given)
+            _, own_labels, model = given.settings
+            if not tasks:
+                raise ValueError("No task is ticked: tick one, or several")
+            labels = _own_labels(re.split(r"[,;\n]", own_labels)) if "own" in tasks else ()
             yield status("Reading"), before
-            done = [*before.texts, *before.sentences] if before else []
-            with closing(self._runs(given.documents, task, labels, model, done)) as runs:
-                for run in runs:
-                    yield run.line(), self._labelled(given, run, task, labels)
+            found, seconds = before, 0.0
+            for task in tasks:
+                earlier = before.by_task.get(task) if before else None
+                done = [*earlier.texts, *earlier.sentences] if earlier else []
+                with closing(self._runs(given.documents, task, labels, model, done)) as runs:
+                    for run in runs:
+                        labelled = self._labelled(run, task, labels)
+                        if labelled is not None:
+                            found = found.but(task, labelled) if found else Found(given, {task: labelled})
+                        so_far = replace(run, seconds=seconds + run.seconds)
+                        what = f"{self.title(task)}" if len(tasks) > 1 and not run.ended else ""
+                        goes_on = run.ended and task != tasks[-1]
+                        yield gr.skip() if goes_on else so_far.line(what), found
+                seconds += run.seconds
         except REFUSALS as error:
             yield refusal(error), gr.skip()  # what was found before stays
 
-    def explain(self, found: Labelled | None, index: int | None) -> Iterator[tuple[str, Any]]:
+    def title(self, task: Task) -> str:
+        """What a task is called on the page."""
+        if task == "own":
+            return "Labels of your own"
+        name = (self.texts if task == "texts" else self.sentences).name
+        return _TITLES.get(name, f"Labels of {name}" if task == "texts" else f"Sentences, {name}")
+
+    def explain(
+        self, found: Found | None, index: int | None, sentence: int | None = -1
+    ) -> Iterator[tuple[Any, Any]]:
         """See what decided: label the text that is shown again, without each of its sentences in turn.
 
         Of a text that is one sentence each word is left out. Yields status and what was found so far.
+
+        Args:
+            sentence: the place of one whose words are left out instead; -1 is none.
         """
         try:
-            if found is None or not found.texts:
+            if found is None or not found.whole_texts:
                 raise ValueError("What decided is told of whole texts: classify one, by its labels")
-            task, _, model = found.given.settings
-            labels = found.labels if task == "own" else ()
-            place = index or 0
-            text = found.documents[place].text
-            parts = parts_of(text)
+            place, seconds = index or 0, 0.0
+            text = found.shown[place].text
+            parts = parts_of(text, -1 if sentence is None else sentence)
             without = [Document(str(start), text[:start] + text[end:]) for start, end in parts]
             yield status("Reading"), gr.skip()
-            with closing(self._runs(without, task, labels, model)) as runs:
-                for run in runs:
-                    scores = list(zip(parts, run.results, strict=False))
-                    line = run.line(counted(len(parts), "part") + " left out, one at a time")
-                    yield (
-                        line,
-                        replace(found, left_out={**found.left_out, place: scores})
-                        if run.ended
-                        else gr.skip(),
-                    )
+            for task, labelled in found.whole_texts.items():
+                labels = labelled.labels if task == "own" else ()
+                with closing(self._runs(without, task, labels, found.given.settings[-1])) as runs:
+                    for run in runs:
+                        so_far = replace(run, seconds=seconds + run.seconds)
+                        line = so_far.line(counted(len(parts), "part") + " left out, one at a time")
+                        if not run.ended:
+                            yield line, gr.skip()
+                scores = list(zip(parts, run.results, strict=True))
+                left_out = {**labelled.left_out, place: scores}
+                found, seconds = found.but(task, replace(labelled, left_out=left_out)), seconds + run.seconds
+            yield line, found
         except REFUSALS as error:
             yield refusal(error), gr.skip()
 
@@ -151,30 +209,41 @@ class Labeller:
             return label_all(self.sentences, documents, _by_sentence, done)
         return label_all(self.texts, documents, _classified, done)
 
-    def _labelled(self, given: Given, run: Run[Any], task: Task, labels: tuple[str, ...]) -> Labelled | None:
+    def _labelled(self, run: Run[Any], task: Task, labels: tuple[str, ...]) -> Labelled | None:
         classifier = (self.sentences if task == "sentences" else self.texts).loaded
         if not run.results:
             return None
+        title = self.title(task)
         if task == "own":
-            return Labelled(given, labels, False, texts=run.results)
+            return Labelled(title, labels, False, texts=run.results)
         assert classifier is not None, "results without a model"
         if task == "sentences":
-            return Labelled(given, classifier.labels, False, sentences=run.results)
-        return Labelled(given, classifier.labels, classifier.multi_label, texts=run.results)
+            return Labelled(title, classifier.labels, False, sentences=run.results)
+        return Labelled(title, classifier.labels, classifier.multi_label, texts=run.results)
 
-    def reset(self, found: Labelled | None) -> tuple[Any, ...]:
+    def reset(self, found: Found | None) -> tuple[Any, ...]:
         """Results, threshold and documents as components: the first document shown."""
         if found is None:
             return gr.Column(visible=False), *[gr.skip()] * 3
         return (
             gr.Column(visible=True),
-            gr.Slider(visible=found.multi_label),
-            document_choice(found.documents),
-            gr.Button(visible=not found.sentences),
+            gr.Slider(visible=any(labelled.multi_label for labelled in found.by_task.values())),
+            document_choice(found.shown),
+            gr.Row(visible=bool(found.whole_texts)),
         )
 
+    def sentence_choice(self, found: Found | None, index: int | None) -> Any:
+        """The sentences whose words can be left out, of the text that is shown."""
+        text = found.shown[index or 0].text if found is not None else ""
+        spans = sentence_spans(text)[:_SENTENCES]
+        choices = [
+            (f"Words of {number}: {' '.join(text[start : start + 60].split())[:40]}", number - 1)
+            for number, (start, _) in enumerate(spans, start=1)
+        ]
+        return gr.Dropdown(choices=[("Each sentence", -1), *choices], value=-1, visible=len(spans) > 1)
+
     def show(
-        self, found: Labelled | None, threshold: float, index: int | None, label: str | None = None
+        self, found: Found | None, threshold: float, index: int | None, label: str | None = None
     ) -> tuple[Any, ...]:
         """View, plot, remarks, table, the label whose reasons are shown, and a judgement by given labels.
 
@@ -184,30 +253,59 @@ class Labeller:
         if found is None:
             return gr.HTML(view("", _HINT), visible=True), *[gr.skip()] * 5
         place = index or 0
-        draw = _sentences_shown if found.sentences else _texts_shown
-        parts = draw(found, threshold, place)
-        assigned = [found.assigned(result, threshold) for result in found.texts]
-        score = judged(found.documents, assigned, found.labels, found.multi_label)
-        if place not in found.left_out:
-            return *parts, gr.Dropdown(visible=False), score
-        whole = found.texts[place]
-        wanted = label if label in found.labels else whole.scores[0].label
+        several = len(found.by_task) > 1
+        marks, plots, notes, judgements = [], [], [], []
+        rows: list[list[Any]] = []
+        for labelled in found.by_task.values():
+            draw = _sentences_shown if labelled.sentences else _texts_shown
+            shown = draw(found.shown, labelled, threshold, place, f"{labelled.title}: " if several else "")
+            marks.append(shown.marks)
+            plots.append(shown.plot)
+            notes += shown.notes
+            rows += [[labelled.title, *row] if several else row for row in shown.rows]
+            assigned = [labelled.assigned(result, threshold) for result in labelled.texts]
+            judgements.append(judged(found.shown, assigned, labelled.labels, labelled.multi_label))
+        explained = {
+            label: labelled
+            for labelled in reversed(found.whole_texts.values())
+            if place in labelled.left_out
+            for label in reversed([entry.label for entry in labelled.texts[place].scores])
+        }
+        names = list(reversed(explained))
+        wanted = label if label in explained else names[0] if names else None
+        if wanted is not None:
+            marks.insert(0, _reasons(found.shown[place].text, explained[wanted], place, wanted))
+        echo = not any(marks) and len(found.given.documents) > 1  # one's own text needs none
+        text = found.shown[place].text
+        drawn = [marked(text, [], (), "sentence")] if echo else list(filter(None, marks))
+        cut = cut_note(text) if drawn else ""
         return (
-            gr.HTML(_reasons(found, place, wanted), visible=True),
-            *parts[1:],
-            gr.Dropdown(choices=[entry.label for entry in whole.scores], value=wanted, visible=True),
-            score,
+            gr.HTML("".join(drawn), visible=bool(drawn)),
+            "".join(plots),
+            remarks(*notes, cut, rows_note(len(rows))),
+            _table(rows, found, several),
+            gr.Dropdown(choices=names, value=wanted, visible=wanted is not None),
+            "".join(judgements),
         )
 
-    def save(self, kind: str, found: Labelled | None) -> tuple[str, bytes]:
-        """Name and content of a file of all results."""
+    def save(self, kind: str, found: Found | None) -> tuple[str, bytes]:
+        """Name and content of a file of all results; of several tasks a .zip of a file for each."""
         if found is None:
             raise ValueError("There is nothing to save yet: classify a text first")
-        what = "sentences" if found.sentences else "labels"
-        name = found.given.file_name(what, len(found.documents), suffix_of(kind))
-        if found.sentences:
-            return name, sentences_as(kind, found.documents, found.sentences)
-        return name, classes_as(kind, found.documents, found.texts)
+        files = {}
+        for task, labelled in found.by_task.items():
+            what, documents = _FILES[task], found.given.documents[: len(labelled)]
+            name = found.given.file_name(what, len(labelled), suffix_of(kind))
+            files[name] = (
+                sentences_as(kind, documents, labelled.sentences)
+                if labelled.sentences
+                else classes_as(kind, documents, labelled.texts)
+            )
+        if len(files) == 1:
+            [(name, content)] = files.items()
+            return name, content
+        name = found.given.file_name("results", len(found.documents), f"{suffix_of(kind)}.zip")
+        return name, zipped(files)
 
     async def classify(
         self,
@@ -284,7 +382,7 @@ def classify_tab(
     labeller = Labeller(texts, sentences, shelf)
     with gr.Row(elem_classes="columns halves"):
         with gr.Column():
-            task, own_labels = _lay_out_task(texts, sentences)
+            task, own_labels = _lay_out_task(labeller)
             form = lay_out_form(
                 "classify",
                 label="Abstract",
@@ -314,8 +412,16 @@ def classify_tab(
                         elem_id="classify-document",
                     )
                 plot = gr.HTML("", elem_id="classify-plot")
-                with gr.Row(elem_classes="actions"):
+                with gr.Row(elem_classes="actions why") as why_row:
                     why = gr.Button("What decided?", size="sm", elem_id="classify-why")
+                    parts = gr.Dropdown(
+                        [],
+                        label="Leave out one by one",
+                        show_label=False,
+                        container=False,
+                        visible=False,
+                        elem_id="classify-parts",
+                    )
                 reasons = gr.Dropdown(
                     [],
                     label="What decided",
@@ -337,11 +443,13 @@ def classify_tab(
         labeller.label,
         [task, own_labels, model],
         [
-            (labeller.reset, [form.found], [results, threshold, document, why]),
+            (labeller.reset, [form.found], [results, threshold, document, why_row]),
+            (labeller.sentence_choice, [form.found, document], [parts]),
             (labeller.show, chosen, shown),
         ],
-        [(why, labeller.explain, [form.found, document])],
+        [(why, labeller.explain, [form.found, document, parts])],
     )
+    document.input(labeller.sentence_choice, [form.found, document], parts, **QUICK)
     for control in (threshold, document, reasons):
         control.input(labeller.show, chosen, shown, trigger_mode="always_last", **QUICK)
     gr.api(labeller.classify, api_name="classify", concurrency_id="classes", concurrency_limit=1)
@@ -354,20 +462,15 @@ def classify_tab(
     return Tab(controls, form.file, refresh)
 
 
-def _lay_out_task(
-    texts: LazyModel[TextClassifier], sentences: LazyModel[TextClassifier]
-) -> tuple[gr.Radio, gr.Textbox]:
-    """The choice of a task, and the labels that one of them needs."""
-    choices = [("Labels of your own", "own")]
-    if sentences.expected:
-        choices.insert(0, (_TITLES.get(sentences.name, f"Sentences, {sentences.name}"), "sentences"))
-    if texts.expected:
-        choices.insert(0, (_TITLES.get(texts.name, f"Labels of {texts.name}"), "texts"))
-    task = gr.Radio(
+def _lay_out_task(labeller: Labeller) -> tuple[gr.CheckboxGroup, gr.Textbox]:
+    """The choice of tasks, and the labels that one of them needs."""
+    offered = {"texts": labeller.texts.expected, "sentences": labeller.sentences.expected, "own": True}
+    choices = [(labeller.title(task), task) for task in TASKS if offered[task]]
+    task = gr.CheckboxGroup(
         choices,
-        value=choices[0][1],
-        label="Task",
-        info="Which labels a text, or each of its sentences, can get.",
+        value=[choices[0][1]],
+        label="Tasks",
+        info="Which labels a text, or each of its sentences, can get; one task, or several at once.",
         elem_id="task",
     )
     own_labels = gr.Textbox(
@@ -378,7 +481,7 @@ def _lay_out_task(
         visible=choices[0][1] == "own",
         elem_id="own-labels",
     )
-    task.change(None, task, own_labels, js=script("visibleWhen", "own"))
+    task.change(None, task, own_labels, js=script("visibleWith", "own"))
     return task, own_labels
 
 
@@ -407,40 +510,45 @@ def _by_sentence(
     return found
 
 
-def _sentences_shown(found: Labelled, threshold: float, index: int) -> tuple[Any, ...]:
-    """View, plot, remarks and table; sentences have no threshold."""
-    text = found.documents[index].text
-    marks = [Mark(s.label, s.start, s.end, s.score) for s in found.sentences[index]]
+@dataclass(frozen=True)
+class _Shown:
+    """One task's part of the page: HTML of a text and its marks, of a plot, remarks, rows of the table."""
+
+    marks: str
+    plot: str
+    notes: list[str]
+    rows: list[list[Any]]
+
+
+def _asked(given: Given) -> list[Task]:
+    """The tasks that are ticked, in the order in which they are read."""
+    return [task for task in TASKS if task in given.settings[0]]
+
+
+def _sentences_shown(
+    documents: Sequence[Document], found: Labelled, threshold: float, index: int, title: str
+) -> _Shown:
+    """Sentences have no threshold."""
+    read = found.sentences[index] if index < len(found) else []
+    marks = [Mark(s.label, s.start, s.end, s.score) for s in read]
     counts = Counter(mark.label for mark in marks)
     lengths = [
-        Bar(label, counts[label] / len(marks), counted(counts[label], "sentence")) for label in found.labels
+        Bar(label, counts[label] / len(marks) if marks else 0.0, counted(counts[label], "sentence"))
+        for label in found.labels
     ]
-    several = len(found.documents) > 1
     rows = [
-        [*([document.id] if several else []), s.label, round(s.score, 3), document.text[s.start : s.end]]
-        for document, sentences in zip(found.documents, found.sentences, strict=True)
+        [document.id, s.label, round(s.score, 3), document.text[s.start : s.end]]
+        for document, sentences in zip(documents, found.sentences, strict=False)
         for s in sentences
     ]
-    return (
-        gr.HTML(marked(text, marks, found.labels, "sentence"), visible=True),
-        bars("Sentences by label", lengths, found.labels),
-        remarks(cut_note(text), rows_note(len(rows))),
-        table(
-            [*(["Id"] if several else []), "Label", "Score", "Sentence"],
-            rows,
-            widths=[14, 24, 14, 48] if several else [27, 15, 58],
-        ),
-    )
+    drawn = marked(documents[index].text, marks, found.labels, "sentence") if marks else ""
+    return _Shown(drawn, bars(f"{title}Sentences by label", lengths, found.labels), [], rows)
 
 
-def _texts_shown(found: Labelled, threshold: float, index: int) -> tuple[Any, ...]:
-    """View, plot, remarks and table; one text needs a plot alone."""
-    text, result = found.documents[index].text, found.texts[index]
-    chosen = found.assigned(result, threshold)
-    scores = [(label.label, label.score) for label in result.scores]
-    lengths = [Bar(label, score, f"{score:.2f}", label in chosen) for label, score in scores]
-    windows = f"Read in {result.windows} overlapping windows." if result.windows > 1 else ""
-    cut = f"The last {counted(result.cut, 'token')} did not fit and were not read." if result.cut else ""
+def _texts_shown(
+    documents: Sequence[Document], found: Labelled, threshold: float, index: int, title: str
+) -> _Shown:
+    """One text needs a plot alone."""
     rows = [
         [
             document.id,
@@ -448,27 +556,49 @@ def _texts_shown(found: Labelled, threshold: float, index: int) -> tuple[Any, ..
             round(scores.scores[0].score, 3),
             document.text[:_EXCERPT],
         ]
-        for document, scores in zip(found.documents, found.texts, strict=True)
+        for document, scores in zip(documents, found.texts, strict=False)
     ]
-    several = len(rows) > 1
-    return (
-        gr.HTML(marked(text, [], found.labels, "sentence"), visible=several),  # one's own text needs no echo
-        bars(f"Labels: {', '.join(chosen) or f'none reaches {threshold:.2f}'}", lengths, found.labels),
-        remarks(windows, cut, cut_note(text) if several else "", rows_note(len(rows))),
-        table(["Id", "Labels", "Highest", "Text"], rows if several else [], widths=[14, 36, 16, 34]),
-    )
+    if index >= len(found):
+        return _Shown("", "", [], rows)
+    result = found.texts[index]
+    chosen = found.assigned(result, threshold)
+    scores = [(label.label, label.score) for label in result.scores]
+    lengths = [Bar(label, score, f"{score:.2f}", label in chosen) for label, score in scores]
+    windows = f"Read in {result.windows} overlapping windows." if result.windows > 1 else ""
+    cut = f"The last {counted(result.cut, 'token')} did not fit and were not read." if result.cut else ""
+    words = ", ".join(chosen) or f"none reaches {threshold:.2f}"
+    plot = bars(f"{title or 'Labels: '}{words}", lengths, found.labels)
+    return _Shown("", plot, [windows, cut], rows if len(documents) > 1 else [])
 
 
-def parts_of(text: str) -> list[Span]:
-    """The sentences of a text, or where it is one, its words.
+def _table(rows: Sequence[Sequence[Any]], found: Found, several: bool) -> Any:
+    """Rows of id, label, score and text, with the task in front where there are several of them."""
+    is_file = len(found.given.documents) > 1
+    if several and is_file:
+        return table(["Task", "Id", "Label", "Score", "Text"], rows, widths=[16, 13, 24, 13, 34])
+    if several:
+        rows = [[task, *row] for task, _, *row in rows]
+        return table(["Task", "Label", "Score", "Text"], rows, widths=[20, 27, 15, 38])
+    if found.whole_texts:
+        return table(["Id", "Labels", "Highest", "Text"], rows, widths=[14, 36, 16, 34])
+    if is_file:
+        return table(["Id", "Label", "Score", "Sentence"], rows, widths=[14, 24, 14, 48])
+    return table(["Label", "Score", "Sentence"], [row[1:] for row in rows], widths=[27, 15, 58])
+
+
+def parts_of(text: str, sentence: int = -1) -> list[Span]:
+    """The sentences of a text, or where it is one, its words; or the words of the sentence at this place.
 
     Raises:
         ValueError: it is one word, or leaving out each part would read more than ``MOST_READ`` characters.
     """
-    parts = [span for span in sentence_spans(text) if not is_blank(text[: span[0]] + text[span[1] :])]
-    if len(parts) < 2:
-        words = [match.span() for match in _WORD.finditer(text)]
-        parts = [span for span in words if not is_blank(text[: span[0]] + text[span[1] :])]
+    sentences = sentence_spans(text)
+    if sentence < 0 and len(sentences) > 1:
+        spans = sentences
+    else:
+        start, end = sentences[sentence] if 0 <= sentence < len(sentences) else (0, len(text))
+        spans = [match.span() for match in _WORD.finditer(text, start, end)]
+    parts = [span for span in spans if not is_blank(text[: span[0]] + text[span[1] :])]
     if not parts:
         raise ValueError("The text is one word: there is nothing to leave out")
     if len(parts) * len(text) > MOST_READ:
@@ -479,7 +609,7 @@ def parts_of(text: str) -> list[Span]:
     return parts
 
 
-def _reasons(found: Labelled, place: int, label: str) -> str:
+def _reasons(text: str, found: Labelled, place: int, label: str) -> str:
     """The text with how much its score for a label falls without each part."""
 
     def score(result: Classification) -> float:
@@ -487,7 +617,7 @@ def _reasons(found: Labelled, place: int, label: str) -> str:
 
     whole = score(found.texts[place])
     reasons = [Reason(*span, whole - score(without)) for span, without in found.left_out[place]]
-    return because(found.documents[place].text, reasons, label, whole, found.labels)
+    return because(text, reasons, label, whole, found.labels)
 
 
 def _own_labels(given: Sequence[str]) -> tuple[str, ...]:
