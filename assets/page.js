@@ -76,10 +76,14 @@
 
   // Gradio tells of keys, but not of what is pasted or cut.
   let counting;
-  function countTyped(event) {
-    if (!event.target.matches(TEXT)) return;
+  function countSoon() {
     clearTimeout(counting);
     counting = setTimeout(() => document.querySelector("#typed").click(), PAUSE);
+  }
+
+  function countTyped(event) {
+    if (!event.target.matches(TEXT)) return;
+    countSoon();
     draw();
   }
 
@@ -363,9 +367,12 @@
 
   function fit(ink, text) {
     // Room to scroll to the end of what is suggested, which is not in the text.
-    text.style.paddingBottom = "";
+    text.style.height = text.style.paddingBottom = "";
     const lacking = suggested ? ink.scrollHeight - text.scrollHeight : 0;
-    if (lacking > 0) text.style.paddingBottom = `calc(${getComputedStyle(text).paddingBottom} + ${lacking}px)`;
+    if (lacking > 0) {
+      text.style.height = `${text.offsetHeight}px`;
+      text.style.paddingBottom = `calc(${getComputedStyle(text).paddingBottom} + ${lacking}px)`;
+    }
     ink.style.inset = `${text.offsetTop + text.clientTop}px auto auto ${text.offsetLeft + text.clientLeft}px`;
     ink.style.width = `${text.clientWidth}px`; // without its scroll bar
     ink.style.height = `${text.clientHeight}px`;
@@ -401,6 +408,7 @@
       document.querySelector("#text").classList.toggle("suggesting", suggested !== null);
       // A browser puts the cursor at the end of a text that it is given: new words are written where it was.
       const [{ length: at }, rest] = atRest(text.value);
+      if (rest) countSoon(); // a run knows of what is before the cursor alone
       if (rest && !suggested && text.selectionEnd === text.value.length) text.setSelectionRange(at, at);
       if (follows && busy()) text.scrollTop = Math.max(rest ? text.scrollTop : 0, newest() - text.clientHeight);
     }

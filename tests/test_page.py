@@ -747,10 +747,8 @@ def run_tab(page: Any, name: str, text: str) -> str:
 
 def choose_task(page: Any, title: str) -> None:
     """This one alone."""
-    page.locator("#task").get_by_label(title).check()
-    for other in page.locator("#task label:has(:checked)").all():
-        if title not in other.inner_text():
-            other.locator("input").uncheck()
+    for task in page.locator("#task label").all():
+        task.locator("input").set_checked(title in task.inner_text())
 
 
 def wait_for_line(page: Any, name: str, words: str) -> str:

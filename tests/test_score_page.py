@@ -311,7 +311,7 @@ def wait_for_tokens(page: Any, count: int) -> None:
     page.wait_for_function("n => document.querySelectorAll('#ink .tok').length === n", arg=count)
 
 
-def test_generate_writes_at_the_cursor_and_what_follows_stays(page, browser) -> None:
+def test_generate_writes_at_the_cursor_and_what_follows_stays(page, browser, server) -> None:
     set_length(page, 4)
     whole = f"{PROMPT}, and the rest."
     type_text(page, whole)
@@ -325,6 +325,7 @@ def test_generate_writes_at_the_cursor_and_what_follows_stays(page, browser) -> 
     assert first == f"{PROMPT}{new}, and the rest."
     assert page.locator("#ink .tok").count() == 4
     assert page.locator("#ink").text_content().rstrip("\u200b") == first, "the colours lie under other words"
+    page.locator("#count", has_text=f"{server.generator.count(first)} of").wait_for()
     assert cursor(page) == len(PROMPT + new)
     page.locator("#generate").click()  # once more at the cursor, which is after the new words
     page.wait_for_function("old => document.querySelector('#text textarea').value !== old", arg=first)
@@ -425,6 +426,18 @@ def test_what_is_suggested_is_taken_word_by_word_or_whole(page) -> None:
         assert not page.locator("#status").evaluate("line => line.classList.contains('outdated')")
         page.locator("#undo").click()
         wait_for_text(page, whole)
+    long = "gene\n" * 10 + PROMPT
+    type_text(page, long)
+    button = page.locator("#generate").bounding_box()
+    page.locator("#suggest").click()
+    wait_for_status(page, "Suggested")
+    page.locator("#generate:enabled").wait_for()
+    assert page.locator("#generate").bounding_box() == button, (
+        "what is suggested at the end moves the buttons"
+    )
+    ends = "() => [...document.querySelectorAll('#ink, #text textarea')].map((each) => each.scrollHeight)"
+    assert len({*page.evaluate(ends)}) == 1, "its end cannot be scrolled to"
+    type_text(page, whole)
     put_cursor(page, len(PROMPT))
     page.locator("#suggest").click()
     wait_for_status(page, "Suggested")

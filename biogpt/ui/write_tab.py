@@ -214,11 +214,11 @@ def _editor() -> dict[str, Any]:
         actions = {
             "generate": gr.Button("Generate", variant="primary", elem_id="generate"),
             "stop": gr.Button("Stop", interactive=False, elem_id="stop"),
+            "suggest": gr.Button("Suggest", elem_id="suggest"),
             "continue": gr.Button("Continue", elem_id="continue"),
             "regenerate": gr.Button("Regenerate", elem_id="regenerate"),
             "undo": gr.Button("Undo", elem_id="undo"),
             "redo": gr.Button("Redo", elem_id="redo"),
-            "suggest": gr.Button("Suggest", elem_id="suggest"),
             "copy": gr.Button("Copy", elem_id="copy"),
             "score": gr.Button("Score text", elem_id="score"),
         }

@@ -278,10 +278,10 @@ class _Run:
         is_at_the_end = self._is_cut and last.finish_reason == "length"
         return _FINISHED.get("room" if is_at_the_end else last.finish_reason or "", "Writing")
 
-    def shown(self) -> tuple[str, dict[str, Any], str, str]:
+    def shown(self) -> tuple[str, dict[str, Any], str, Any]:
         """Text, view, status and count; several samples are in the view alone."""
         said = self.draft.status
-        return self.draft.text, _view(self.draft), said.line(), _count(said.positions, said.limit)
+        return self.draft.text, _view(self.draft), said.line(), _counted(self.draft)
 
 
 class Writer:
@@ -455,7 +455,11 @@ class Writer:
                 yield gr.skip(), line, gr.skip()
         if draft is not None and draft.samples[0].finish_reason:
             _end_well(self.shelf.take(model).tokenizer, draft)
-            yield _suggested(draft, rest), status("Suggested", f"seed {draft.status.seed}"), gr.skip()
+            proposed = _suggested(draft, rest)
+            line = status("Suggested", f"seed {draft.status.seed}")
+            if is_blank(proposed["text"]):
+                line = status("Nothing suggested", "The model ends the text here.")
+            yield proposed, line, gr.skip()
 
     def take(self, work: Work | None, event: gr.EventData) -> tuple[Any, ...]:
         """What was suggested is in the text, up to some character: view, status and work.
@@ -561,7 +565,7 @@ class Writer:
         for sample in draft.samples:
             sample.finish_reason = sample.finish_reason or "stopped"
         draft.status = replace(draft.status, state="Stopped")
-        count = _count(draft.status.positions, draft.status.limit)
+        count = _counted(draft)
         return draft.text, _view(draft), draft.status.line(), gr.skip(), count
 
     def recall(self, text: str, work: Work | None) -> tuple[Any, ...]:
@@ -820,6 +824,11 @@ def _brought(version: Version, state: str, work: Work) -> tuple[Any, ...]:
 def _only_status(line: Any, work: Any = None) -> tuple[Any, ...]:
     """What ``write`` yields when nothing but the status changes, and what was written if it is given."""
     return gr.skip(), gr.skip(), line, gr.skip() if work is None else work, gr.skip()
+
+
+def _counted(draft: Draft) -> Any:
+    """How much of the positions a draft takes; where something follows the cursor, the page asks for it."""
+    return gr.skip() if draft.rest else _count(draft.status.positions, draft.status.limit)
 
 
 def _count(taken: int, limit: int) -> str:
