@@ -288,10 +288,12 @@ def test_a_suggestion_ends_with_its_sentence() -> None:
         settings = values_of(temperature=1.0, max_new_tokens=20, seed="1")
         _, whole = drafts(writer_of(generator).write("tiny", "A. B", None, *settings))
         *_, (words, _, _) = writer_of(generator).suggest("tiny", "A. B", None, *settings)
+        *_, (fewer, _, _) = writer_of(generator).suggest("tiny", "A. B", None, *settings, rest=". A")
     text = "A. B" + whole.text
     first, *others = (end for _, end in sentence_spans(text) if end > len("A. B"))
     assert others, "a stand-in that ends no sentence shows nothing"
     assert "A. B" + words["text"] == text[:first]
+    assert f"{fewer['text']}." == words["text"], "with its stop, which is there"
 
 
 def test_a_suggestion_ends_with_a_whole_word(spelling: TextGenerator) -> None:

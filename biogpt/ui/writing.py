@@ -782,6 +782,7 @@ def _end_well(tokenizer: Tokenizer, draft: Draft) -> None:
     [sample] = draft.samples
     text, start = draft.prompt + sample.text, len(draft.prompt + sample.base)
     end = next((end for _, end in sentence_spans(text) if not is_blank(text[start:end])), len(text))
+    end -= draft.rest.startswith(text[end - 1])  # the stop is there already
     if end < len(text.rstrip()):
         draft.samples = [_begun(sample, text[len(draft.prompt) : end])]
         return
