@@ -311,6 +311,14 @@ def wait_for_tokens(page: Any, count: int) -> None:
     page.wait_for_function("n => document.querySelectorAll('#ink .tok').length === n", arg=count)
 
 
+def wait_for_made(page: Any, words: str) -> None:
+    page.wait_for_function(
+        """words => words ===
+            [...document.querySelectorAll("#ink .made")].map((each) => each.textContent).join("")""",
+        arg=words,
+    )
+
+
 def test_generate_writes_at_the_cursor_and_what_follows_stays(page, browser, server) -> None:
     set_length(page, 4)
     whole = f"{PROMPT}, and the rest."
@@ -391,14 +399,11 @@ def test_what_is_suggested_is_taken_word_by_word_or_whole(page) -> None:
         page.keyboard.press("Tab")
     wait_for_text(page, f"{PROMPT} {words[0]} {words[1]} in the rest")
     assert ghost.text_content().split() == words[2:]
+    wait_for_made(page, " ".join(words[:2]))
     page.locator("#where button", has_text="Next word").click()
     three = f"{PROMPT} {' '.join(words[:3])} in the rest"
     wait_for_text(page, three)
-    page.wait_for_function(
-        """words => words ===
-            [...document.querySelectorAll("#ink .made")].map((each) => each.textContent).join("")""",
-        arg=" ".join(words[:3]),
-    )
+    wait_for_made(page, " ".join(words[:3]))
     page.locator("#text textarea").focus()
     page.keyboard.press("Escape")
     assert ghost.count() == 0
