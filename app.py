@@ -71,6 +71,9 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         "language models that visitors may choose beside the embedded ones, with commas between; any: "
         "whatever they name, folders of this machine and the Hub included",
     )
+    add("backend", "local", "local: this process computes; ray: replicas of Ray Serve do", _backend)
+    add("ray-address", "", "of a Ray cluster that serves; without one, Ray is started on this machine")
+    add("replicas", "1", "of each task, where Ray is started on this machine", _number)
     add("host", host, "address to listen on; 0.0.0.0 lets other machines in")
     add("port", port, "port to listen on", _port)
 
@@ -111,6 +114,12 @@ def _port(value: str) -> int:
     return int(value)
 
 
+def _backend(value: str) -> str:
+    if value not in ("local", "ray"):
+        raise argparse.ArgumentTypeError(f"{value!r} is no backend; expected local or ray")
+    return value
+
+
 def _passwords(value: str) -> dict[str, str]:
     from biogpt.ui.auth import read_passwords
 
@@ -124,7 +133,7 @@ def _passwords(value: str) -> dict[str, str]:
 
 def _number(value: str) -> int:
     if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) == int(value)):
-        raise argparse.ArgumentTypeError(f"{value!r} is no number of requests; expected 1 or more")
+        raise argparse.ArgumentTypeError(f"{value!r} is no number; expected a whole one from 1 on")
     return int(value)
 
 
@@ -158,9 +167,12 @@ def main() -> None:
     from biogpt.runners.precision import choose_device, choose_precision
 
     try:
-        choose_precision(options.precision, choose_device(options.device))
+        if options.backend == "local":  # else it is for other machines to say
+            choose_precision(options.precision, choose_device(options.device))
         # A model on the Hub may take minutes: the page is there meanwhile. All others are looked at now.
-        if "/" not in options.model or Path(options.model).expanduser().is_dir():
+        if not options.ray_address and (
+            "/" not in options.model or Path(options.model).expanduser().is_dir()
+        ):
             find(options.model)
     except (ValueError, OSError) as error:
         parser.error(f"cannot load the model {options.model!r}: {error}")
@@ -176,7 +188,10 @@ def main() -> None:
     except OSError as error:
         parser.error(str(error))
 
-    page, shelf = build(options)
+    try:
+        page, shelf, leave_cluster = build(options)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     globals()["demo"] = page
     metrics = metrics_of(page.lines.requests, page.lines.waiting, shelf.counts) if options.metrics else None
     logging.basicConfig(format="%(asctime)s %(message)s")
@@ -190,6 +205,7 @@ def main() -> None:
         Thread(target=shelf.close, args=(TEXTS,), daemon=True).start()
         shelf.closed.wait()
         end(page, CLIENTS, GRACE - CLIENTS)
+        leave_cluster()
         _leave()
 
     def listening(address: str, link: str | None) -> None:
@@ -232,11 +248,17 @@ def _leave(*_: object) -> None:
     os._exit(0)
 
 
-def build(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The page (``gradio.Blocks``), and its shelf of language models, whose default one begins to load."""
-    lent = _lent_gpu()
+def build(options: argparse.Namespace) -> tuple[Any, Any, Callable[[], None]]:
+    """The page (``gradio.Blocks``), its shelf of language models, whose default one begins to load, and how
+    to leave the cluster that serves them.
+
+    Raises:
+        ValueError, OSError: the cluster's software is not installed, or there is no cluster.
+    """
+    lent = _lent_gpu() and options.backend == "local"
 
     from biogpt.checkpoint.inventory import embedded_language_models
+    from biogpt.serving.service import TextService
     from biogpt.serving.shelf import LazyModel, Shelf, public_names
     from biogpt.serving.text_generator import TextGenerator
     from biogpt.serving.zero import LentGenerator
@@ -246,7 +268,11 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
 
     chosen = {"device": "cpu" if lent else options.device, "precision": "auto" if lent else options.precision}
 
-    def load(source: str) -> TextGenerator:
+    cluster = _cluster_of(options)
+
+    def load(source: str) -> TextService:
+        if cluster is not None:
+            return cluster.generator(source)
         if lent and source == options.model:
             return LentGenerator.from_pretrained(source, precision=options.precision)
         generator = TextGenerator.from_pretrained(source, **chosen)
@@ -255,7 +281,10 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
 
     def later(kind: Any, source: str) -> LazyModel[Any]:
         [name] = public_names([source])
-        return LazyModel(name, lambda: kind.from_pretrained(source, **chosen), shelf.closed)
+        if cluster is None:
+            return LazyModel(name, lambda: kind.from_pretrained(source, **chosen), shelf.closed)
+        far = cluster.recognizer if kind is EntityRecognizer else cluster.classifier
+        return LazyModel(name, lambda: far(source), shelf.closed)
 
     # Who listens on this machine's own address may be asked from anywhere, through a tunnel or a proxy: what
     # visitors may load is said here, and nothing else tells who is a stranger.
@@ -274,7 +303,32 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
         later(TextClassifier, options.sentence_model),
     )
     page.lines.most = options.max_waiting
-    return page, shelf
+    return page, shelf, cluster.close if cluster is not None else lambda: None
+
+
+def _cluster_of(options: argparse.Namespace) -> Any:
+    """The cluster that serves, joined or started; None: none."""
+    if options.backend == "local":
+        return None
+    from biogpt.cluster.fleet import Fleet
+    from biogpt.cluster.starting import check_ray
+
+    check_ray()
+    from biogpt.cluster.cluster import Cluster
+
+    cores = os.cpu_count() or 1
+    fleet = Fleet(
+        model=options.model,
+        ner_model=options.ner_model,
+        classify_model=options.classify_model,
+        sentence_model=options.sentence_model,
+        device=options.device,
+        precision=options.precision,
+        least=options.replicas,
+        most=options.replicas,
+        cpus=max(1, cores // options.replicas),
+    )
+    return Cluster(options.ray_address or None, fleet)
 
 
 def __getattr__(name: str) -> Any:
@@ -282,7 +336,7 @@ def __getattr__(name: str) -> Any:
     if name != "demo":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     flags = sys.argv[1:] if __name__ == "__main__" else []
-    globals()["demo"], _ = build(build_parser(os.environ).parse_args(flags))
+    globals()["demo"], *_ = build(build_parser(os.environ).parse_args(flags))
     return globals()["demo"]
 
 

@@ -35,8 +35,9 @@ from biogpt.checkpoint.pretrained import (
 )
 from biogpt.generation.options import GenerationOptions
 from biogpt.model.config import BioGptConfig
+from biogpt.serving.service import Prompt, Step
 from biogpt.serving.shelf import LazyModel, Shelf
-from biogpt.serving.text_generator import Prompt, Step, TextGenerator
+from biogpt.serving.text_generator import TextGenerator
 from biogpt.serving.zero import _LentStream
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer

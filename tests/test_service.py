@@ -23,7 +23,9 @@ from biogpt.model.config import BioGptConfig
 from biogpt.runners import cpu, runner_for
 from biogpt.runners.threads import _gnu_openmp, rest_threads
 from biogpt.serving.engine import QueueFull
-from biogpt.serving.text_generator import Health, Step, TextGenerator
+from biogpt.serving.service import Step
+from biogpt.serving.text_generator import TextGenerator
+from biogpt.serving.worker import Health
 from biogpt.text.tokenizer import moses_text
 
 PROMPT = "The BRCA1 gene"

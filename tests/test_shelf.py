@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from biogpt.serving.shelf import Line, OnShelf, Shelf, public_names
-from biogpt.serving.text_generator import Health
+from biogpt.serving.worker import Health
 
 
 class Served:

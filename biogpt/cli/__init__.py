@@ -80,6 +80,16 @@ COMMANDS: dict[str, Command | Commands] = {
             ),
         },
     ),
+    "cluster": Commands(
+        "serve on a Ray cluster",
+        {
+            "config": Command(
+                "write the YAML that `serve deploy` takes",
+                "Write which replicas serve, as YAML for `serve deploy`.",
+                "biogpt.cli.cluster",
+            ),
+        },
+    ),
     "bench": Command(
         "measure the speed of this machine",
         "Measure speed and memory on random weights; prints a table, writes bench.json and plots.",

@@ -1,45 +1,15 @@
-"""Jobs on Ray Data: any number of machines read and work, this process writes.
-
-Ray tells nobody that it runs: its reports of use are off, and so is its dashboard.
-"""
+"""Jobs on Ray Data: any number of machines read and work, this process writes."""
 
 import json
 import logging
-import os
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from biogpt.cluster.jobs import Done, Part, parts_of, work_on
+from biogpt.cluster.starting import start_ray
 from biogpt.cluster.work import Task
 from biogpt.text.documents import Row
-
-
-def start_ray(address: str | None = None) -> None:
-    """Join a cluster, or start Ray on this machine alone, once a process.
-
-    Raises:
-        ValueError: Ray is not installed.
-        OSError: there is no cluster at the address.
-    """
-    if find_spec("ray") is None:
-        raise ValueError('this needs Ray: pip install "ray[data]"')
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
-
-    if ray.is_initialized():
-        return
-    try:
-        if address is None:
-            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="warning")
-        else:
-            ray.init(address, log_to_driver=False, logging_level="warning")
-    except Exception as error:  # Ray has no class of its own for a start that took too long
-        ray.shutdown()
-        raise OSError(
-            f"Ray cannot be {f'reached at {address}' if address else 'started'}: {error}"
-        ) from error
 
 
 @dataclass(frozen=True)

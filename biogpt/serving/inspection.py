@@ -1,6 +1,6 @@
 """What a model thought of a text: probabilities of its tokens, likelier ones in their place, and attention.
 
-Whatever computes here runs on the thread that owns the model: ``TextGenerator.run``. Probabilities are those
+Whatever computes here runs on the thread that owns the model: ``TextService.ask``. Probabilities are those
 of the model itself, before temperature, penalties and bans.
 """
 
@@ -14,7 +14,8 @@ import torch
 
 from biogpt.generation.sampling import ban_tokens
 from biogpt.generation.search import Token
-from biogpt.serving.text_generator import Prompt, Step, TextGenerator
+from biogpt.serving.service import Prompt, Step, TextService
+from biogpt.serving.text_generator import TextGenerator
 from biogpt.text.plain import is_blank
 from biogpt.text.tokenizer import Tokenizer, moses_text
 
@@ -38,9 +39,9 @@ class Sample:
         ids, logprobs, alternatives: of each token, as in ``biogpt.generation.search.Token``; nan and none
             where they are not known.
         ends: where each token's characters end in ``text`` and what is held back of it.
-        held: as in ``biogpt.serving.text_generator.Step``.
+        held: as in ``biogpt.serving.service.Step``.
         is_made: the ids are those that were made; else they were read back from the text.
-        finish_reason: as in ``biogpt.serving.text_generator.Step``.
+        finish_reason: as in ``biogpt.serving.service.Step``.
     """
 
     context: list[int]
@@ -183,7 +184,7 @@ def read_whole(generator: TextGenerator, prompt: Prompt) -> tuple[Sample, tuple[
     return sample, end.alternatives
 
 
-def offsets_of(generator: TextGenerator, prompt: Prompt) -> list[tuple[int, int]]:
+def offsets_of(generator: TextService, prompt: Prompt) -> list[tuple[int, int]]:
     """Which characters of a prompt's text each of its ids stands for; where ids were given, as they add up.
 
     Then white space belongs to the token after it, as in a text that is written.

@@ -14,7 +14,7 @@ from weakref import WeakSet
 from biogpt.checkpoint.hub import HUB_ID, embedded_names
 from biogpt.checkpoint.inventory import language_models
 from biogpt.serving.engine import Counts, Stopping
-from biogpt.serving.text_generator import TextGenerator
+from biogpt.serving.service import TextService
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Shelf:
     def __init__(
         self,
         default: str,
-        load: Callable[[str], TextGenerator],
+        load: Callable[[str], TextService],
         allowed: Sequence[str] | None = None,
         keep: int = 1,
         sources: Mapping[str, str] = MappingProxyType({}),
@@ -176,8 +176,8 @@ class Shelf:
         self._load = load
         self._sources = sources
         self._keep = keep
-        self._loaded: dict[str, TextGenerator] = {}  # the one used last comes last
-        self._known: WeakSet[TextGenerator] = WeakSet()  # and those that left and still write
+        self._loaded: dict[str, TextService] = {}  # the one used last comes last
+        self._known: WeakSet[TextService] = WeakSet()  # and those that left and still write
         self._loading: dict[str, Lock] = {}
         self._lock = Lock()  # of the two dicts
 
@@ -185,7 +185,7 @@ class Shelf:
     def ready(self) -> bool:
         return self.default in self._loaded
 
-    def glance(self, name: str) -> TextGenerator | None:
+    def glance(self, name: str) -> TextService | None:
         """The model if it is in memory; does not wait."""
         return self._loaded.get(name)
 
@@ -242,7 +242,7 @@ class Shelf:
         """What is loaded for a name: an embedded name, a folder or a Hub id."""
         return self._sources.get(name, name)
 
-    def take(self, name: str | None = None) -> TextGenerator:
+    def take(self, name: str | None = None) -> TextService:
         """The model of this name, loaded if it is not there; None is the default.
 
         Raises:
@@ -273,7 +273,7 @@ class Shelf:
         finally:
             loading.release()
 
-    def coming(self, name: str | None = None) -> Iterator[TextGenerator | None]:
+    def coming(self, name: str | None = None) -> Iterator[TextService | None]:
         """The model at last, and None several times a second while a thread loads it.
 
         Errors are those of ``take``; Stopping is raised while the model still loads.
@@ -295,7 +295,7 @@ class Shelf:
         if self.closed.is_set():
             raise Stopping
 
-    def _taken(self, name: str) -> TextGenerator | None:
+    def _taken(self, name: str) -> TextService | None:
         """The model if it is in memory; else room is made for it: two large models need not fit at once."""
         with self._lock:
             generator = self._loaded.pop(name, None)
@@ -314,7 +314,7 @@ class Shelf:
         return list(dict.fromkeys([self.default, *language_models()]))
 
 
-class OnShelf(LazyModel[TextGenerator]):
+class OnShelf(LazyModel[TextService]):
     """A language model of the shelf, for a run that reads texts with it; one such run at a time."""
 
     def __init__(self, shelf: Shelf, name: str | None = None) -> None:
@@ -324,10 +324,10 @@ class OnShelf(LazyModel[TextGenerator]):
         self.line = shelf.reading
 
     @property
-    def loaded(self) -> TextGenerator | None:
+    def loaded(self) -> TextService | None:
         return self._shelf.glance(self.name)
 
     @contextmanager
-    def turn(self, ticket: Event | None = None) -> Iterator[TextGenerator]:
+    def turn(self, ticket: Event | None = None) -> Iterator[TextService]:
         with self.line.turn(ticket or Event()):
             yield self._load()

@@ -15,92 +15,30 @@ to have ended.
 
 import re
 import weakref
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from queue import Empty
-from types import TracebackType
-from typing import Literal, Self, TypeVar
-
-import torch
+from typing import Self, TypeVar
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.generation.options import GenerationOptions
 from biogpt.generation.search import Hypothesis, Token, start_search
 from biogpt.generation.tree import Node, Tree, TreeOptions
-from biogpt.model.config import BioGptConfig
 from biogpt.runners import runner_for
 from biogpt.serving.engine import Counts, Engine, Result, Slot
+from biogpt.serving.service import FinishReason, Prompt, Step, Stream, TextService
 from biogpt.serving.turns import CLIENT
 from biogpt.serving.wording import word_rules
 from biogpt.serving.worker import Health, Worker
 from biogpt.text.tokenizer import moses_text, settled_part
 
 T = TypeVar("T")
-FinishReason = Literal["stop", "length", "eos"]
-
-# A token stands for some five characters. A prompt of more than so many a position cannot fit, and is refused
-# before the tokenizer spends time on it.
-_CHARACTERS_PER_POSITION = 40
 
 _LOOK = 0.2  # seconds between looks of who waits for a tree
-
-# Whether a prompt's last word goes on is asked of the model with so many tokens before it, and taken for
-# true where that is more likely by this logarithm. On held-out abstracts cut anywhere, mini opened 3 of 400
-# whole words, and missed 4 of 111 begun ones.
-_CONTEXT = 48
-_LEAST_ODDS = 1.0
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text as a model reads it, made once by ``TextGenerator.prompt``, for that generator.
-
-    Attributes:
-        text: as given.
-        ids: the start token and those of the text.
-        room: positions left for new tokens; below 1 nothing can be written.
-        is_open: whether the last word goes on; None: the model decides.
-        offsets: the characters of ``text`` that each id stands for, as of ``Encoding``; empty where the ids
-            were given.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    room: int
-    is_open: bool | None = None
-    offsets: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def length(self) -> int:
-        """How many of the model's positions it takes."""
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class Step:
-    """The state of a text after one more token.
-
-    Attributes:
-        token_id, logprob, alternatives: of the newest token, as in ``biogpt.generation.search.Token``.
-        text: everything generated so far, prompt left out; may begin with a space. Later steps only add to
-            it, but for beam search, where another text may become the best one.
-        finish_reason: on the last step of a text: "stop" (a stop string came up), "eos" (the model ended it)
-            or "length" (``max_new_tokens``); None before.
-        sequence: which of ``num_return_sequences`` samples it belongs to.
-        held: what comes after ``text`` and is kept back: more tokens may change it, or make it a stop
-            string. Empty on the last step.
-    """
-
-    token_id: int
-    text: str
-    logprob: float
-    alternatives: tuple[tuple[int, float], ...] = ()
-    finish_reason: FinishReason | None = None
-    sequence: int = 0
-    held: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,14 +65,8 @@ class Completion:
         return sum(token.logprob for token in self.tokens)
 
 
-class Stream:
-    """The steps of one request, as they are made: an iterator, and a context manager that closes it.
-
-    The request is in line from the start on, and leaves when the stream is closed, ends or is let go of.
-
-    Attributes:
-        prompt: what it continues.
-    """
+class _SlotStream(Stream):
+    """The steps of a slot, as text."""
 
     def __init__(self, generator: "TextGenerator", slot: Slot, text: "_NewText") -> None:
         self._generator = generator  # which ends its work when nobody holds it
@@ -148,19 +80,13 @@ class Stream:
 
     @property
     def position(self) -> int:
-        """The place in line: 0 is running, or ended; 1 is the next to run."""
         return self._worker.engine.position(self._slot)
 
     @property
     def running(self) -> int:
-        """How many requests share the steps of the model now."""
         return len(self._worker.engine.running)
 
     def wait(self, timeout: float) -> bool:
-        """Whether the next step, or the end, is there within so many seconds.
-
-        Asking for it will not block then.
-        """
         if self._open and self._next is None:
             try:
                 self._next = self._worker.take(self._slot, timeout)
@@ -169,9 +95,6 @@ class Stream:
             if self._next is None:
                 self.close()
         return True
-
-    def __iter__(self) -> Self:
-        return self
 
     def __next__(self) -> Step:
         result = self._next
@@ -189,18 +112,9 @@ class Stream:
         return step
 
     def close(self) -> None:
-        """End the work: the request leaves within one step."""
         if self._open:
             self._open = False
             self._worker.cancel(self._slot)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self._slot.cancelled = True  # and no lock: the garbage collector may come while one is held
@@ -223,19 +137,14 @@ class Stream:
         return Step(token.id, text, token.logprob, token.alternatives, reason, token.sequence, held)
 
 
-class TextGenerator:
-    """Continues prompts. Any number of threads may call it: their requests share each step of the model.
-
-    What a request gets does not depend on the others: the same prompt, options and seed give the same ids.
+class TextGenerator(TextService):
+    """Continues prompts in this process: the requests of all threads share each step of the model.
 
     Args:
         model: put in evaluation mode.
         tokenizer: the one it was trained with.
         cache_bytes, max_running, max_waiting: limits, as in ``biogpt.serving.engine.Engine``.
         threaded: as in ``Worker``.
-
-    Attributes:
-        padding: ids that are no token's, which are never chosen.
     """
 
     def __init__(
@@ -247,9 +156,8 @@ class TextGenerator:
         max_waiting: int = 64,
         threaded: bool = True,
     ) -> None:
+        super().__init__(model.config, tokenizer)
         self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.padding = tokenizer.padding_rows(self.config.vocab_size)
         engine = Engine(runner_for(self.model), cache_bytes, max_running, max_waiting)
         config, probe = model.config, GenerationOptions(max_new_tokens=1)
         self._worker = Worker(engine, threaded, lambda: start_search(config, (config.eos_token_id,), probe))
@@ -276,22 +184,16 @@ class TextGenerator:
         return generator
 
     @property
-    def config(self) -> BioGptConfig:
-        return self.model.config
-
-    @property
     def waiting(self) -> int:
         """How many requests wait for one to end."""
         return len(self._worker.engine.waiting)
 
     @property
     def description(self) -> str:
-        """A line for people: in which precision it computes, and on what."""
         return self._worker.engine.runner.description
 
     @property
     def counts(self) -> Counts:
-        """What it has written since it was made."""
         return self._worker.engine.counts
 
     def share_cores(self) -> None:
@@ -306,93 +208,15 @@ class TextGenerator:
         return self._worker.health
 
     def close(self, timeout: float = 0.0) -> None:
-        """Take no more requests, let those at hand go on for so many seconds, and end the rest."""
         self._worker.stop(timeout)
-
-    def prompt(self, text: str) -> Prompt:
-        """Encode a text, to be counted or continued.
-
-        Raises:
-            TypeError: it is not a string.
-            ValueError: it has more characters than the model's positions can hold.
-        """
-        if not isinstance(text, str):
-            raise TypeError(f"the prompt is of type {type(text).__name__}; expected a string")
-        limit = self.config.max_position_embeddings
-        most = _CHARACTERS_PER_POSITION * limit
-        if len(text) > most:
-            raise ValueError(
-                f"the prompt has {len(text)} characters, and {limit} positions hold no "
-                f"more than {most}; cut it"
-            )
-        encoding = self.tokenizer.encode(text)
-        room = limit - len(encoding.ids)
-        return Prompt(text, tuple(encoding.ids), room, offsets=tuple(encoding.offsets))
-
-    def prompt_of_ids(self, ids: Sequence[int]) -> Prompt:
-        """A prompt of these very tokens; the start token is put before them where it is missing.
-
-        Raises:
-            ValueError: there are none, or more than the model's positions, or the vocabulary lacks one.
-        """
-        limit, start = self.config.max_position_embeddings, self.tokenizer.eos_token_id
-        if not 1 <= len(ids) <= limit:
-            raise ValueError(f"{len(ids):,} token ids were given; expected 1 to {limit:,}")
-        ids = tuple(ids) if ids[0] == start else (start, *ids)
-        text = moses_text(self.tokenizer.words(ids))
-        return Prompt(text, ids, limit - len(ids), is_open=not self.tokenizer.ends_word(ids[-1]))
-
-    def continued(self, text: str, ids: Sequence[int]) -> Prompt:
-        """The prompt for what comes after a text whose ids are known: as if its run had gone on.
-
-        Args:
-            text: all of it, as the reader has it.
-            ids: the start token, those of the first prompt and of what was made; an end token is left out.
-        """
-        is_open = not self.tokenizer.ends_word(ids[-1])
-        if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-            ids = ids[:-1]
-        return Prompt(text, tuple(ids), self.config.max_position_embeddings - len(ids), is_open)
-
-    def count(self, text: str) -> int:
-        """How many of the model's positions a text takes, the start token included.
-
-        Errors as of ``prompt``.
-        """
-        return self.prompt(text).length
 
     def stream(
         self, prompt: str | Prompt, options: GenerationOptions | None = None, session: Hashable = None
     ) -> Stream:
-        """Continue a prompt; greedily unless the options say otherwise.
-
-        Several samples come one after another, told apart by ``Step.sequence``. Beam search streams the best
-        text at each step, which may change altogether; its last step is the best result.
-
-        Args:
-            prompt: any text, or one that ``prompt`` has encoded; an empty one gives text that starts
-                anywhere.
-            options: ``GenerationOptions()`` when None.
-            session: whose request it is. A prompt that begins as a recent one of the same session is read
-                faster, and gives the same text; None shares nothing.
-
-        Returns:
-            An iterator of one step a token, already in line; its ``close()`` ends the work within one step.
-            With stop strings a stream waits for its reader at each token, so one thread that reads several in
-            turn must not open more than run at once.
-
-        Raises:
-            TypeError: at once: the prompt is not a string.
-            ValueError: at once: prompt and ``max_new_tokens`` are more than the model's positions, or than
-                the memory for its cache; the model cannot write a word that has a rule.
-            QueueFull: at once: too many requests wait already; TooMany: of this client (``turns.CLIENT``).
-            RuntimeError: at once: the service is stopping; from the iterator: it has stopped.
-            FloatingPointError: from the iterator: the model's numbers overflow in this precision.
-        """
         options = GenerationOptions() if options is None else options
         encoded = self._encoded(prompt, options)
         text = _NewText(self.tokenizer, encoded, options)
-        return Stream(self, self._submit(encoded, options, session), text)
+        return _SlotStream(self, self._submit(encoded, options, session), text)
 
     def generate(
         self, prompt: str | Prompt, options: GenerationOptions | None = None, session: Hashable = None
@@ -430,25 +254,9 @@ class TextGenerator:
             for written, _, reason in [text.read(found.ids)]
         ]
 
-    def reading(self, prompt: Prompt, tokens: int) -> Prompt:
-        """How a prompt is read that so many tokens are to continue: its last word may be open."""
-        return self._encoded(prompt, GenerationOptions(max_new_tokens=tokens))
-
     def grow(
         self, prompt: Prompt, options: TreeOptions, session: Hashable = None
     ) -> Generator[list[Node] | None, None, None]:
-        """Grow a tree of continuations; closing this ends the work within one step.
-
-        Args:
-            prompt: as ``reading`` gives it.
-            session: as of ``stream``.
-
-        Yields:
-            The nodes of a depth, one after another; None several times a second while there are none.
-
-        Raises:
-            ValueError, QueueFull, TooMany, RuntimeError, FloatingPointError: as of ``stream``.
-        """
         tree = Tree(self.model.config, prompt.ids, options, self._unreadable, self.padding)
         slot = Slot(tree, session, client=CLIENT.get())
         self._worker.submit(slot)
@@ -468,40 +276,16 @@ class TextGenerator:
         finally:
             self._worker.cancel(slot)
 
+    def ask(self, work: Callable[..., T], *arguments: object) -> T:
+        return self.run(partial(work, self, *arguments))
+
     def run(self, task: Callable[[], T]) -> T:
-        """What a task returns or raises that computes with ``model``, run between two steps of the requests.
-
-        One thread owns the model: two that compute at once would wait for each other at every operation.
-
-        Raises:
-            RuntimeError: the service is stopping.
-        """
+        """What a task returns or raises that computes with ``model``: ``ask``, for what is here alone."""
         return self._worker.run(task)
 
     def _encoded(self, prompt: str | Prompt, options: GenerationOptions) -> Prompt:
-        prompt = prompt if isinstance(prompt, Prompt) else self.prompt(prompt)
-        forms = None if prompt.is_open is not None else self.tokenizer.begun(prompt.text, prompt.ids)
-        if forms is None:
-            return prompt
-        ended, begun = forms
-        before = prompt.ids[: -len(ended)]
-        ids = (*before, *begun)
-        room = prompt.room + prompt.length - len(ids)
-        if min(room, prompt.room) < options.max_new_tokens:  # no place to open it, or refused soon
-            return prompt
-        recent = [prompt.ids[0], *before[1:][-_CONTEXT:]]
-        odds = self._worker.run(lambda: self._logprob(recent, begun) - self._logprob(recent, ended))
-        if odds <= _LEAST_ODDS:
-            return prompt
-        spans = (*prompt.offsets[: -len(ended)], *self.tokenizer.last_spans(prompt.text, begun))
-        return Prompt(prompt.text, ids, room, is_open=True, offsets=spans)
-
-    @torch.inference_mode()
-    def _logprob(self, before: list[int], ids: list[int]) -> float:
-        """Natural logarithm of the probability that ids come after others."""
-        row = torch.tensor([before + ids[:-1]], device=self.model.device)
-        logprobs = self.model(row, logits_to_keep=len(ids)).logits[0].float().cpu().log_softmax(dim=-1)
-        return float(logprobs.gather(-1, torch.tensor(ids)[:, None]).sum())
+        encoded = prompt if isinstance(prompt, Prompt) else self.prompt(prompt)
+        return self.reading(encoded, options.max_new_tokens)
 
     def _submit(self, prompt: Prompt, options: GenerationOptions, session: Hashable) -> Slot:
         # A reader that looks for a stop string must see each token before the next one is made.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from biogpt.generation.tree import Node, TreeOptions
 from biogpt.serving.inspection import Sample, piece_after
-from biogpt.serving.text_generator import Prompt, TextGenerator
+from biogpt.serving.service import Prompt, TextService
 
 MOST_NODES = 2_000  # of a tree, however often it was expanded
 
@@ -50,7 +50,7 @@ class TextTree:
 
 
 def grown(
-    generator: TextGenerator,
+    generator: TextService,
     tree: TextTree,
     options: TreeOptions,
     leaf: int = -1,

@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from biogpt.generation.options import GenerationOptions
 from biogpt.generation.search import start_search
-from biogpt.serving.text_generator import Prompt, Step, Stream, TextGenerator
+from biogpt.serving.service import Prompt, Step, Stream
+from biogpt.serving.text_generator import TextGenerator
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ not: a text shows a hallmark when any part of it does.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -259,6 +259,20 @@ class TextClassifier:
     def _ranked(self, probabilities: np.ndarray) -> list[LabelScore]:
         order = np.argsort(-probabilities, kind="stable")
         return [LabelScore(self.labels[index], float(probabilities[index])) for index in order]
+
+
+class Served(Protocol):
+    """A language model and its tokenizer, as whoever serves it has them."""
+
+    @property
+    def model(self) -> BioGptForCausalLM: ...
+    @property
+    def tokenizer(self) -> BioGptTokenizer: ...
+
+
+def compared(served: Served, labels: Sequence[str], text: str) -> Classification:
+    """How a language model labels a text by labels in words; errors as of ``TextClassifier``."""
+    return TextClassifier(served.model, served.tokenizer, labels).classify(text)
 
 
 def sentence_rows(pieces: Sequence[list[int]], room: int, separator: int) -> Iterator[Window]:

@@ -23,8 +23,8 @@ from starlette.types import ASGIApp
 
 from biogpt.generation.tree import TreeOptions
 from biogpt.serving.inspection import piece_after, read
+from biogpt.serving.service import TextService
 from biogpt.serving.shelf import NotOffered, OnShelf, Shelf
-from biogpt.serving.text_generator import TextGenerator
 from biogpt.serving.tree import TextTree, grown
 from biogpt.text.documents import Document
 from biogpt.text.plain import is_blank
@@ -258,9 +258,7 @@ def _grown(shelf: Shelf, model: str, asked: TreeRequest) -> Generator[TextTree |
             yield None if count is None else tree
 
 
-def _scores(
-    top: int, generator: TextGenerator, texts: list[str], progress: OnProgress
-) -> list[dict[str, Any]]:
+def _scores(top: int, generator: TextService, texts: list[str], progress: OnProgress) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for text in texts:
         progress(len(rows), len(texts))
@@ -268,7 +266,7 @@ def _scores(
     return rows
 
 
-def _score(top: int, generator: TextGenerator, text: str) -> dict[str, Any]:
+def _score(top: int, generator: TextService, text: str) -> dict[str, Any]:
     prompt = generator.prompt(text)
     if prompt.room < 0:
         raise Refused(
@@ -279,7 +277,7 @@ def _score(top: int, generator: TextGenerator, text: str) -> dict[str, Any]:
         )
     tokens = []
     nats = 0.0
-    for place, token in enumerate(generator.run(partial(read, generator, prompt.ids, top=top)), start=1):
+    for place, token in enumerate(generator.ask(read, prompt.ids, 1, top), start=1):
         start, end = prompt.offsets[place]
         before = prompt.ids[:place]
         likeliest = [

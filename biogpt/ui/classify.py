@@ -11,9 +11,9 @@ from typing import Any, Literal
 import gradio as gr
 
 from biogpt.paths import assets
+from biogpt.serving.service import TextService
 from biogpt.serving.shelf import LazyModel, OnShelf, Shelf
-from biogpt.serving.text_generator import TextGenerator
-from biogpt.tasks.classification import TextClassifier
+from biogpt.tasks.classification import TextClassifier, compared
 from biogpt.text.documents import Document
 from biogpt.text.export import CLASS_FORMATS, classes_as, sentences_as, suffix_of, zipped
 from biogpt.text.plain import is_blank
@@ -490,13 +490,12 @@ def _classified(classifier: TextClassifier, texts: list[str], progress: OnProgre
 
 
 def _compared(
-    labels: tuple[str, ...], generator: TextGenerator, texts: list[str], progress: OnProgress
+    labels: tuple[str, ...], generator: TextService, texts: list[str], progress: OnProgress
 ) -> list[Classification]:
-    classifier = TextClassifier(generator.model, generator.tokenizer, labels)
     found: list[Classification] = []
     for text in texts:
         progress(len(found), len(texts))
-        found.append(generator.run(partial(classifier.classify, text)))
+        found.append(generator.ask(compared, labels, text))
     return found
 
 

@@ -4,14 +4,13 @@ import html
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from biogpt.serving.inspection import Sample, read_whole
+from biogpt.serving.service import TextService
 from biogpt.serving.shelf import OnShelf, Shelf
-from biogpt.serving.text_generator import TextGenerator
 from biogpt.text.documents import Document
 from biogpt.text.plain import is_blank
 from biogpt.text.results import OnProgress
@@ -81,11 +80,11 @@ class Comparer:
 
 
 def _looked_into(
-    generator: TextGenerator, texts: list[str], progress: OnProgress
+    generator: TextService, texts: list[str], progress: OnProgress
 ) -> list[tuple[Sample, Score]]:
     found = []
     for text in texts:
-        sample, coming = generator.run(partial(read_whole, generator, generator.prompt(text)))
+        sample, coming = generator.ask(read_whole, generator.prompt(text))
         found.append((sample, score_of(sample, coming)))
     return found
 

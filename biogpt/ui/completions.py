@@ -5,13 +5,12 @@ import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from biogpt.generation.options import GenerationOptions
 from biogpt.serving.inspection import Sample, offsets_of, piece_after, read
+from biogpt.serving.service import Prompt, Step, TextService
 from biogpt.serving.shelf import Shelf
-from biogpt.serving.text_generator import Prompt, Step, TextGenerator
 from biogpt.serving.wording import word_rules
 from biogpt.text.plain import is_blank
 from biogpt.ui.bodies import CompletionRequest
@@ -125,7 +124,7 @@ class Completion:
 
         Raises:
             Refused: a prompt is empty, unknown, or too long.
-            ValueError, RuntimeError, FloatingPointError: as of ``Shelf.take`` and ``TextGenerator.stream``.
+            ValueError, RuntimeError, FloatingPointError: as of ``Shelf.take`` and ``TextService.stream``.
         """
         for generator in self._shelf.coming(self._model):
             if generator is None:
@@ -137,7 +136,7 @@ class Completion:
             write = self._written if self._asked.max_tokens else self._only_read
             yield from write(generator, prompt, place * self._asked.n)
 
-    def _check_words(self, generator: TextGenerator) -> None:
+    def _check_words(self, generator: TextService) -> None:
         """Refuse rules for what this model's vocabulary lacks."""
         for name in ("banned_words", "word_bias"):
             words: dict[str, Any] = {name: getattr(self._options, name)}
@@ -151,7 +150,7 @@ class Completion:
             given = as_given(self._asked.logit_bias)
             raise Refused(f"logit_bias is {given}; the vocabulary ends at {most}", "logit_bias")
 
-    def _prompt(self, generator: TextGenerator, given: str | list[int]) -> Prompt:
+    def _prompt(self, generator: TextService, given: str | list[int]) -> Prompt:
         if isinstance(given, str) and is_blank(given):
             raise Refused("prompt is empty; give the start of a text, or token ids", "prompt")
         try:
@@ -171,13 +170,13 @@ class Completion:
             )
         return prompt
 
-    def _only_read(self, generator: TextGenerator, prompt: Prompt, first: int) -> Pieces:
+    def _only_read(self, generator: TextService, prompt: Prompt, first: int) -> Pieces:
         self._read += prompt.length
         echoed = self._echoed(generator, prompt)
         for index in range(first, first + self._asked.n):
             yield Piece(index, prompt.text, echoed, "length")
 
-    def _written(self, generator: TextGenerator, prompt: Prompt, first: int) -> Pieces:
+    def _written(self, generator: TextService, prompt: Prompt, first: int) -> Pieces:
         choices: dict[int, _Choice] = {}
         with closing(generator.stream(prompt, self._options)) as stream:
             self._read += stream.prompt.length
@@ -194,11 +193,11 @@ class Completion:
                     choices[index] = _Choice(index, generator, stream.prompt, self._asked, echoed)
                 yield choices[index].add(step)
 
-    def _echoed(self, generator: TextGenerator, prompt: Prompt) -> list[Likelihood]:
+    def _echoed(self, generator: TextService, prompt: Prompt) -> list[Likelihood]:
         """The tokens of the prompt, where they are asked for."""
         if not self._asked.echo or self._asked.logprobs is None:
             return []
-        tokens = generator.run(partial(read, generator, prompt.ids, top=self._asked.logprobs))
+        tokens = generator.ask(read, prompt.ids, 1, self._asked.logprobs)
         told = [Likelihood(generator.tokenizer.token(prompt.ids[0]), 0, None, None)]
         start = 0
         spans = offsets_of(generator, prompt)[1:]
@@ -215,7 +214,7 @@ class _Choice:
     def __init__(
         self,
         index: int,
-        generator: TextGenerator,
+        generator: TextService,
         prompt: Prompt,
         asked: CompletionRequest,
         echoed: list[Likelihood],
@@ -260,7 +259,7 @@ class _Choice:
 
 
 def _told(
-    generator: TextGenerator,
+    generator: TextService,
     before: Sequence[int],
     name: str,
     offset: int,

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from biogpt.serving.engine import QueueFull, Stopping, TooMany
+from biogpt.serving.service import Lost
 from biogpt.serving.shelf import NotLoaded, NotOffered
 from biogpt.ui.completions import Refused
 from biogpt.ui.gate import FAULT
@@ -58,6 +59,8 @@ def refusal(error: Exception, names_any: bool = False) -> JSONResponse:
             return wrong(400, str(error), error.param, error.code)
         case TooMany():
             return wrong(429, str(error), code="too_many", headers=later)
+        case Lost():
+            return wrong(503, str(error), code="lost", headers=later)
         case QueueFull() | Stopping():
             code = "busy" if isinstance(error, QueueFull) else "stopping"
             return wrong(503, str(error), code=code, headers=later)

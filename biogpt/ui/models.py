@@ -13,8 +13,8 @@ import gradio as gr
 from biogpt.checkpoint.hub import find
 from biogpt.checkpoint.inventory import size_of
 from biogpt.serving.engine import Stopping
+from biogpt.serving.service import TextService
 from biogpt.serving.shelf import Shelf
-from biogpt.serving.text_generator import TextGenerator
 from biogpt.ui.runs import QUICK
 from biogpt.ui.scripts import Buttons
 from biogpt.ui.status import progress_bar, refusal, status
@@ -66,7 +66,7 @@ class Chooser:
                 raise _Cancelled
             reports.put((file, done, size))
 
-        def work(name: str) -> TextGenerator:
+        def work(name: str) -> TextService:
             try:
                 find(self.shelf.source(name), progress=report)
             except (ValueError, OSError) as error:

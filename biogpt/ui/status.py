@@ -5,10 +5,11 @@ import html
 import gradio as gr
 
 from biogpt.serving.engine import QueueFull, Stopping
+from biogpt.serving.service import Lost
 
-# What is raised on bad input, when a model's numbers overflow, when too many wait already, or at the end
-# of the process; everything else is a fault of ours.
-REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull, Stopping)
+# What is raised on bad input, when a model's numbers overflow, when too many wait already, at the end of the
+# process, or where nobody is left to do it; everything else is a fault of ours.
+REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull, Stopping, Lost)
 # First words of the states of a run that goes on.
 _BUSY = ("Loading", "Downloading", "Waiting", "Reading", "Writing", "Growing")
 _HALF = 400  # characters of an error's beginning, and of its end: it may quote what was given

@@ -7,7 +7,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from inspect import Parameter, Signature
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ import gradio as gr
 
 from biogpt.generation.options import ON_PAGE, SETTINGS, GenerationOptions, Setting, Slider
 from biogpt.serving.inspection import ALTERNATIVES, Sample, attention, branched, read_whole, scored
+from biogpt.serving.service import Prompt, Step, Stream, TextService
 from biogpt.serving.shelf import OnShelf, Shelf
-from biogpt.serving.text_generator import Prompt, Step, Stream, TextGenerator
 from biogpt.text.documents import Document
 from biogpt.text.plain import is_blank
 from biogpt.text.results import OnProgress
@@ -221,7 +220,7 @@ class _Run:
     def __init__(
         self,
         model: str,
-        generator: TextGenerator,
+        generator: TextService,
         prompt: Prompt,
         options: GenerationOptions,
         start: float,
@@ -375,7 +374,7 @@ class Writer:
             appends = draft.score is not None and event.token == len(sample.ids)
             if appends and draft.score is not None:
                 sample = replace(sample, alternatives=[*sample.alternatives, draft.score.coming])
-            branch = generator.run(partial(branched, generator, sample, event.token, event.rank))
+            branch = generator.ask(branched, sample, event.token, event.rank)
         except REFUSALS as error:
             yield _only_status(_refusal(error))
             return
@@ -401,7 +400,7 @@ class Writer:
         """
         work = work or Work()
 
-        def look(generator: TextGenerator, texts: list[str], _: OnProgress) -> list[Draft]:
+        def look(generator: TextService, texts: list[str], _: OnProgress) -> list[Draft]:
             return [_looked_into(generator, model, given, _goes_on(work, model, given)) for given in texts]
 
         try:
@@ -592,7 +591,7 @@ class Writer:
         """The value of the attention view."""
         try:
             generator = self.shelf.take(model)
-            found = generator.run(partial(attention, generator, text, layer, head))
+            found = generator.ask(attention, text, layer, head)
             layers, heads = generator.config.num_hidden_layers, generator.config.num_attention_heads
             return attention_shown(found, generator.tokenizer, layers, heads)
         except REFUSALS as error:
@@ -663,8 +662,8 @@ class Writer:
         return generate
 
 
-def _encoded(generator: TextGenerator, text: str) -> Prompt:
-    """A prompt; refused if it is empty, too, and otherwise as by ``TextGenerator.prompt``."""
+def _encoded(generator: TextService, text: str) -> Prompt:
+    """A prompt; refused if it is empty, too, and otherwise as by ``TextService.prompt``."""
     if not isinstance(text, str):
         raise TypeError(f"prompt is {as_given(text)}; expected a string")
     if is_blank(text):
@@ -698,18 +697,18 @@ def _apart(rest: str) -> str:
     return f" {rest}" if _NEEDS_SPACE.match(rest) else rest
 
 
-def _continued(generator: TextGenerator, text: str, draft: Draft | None) -> Prompt | None:
+def _continued(generator: TextService, text: str, draft: Draft | None) -> Prompt | None:
     """The prompt by the ids of the draft, where these say all of the text and no more."""
     sample = draft.samples[0] if draft else Sample([])
     is_known = sample.context and sample.is_made and sample.finish_reason != "stop" and not sample.held
     return generator.continued(text, [*sample.context, *sample.ids]) if is_known else None
 
 
-def _looked_into(generator: TextGenerator, model: str, text: str, earlier: Draft | None) -> Draft:
+def _looked_into(generator: TextService, model: str, text: str, earlier: Draft | None) -> Draft:
     """A text with all its tokens known, and what was found of it; ``earlier`` is the draft that it is of."""
     start = time.perf_counter()
     prompt = _continued(generator, text, earlier) or _encoded(generator, text)
-    sample, coming = generator.run(partial(read_whole, generator, prompt))
+    sample, coming = generator.ask(read_whole, prompt)
     given = text if earlier is None or not text.startswith(earlier.given) else earlier.given
     sample.base, sample.known = given, sum(end <= len(given) for end in sample.ends)
     score = score_of(sample, coming)
@@ -722,10 +721,10 @@ def _looked_into(generator: TextGenerator, model: str, text: str, earlier: Draft
     )
 
 
-def _read_back(generator: TextGenerator, draft: Draft) -> Sample:
+def _read_back(generator: TextService, draft: Draft) -> Sample:
     """The text of a beam search, which tells nothing of its tokens: they are read once more."""
     [sample] = draft.samples
-    read = generator.run(partial(scored, generator, draft.prompt, sample.text))
+    read = generator.ask(scored, draft.prompt, sample.text)
     known = sum(end <= len(sample.base) for end in read.ends)
     return replace(read, base=sample.base, known=known, finish_reason=sample.finish_reason)
 

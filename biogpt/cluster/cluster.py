@@ -1,0 +1,176 @@
+"""The replicas of Ray Serve as the page calls them, on a cluster or on a Ray that is started for it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event, Lock, Thread
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from biogpt.cluster.far import Call, FarClassifier, FarGenerator, FarRecognizer, Message, answered
+from biogpt.cluster.fleet import TASKS, Fleet, application_of
+from biogpt.cluster.replicas import run
+from biogpt.cluster.starting import start_ray
+from biogpt.serving.engine import QueueFull
+from biogpt.serving.service import Lost
+from biogpt.serving.worker import Health
+from biogpt.text.results import Look, go_on
+
+_LOOK = 0.2  # seconds between looks of who waits for a call
+_GLANCE = 2.0  # between looks at how the applications fare
+_NONE = Health("failed", "no replica runs")
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Raise what a replica raised, and ``Lost`` for whatever else befell a call."""
+    try:
+        yield
+    except RayTaskError as error:
+        raise error.cause from None
+    except BackPressureError as error:
+        raise QueueFull(
+            "so many requests wait for a replica that another one is refused; try again later"
+        ) from error
+    except (RayError, RayServeException) as error:
+        raise Lost(
+            f"the replica that served this was lost ({type(error).__name__}), and no other one took over; "
+            "try again"
+        ) from error
+
+
+class _RayCall:
+    """A call that streams, and its messages."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[Message]:
+        with _in_our_words():
+            yield from self._response
+
+    def cancel(self) -> None:
+        self._response.cancel()
+
+
+@dataclass(frozen=True)
+class RayDeployment:
+    """The replicas of a task, for calls that name one model.
+
+    Args:
+        health: of the task.
+    """
+
+    task: str
+    model: str
+    health: Callable[[], Health]
+
+    def begin(self, method: str, *arguments: Any) -> Call:
+        """As of ``biogpt.cluster.far.Deployment``."""
+        with _in_our_words():
+            return _RayCall(self._method(method, True).remote(*arguments))
+
+    def ask(self, method: str, *arguments: Any, look: Look = go_on) -> Any:
+        """As of ``biogpt.cluster.far.Deployment``."""
+        return answered(lambda: self._asked(method, arguments, look))
+
+    def _asked(self, method: str, arguments: tuple[Any, ...], look: Look) -> Any:
+        with _in_our_words():
+            response = self._method(method, False).remote(*arguments)
+            try:
+                while True:
+                    try:
+                        return response.result(timeout_s=_LOOK)
+                    except TimeoutError:
+                        look()
+            except BaseException:
+                response.cancel()
+                raise
+
+    def _method(self, name: str, stream: bool) -> Any:
+        handle = serve.get_deployment_handle(self.task, application_of(self.task))
+        return getattr(handle.options(multiplexed_model_id=self.model, stream=stream), name)
+
+
+class Cluster:
+    """Where replicas are.
+
+    Ray is joined or started at once, by the thread that makes this: what it starts ends with that thread.
+
+    Args:
+        address: of a Ray cluster whose applications serve; None starts Ray on this machine, and the fleet.
+        fleet: which replicas are started here.
+        tasks: that are asked for.
+
+    Raises:
+        OSError: there is no cluster at the address.
+    """
+
+    def __init__(self, address: str | None, fleet: Fleet, tasks: Sequence[str] = TASKS) -> None:
+        self._address, self._fleet, self._tasks = address, fleet, tasks
+        self._lock = Lock()
+        self._is_there = False
+        self._health = {task: Health("loading") for task in tasks}
+        self._ended = Event()
+        start_ray(address, round(fleet.cpus * fleet.most * len(tasks)) + 1)
+
+    def generator(self, source: str) -> FarGenerator:
+        """A language model on replicas.
+
+        Raises:
+            ValueError: it cannot be loaded there.
+            OSError: the applications are not deployed there.
+        """
+        return FarGenerator(self._deployment("writing", source))
+
+    def recognizer(self, source: str) -> FarRecognizer:
+        """Of entities, as ``generator``."""
+        return FarRecognizer(self._deployment("entities", source))
+
+    def classifier(self, source: str) -> FarClassifier:
+        """Of texts or sentences, as ``generator``."""
+        return FarClassifier(self._deployment("classes", source))
+
+    def close(self) -> None:
+        """Leave the cluster; what was started here ends."""
+        self._ended.set()
+        if self._is_there:  # else what is being started ends with this process
+            ray.shutdown()
+
+    def _deployment(self, task: str, source: str) -> RayDeployment:
+        with self._lock:
+            if not self._is_there:
+                self._start()
+                self._is_there = True
+                Thread(target=self._watch, name="biogpt-cluster", daemon=True).start()
+        return RayDeployment(task, source, lambda: self._health[task])
+
+    def _start(self) -> None:
+        if self._address is None:
+            run(self._fleet.config(self._tasks))
+        there = serve.status().applications
+        missing = [name for name in map(application_of, self._tasks) if name not in there]
+        if missing:
+            raise OSError(
+                f"{', '.join(missing)} do not run at {self._address}; deploy them: python -m biogpt cluster "
+                "config --out biogpt.yaml && serve deploy biogpt.yaml"
+            )
+
+    def _watch(self) -> None:
+        """Look at times how the applications fare: asking takes a while, and /health does not wait."""
+        while not self._ended.is_set():
+            try:
+                found = serve.status().applications
+                for task in self._tasks:
+                    there = found.get(application_of(task))
+                    states = {} if there is None else there.deployments[task].replica_states
+                    is_served = states.get("RUNNING", 0) > 0
+                    self._health[task] = Health("serving") if is_served else _NONE
+            except Exception as error:  # Ray's, of whatever kind
+                gone = Health("failed", f"{type(error).__name__}: {error}")
+                self._health = dict.fromkeys(self._tasks, gone)
+            self._ended.wait(_GLANCE)

@@ -1,0 +1,213 @@
+"""Replicas on a real Ray of this machine: killed, replaced, deployed anew, and the texts meanwhile.
+
+They take minutes, and run when they are asked for: ``python -m pytest -n 0 -m ray``.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from app_server import app_server, call, post, save_tiny
+
+from biogpt.cluster.far import FarGenerator
+from biogpt.cluster.fleet import Fleet
+from biogpt.generation.options import GenerationOptions
+from biogpt.serving.service import Step, Stream
+from biogpt.serving.text_generator import TextGenerator
+from biogpt.serving.worker import Health
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(find_spec("ray") is None, reason='needs pip install "ray[data,serve]==2.60.*"'),
+]
+LONG = GenerationOptions(max_new_tokens=1000, min_new_tokens=1000, temperature=1.0, seed=1)
+TEXT = "ab a"
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    while not (found := condition()):
+        time.sleep(0.05)
+    return found
+
+
+def replica(generator: TextGenerator) -> tuple[int, int]:
+    """The process that serves this, and how many texts it writes."""
+    engine = generator._worker.engine
+    return os.getpid(), len(engine.running) + len(engine.waiting)
+
+
+class Serving:
+    """Two replicas of a tiny model, and the same model here."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        from biogpt.cluster.cluster import RayDeployment
+
+        self.config = config
+        self.near = TextGenerator.from_pretrained(folder, device="cpu", precision="float32")
+        self.deployment = RayDeployment("writing", str(folder), lambda: Health("serving"))
+        self.far = FarGenerator(self.deployment)
+
+    def busy(self) -> dict[int, int]:
+        """The texts of each replica, by its process; calls go to either, so several are made."""
+        return dict(self.far.ask(replica) for _ in range(12))
+
+    def pids(self) -> set[int]:
+        return set(self.busy())
+
+    def expected(self, options: GenerationOptions) -> list[int]:
+        return [step.token_id for step in self.near.stream(TEXT, options)]
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    import ray
+    from ray import cloudpickle
+
+    from biogpt.cluster.replicas import run
+    from biogpt.cluster.starting import start_ray
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas know no tests
+
+    folder = tmp_path_factory.mktemp("tiny")
+    save_tiny(folder)
+    fleet = Fleet(model=str(folder), device="cpu", precision="float32", least=2, most=2, cpus=0)
+    config = fleet.config(["writing"])
+    start_ray(cpus=2)
+    run(config)
+    yield Serving(folder, config)
+    ray.shutdown()
+
+
+def ids(steps: Iterator[Step] | Stream) -> list[int]:
+    return [step.token_id for step in steps]
+
+
+def begun(serving: Serving, count: int) -> tuple[list[Stream], list[list[int]]]:
+    """Streams that are in the middle of their texts, and what each has given."""
+    streams = [serving.far.stream(TEXT, LONG) for _ in range(count)]
+    return streams, [[next(stream).token_id for _ in range(5)] for stream in streams]
+
+
+def test_a_far_text_is_the_near_one(serving: Serving) -> None:
+    for options in (
+        GenerationOptions(max_new_tokens=60),
+        GenerationOptions(max_new_tokens=20, temperature=1.0, seed=3, num_return_sequences=2, top_logprobs=4),
+        GenerationOptions(max_new_tokens=20, num_beams=3),
+        GenerationOptions(max_new_tokens=60, temperature=1.0, seed=5, stop=["b"]),
+    ):
+        assert list(serving.far.stream(TEXT, options)) == list(serving.near.stream(TEXT, options))
+
+
+def test_stop_frees_the_remote_slot(serving: Serving) -> None:
+    streams, _ = begun(serving, 4)
+    assert sum(serving.busy().values()) >= 1
+    for stream in streams:
+        stream.close()
+    wait_for(lambda: not any(serving.busy().values()))
+    written = serving.far.counts.tokens
+    time.sleep(0.5)
+    assert serving.far.counts.tokens - written < 64, "what was on its way"
+
+
+def test_a_replica_is_killed_and_no_text_is_lost_or_doubled(serving: Serving) -> None:
+    expected = serving.expected(LONG)
+    before = wait_for(lambda: len(found := serving.pids()) == 2 and found)
+    streams, given = begun(serving, 6)
+    loads = serving.busy()
+    victim = max(loads, key=lambda pid: loads[pid])
+    assert loads[victim] > 0
+    os.kill(victim, signal.SIGKILL)
+    late = serving.far.stream(TEXT, LONG)  # may be sent to the one that is gone
+    for stream, first in zip(streams, given, strict=True):
+        assert first + ids(stream) == expected
+    assert ids(late) == expected
+    after = wait_for(lambda: len(found := serving.pids() - {victim}) == 2 and found)
+    assert len(after & before) == 1, "the other one lives, and a new one came"
+
+
+def test_a_replica_that_is_killed_before_the_first_token_is_not_noticed(serving: Serving) -> None:
+    expected = serving.expected(GenerationOptions(max_new_tokens=30))
+    [victim, _] = wait_for(lambda: len(found := serving.pids()) == 2 and sorted(found))
+    os.kill(victim, signal.SIGSTOP)  # takes calls, and answers none
+    streams = [serving.far.stream(TEXT, GenerationOptions(max_new_tokens=30)) for _ in range(6)]
+    time.sleep(0.5)
+    os.kill(victim, signal.SIGKILL)
+    assert [ids(stream) for stream in streams] == 6 * [expected]
+    wait_for(lambda: len(serving.pids() - {victim}) == 2)
+
+
+def test_deploying_anew_drops_no_text(serving: Serving) -> None:
+    from biogpt.cluster.replicas import run
+
+    expected = serving.expected(LONG)
+    before = wait_for(lambda: len(found := serving.pids()) == 2 and found)
+    streams, given = begun(serving, 4)
+    anew = deepcopy(serving.config)
+    anew["applications"][0]["args"]["precision"] = "auto"  # a change that needs new replicas
+    anew["applications"][0]["args"]["device"] = "cpu"
+    deploying = threading.Thread(target=run, args=[anew])
+    deploying.start()
+    for stream, first in zip(streams, given, strict=True):
+        assert first + ids(stream) == expected
+    deploying.join()
+    wait_for(lambda: len(found := serving.pids()) == 2 and not found & before)
+    assert ids(serving.far.stream(TEXT, LONG)) == expected
+
+
+def test_what_a_replica_refuses_is_told_in_its_words(serving: Serving) -> None:
+    with pytest.raises(ValueError, match="no such model, or whatever"):
+        serving.far.ask(refuse)
+    with pytest.raises(ZeroDivisionError):
+        serving.far.ask(fail)
+
+
+def refuse(_: TextGenerator) -> None:
+    raise ValueError("no such model, or whatever")
+
+
+def fail(_: TextGenerator) -> float:
+    return 1 / 0
+
+
+def test_another_model_is_loaded_when_it_is_asked_for(serving: Serving, tmp_path: Path) -> None:
+    from biogpt.cluster.cluster import RayDeployment
+
+    save_tiny(tmp_path)
+    other = FarGenerator(RayDeployment("writing", str(tmp_path), lambda: Health("serving")))
+    near = TextGenerator.from_pretrained(tmp_path, device="cpu")
+    options = GenerationOptions(max_new_tokens=20)
+    assert ids(other.stream(TEXT, options)) == ids(near.stream(TEXT, options))
+    near.close()
+
+
+@pytest.mark.parametrize("backend", ["ray"])
+def test_the_page_answers_as_the_local_one(backend: str, tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    text = "Naloxone reverses hypertension."
+    asked = {
+        "v1/completions": {"prompt": "ab a", "max_tokens": 12, "temperature": 0, "logprobs": 2},
+        "v1/ner": {"input": [text]},
+        "v1/classify": {"input": [text, text]},
+        "v1/score": {"input": "ab ab"},
+        "v1/tree": {"prompt": "ab a", "depth": 3},
+    }
+
+    def answers(*flags: str) -> tuple[list[Any], Any]:
+        with app_server("--model", str(tmp_path), "--precision", "float32", *flags) as (url, _):
+            found = [post(url, path, body) for path, body in asked.items()]
+            return found, call(url, "generate", prompt="ab a", max_new_tokens=8, seed=1)
+
+    far, near = answers("--backend", backend), answers()
+    assert [status for status, _ in far[0]] == [200] * len(asked)
+    for found in (far, near):
+        for field in ("id", "created"):
+            found[0][0][1].pop(field)
+    assert far == near
