@@ -25,6 +25,7 @@ OF_ONE_CLIENT = 16  # requests that may wait, for each task; half of a line
 # and until the process is gone, whatever still runs.
 TEXTS, CLIENTS, GRACE = 5.0, 7.0, 9.5
 M_ARENA_MAX = -8  # of glibc's malloc.h
+AGAIN = 5.0  # seconds after which a cluster that does not serve is asked again
 
 
 class _Parser(argparse.ArgumentParser):
@@ -295,7 +296,7 @@ def build(options: argparse.Namespace) -> tuple[Any, Any, Callable[[], None]]:
     if lent:  # what is on the GPU when the page is served is there in each forked process
         _load(shelf)
     else:
-        Thread(target=_load, args=(shelf,), daemon=True).start()
+        Thread(target=_load, args=(shelf, 0.0 if cluster is None else AGAIN), daemon=True).start()
     page = build_page(
         shelf,
         later(EntityRecognizer, options.ner_model),
@@ -350,13 +351,20 @@ def _lent_gpu() -> bool:
     return lent
 
 
-def _load(shelf: Any) -> None:
-    """Load the default model; the page and /health tell of a failure, and the log says why."""
+def _load(shelf: Any, again: float = 0.0) -> None:
+    """Load the default model; the page and /health tell of a failure, and the log says why.
+
+    Args:
+        again: seconds after which it is tried again: a cluster may be there later than its page. 0: never.
+    """
     from biogpt.serving.engine import Stopping
 
-    with suppress(ValueError, Stopping):
-        generator = shelf.take()
-        print(f"{shelf.default}: {generator.description}", flush=True)
+    while not shelf.ready:
+        with suppress(ValueError, Stopping):
+            generator = shelf.take()
+            print(f"{shelf.default}: {generator.description}", flush=True)
+        if not again or shelf.closed.wait(again):
+            return
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ def test_last_digits_may_differ_and_words_may_not() -> None:
     with pytest.raises(Lost, match="in other words"):
         list(going_on(begin))
     assert list(begin()) == STEPS, "a third replica was not asked"
+    with pytest.raises(Lost, match="in other words"):
+        list(going_on(calls([*STEPS[:2], Lost("gone")], STEPS[:1])))
 
 
 def test_replicas_that_give_nothing_new_end_the_call() -> None:

@@ -20,7 +20,7 @@ from biogpt.cluster.work import FindEntities, Generate, Task
 from biogpt.generation.options import GenerationOptions
 
 NEEDS_PARQUET = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
-NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason='needs pip install "ray[data]"')
+NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason='needs pip install "ray[data,serve]==2.60.*"')
 # On the cluster of RAY_ADDRESS where that is set, else on one that each process starts on this machine.
 ON_RAY = "--ray --workers 2" + (
     f" --ray-address {os.environ['RAY_ADDRESS']}" if "RAY_ADDRESS" in os.environ else ""
@@ -64,7 +64,7 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", ["--workers 2", pytest.param(ON_RAY, marks=NEEDS_RAY)])
+@pytest.mark.parametrize("flags", ["--workers 2", pytest.param(ON_RAY, marks=[NEEDS_RAY, pytest.mark.ray])])
 def test_a_job_killed_at_any_moment_goes_on_to_the_same_bytes(
     flags: str, tiny: Path, texts: Path, tmp_path: Path
 ) -> None:

@@ -1,14 +1,20 @@
 """What the README tells people to type works as it stands."""
 
+import json
 import lzma
 import os
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+from app_server import app_server, save_tiny
 
 from biogpt.cli import build_parser
 
@@ -55,6 +61,65 @@ def test_the_python_runs(number: int, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_behind_nginx_a_client_stays_at_the_page_process_where_it_began(tmp_path: Path) -> None:
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if nginx is None:
+        pytest.skip("no nginx on the path")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    [block] = [block for block in blocks("nginx") if block.startswith("upstream")]
+    names = {"one", "two"}  # of the models, by which the processes are told apart
+    with ExitStack() as stack:
+        for name, there in zip(sorted(names), ("7860", "7861"), strict=True):
+            save_tiny(tmp_path / name)
+            url, process = stack.enter_context(app_server("--model", str(tmp_path / name)))
+            block = block.replace(f"127.0.0.1:{there}", url.removeprefix("http://").rstrip("/"))
+        places = "".join(f"{kind}_temp_path {kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
+        (tmp_path / "nginx.conf").write_text(
+            "daemon off; master_process off; pid nginx.pid; events {}\n"
+            f"http {{ access_log off; client_body_temp_path body; {places}\n"
+            + block.replace("listen 80", f"listen 127.0.0.1:{port}")
+            + "}"
+        )
+        served = subprocess.Popen([nginx, "-p", tmp_path, "-c", "nginx.conf", "-e", "stderr"])
+        stack.callback(served.wait)
+        stack.callback(served.terminate)
+
+        def asked(source: str, method: str, path: str, body: object = None) -> str:
+            connection = HTTPConnection("127.0.0.1", port, source_address=(source, 0))
+            content = None if body is None else json.dumps(body)
+            connection.request(method, path, content, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            said = answer.read().decode()
+            assert answer.status == 200, said
+            return said
+
+        def page_of(source: str) -> str:
+            return json.loads(asked(source, "GET", "/v1/models"))["data"][0]["id"]
+
+        while True:
+            try:
+                page_of("127.0.0.1")
+                break
+            except OSError:
+                assert served.poll() is None, "nginx ended"
+        sources = [f"127.0.0.{number}" for number in range(1, 17)]
+        first = {source: page_of(source) for source in sources}
+        assert set(first.values()) == names
+        for source in sources:  # asked for in one request, read in another
+            call = asked(
+                source, "POST", "/gradio_api/call/v2/generate", {"prompt": "ab", "max_new_tokens": 2}
+            )
+            events = asked(source, "GET", f"/gradio_api/call/generate/{json.loads(call)['event_id']}")
+            assert "event: complete" in events
+            assert page_of(source) == first[source]
+        process.kill()
+        process.wait()
+        assert {page_of(source) for source in sources} == {"one"}
 
 
 def commands() -> list[str]:

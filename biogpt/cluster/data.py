@@ -33,7 +33,7 @@ class RayWorkers:
 
         Raises:
             ValueError: Ray is not installed, or a worker cannot load the model.
-            OSError: there is no cluster at the address, or it is lost.
+            OSError: there is no cluster at the address, it has no CPU to spare, or it is lost.
         """
         start_ray(self.address)
         import ray
@@ -44,9 +44,11 @@ class RayWorkers:
         context.enable_progress_bars = False  # the job has its own
         for told in ("ray", "ray.data"):
             logging.getLogger(told).setLevel(logging.ERROR)
-        cpus = ray.cluster_resources().get("CPU", 1.0)
-        count = self.count or max(1, int(cpus))
-        share = min(1.0, max(cpus - 1, cpus / 2) / count)  # so that one is left for what brings the parts
+        free = ray.available_resources().get("CPU", 0.0)
+        if free < 1:
+            raise OSError("the cluster has no CPU to spare beside replicas and other jobs; add some")
+        count = self.count or int(free)
+        share = min(1.0, (free - 1) / count)  # one is left for what brings the parts
         files = data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths))
         # One row a block, else a worker would get all parts of a file.
         parts = files.flat_map(_read).repartition(target_num_rows_per_block=1)

@@ -57,6 +57,14 @@ class Call(Protocol):
     def cancel(self) -> None: ...
 
 
+class _Other(Lost):
+    def __init__(self) -> None:
+        super().__init__(
+            "the replica that wrote this text was lost, and another one goes on in other words; generate "
+            "again"
+        )
+
+
 def going_on(begin: Callable[[], Iterable[Message]]) -> Iterator[Message]:
     """The messages of a call, which is begun again where its replica is lost.
 
@@ -84,12 +92,12 @@ def going_on(begin: Callable[[], Iterable[Message]]) -> Iterator[Message]:
                     tries = 0
                     yield message
                 elif before != mark:
-                    tries = _TRIES
-                    raise Lost(
-                        "the replica that wrote this text was lost, and another one goes on in other words; "
-                        "generate again"
-                    )
+                    raise _Other
+            if next(again, None) is not None:
+                raise _Other
             return
+        except _Other:
+            raise
         except Lost:
             tries += 1
             if tries >= _TRIES:

@@ -5,7 +5,10 @@ It tells nobody that it runs: its reports of use are off, and so is the dashboar
 
 import logging
 import os
+import socket
 from importlib.util import find_spec
+
+_SECONDS = 5.0  # that a cluster may take to open its port
 
 
 def check_ray() -> None:
@@ -21,10 +24,12 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         cpus: that a Ray which is started takes this machine to have; as many as it has when None.
 
     Raises:
-        ValueError: Ray is not installed.
+        ValueError: Ray is not installed, or the address is of another kind.
         OSError: there is no cluster at the address.
     """
     check_ray()
+    if address is not None:
+        _knock(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Of what starts here: no processes for tasks that nothing here has, and those that serve are as urgent as
     # the page that waits for them.
@@ -46,3 +51,18 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         raise OSError(
             f"Ray cannot be {f'reached at {address}' if address else 'started'}: {error}"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise at once what Ray would raise after minutes."""
+    if "://" in address:
+        raise ValueError(
+            f"{address} is of Ray's client, which streams nothing; expected HOST:PORT, or auto, on a machine "
+            "of the cluster"
+        )
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
+        except OSError as error:
+            raise OSError(f"Ray cannot be reached at {address}: {error}") from error
