@@ -185,7 +185,7 @@ PLAN = {
     "biogpt.cli": (5.0, 0, "commands"),
     "biogpt.ui": (1.0, 1, "tabs, what a click does"),
     "biogpt.training": (3.0, 1, "pre-train, fine-tune"),
-    "biogpt.cluster": (5.0, 1, "any number of texts"),
+    "biogpt.cluster": (5.0, 1, "jobs, replicas"),
     "biogpt.bench": (7.0, 1, "speed, memory"),
     "biogpt.tasks": (2.6, 2, "entities, classes"),
     "biogpt.serving": (5.4, 2, "many requests at once"),

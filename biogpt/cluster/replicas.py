@@ -98,7 +98,8 @@ class Writing(_Replica[TextGenerator]):
             ended = False
             while not ended:
                 steps, ended = await self.run(_next_steps, stream)
-                if place != (place := Place(stream.position, stream.running)) and not ended:
+                before, place = place, Place(stream.position, stream.running)
+                if place != before and not ended:
                     yield place
                 for step in steps:
                     yield step

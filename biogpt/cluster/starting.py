@@ -8,6 +8,15 @@ import os
 import socket
 from importlib.util import find_spec
 
+# Ray reads these when it is imported, or starts something: no reports, no start by itself after it was left,
+# no processes for tasks that nothing here has; and those that serve are as urgent as the page that waits.
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_niceness": "0",
+}
+
 _SECONDS = 5.0  # that a cluster may take to open its port
 
 
@@ -30,10 +39,6 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
     check_ray()
     if address is not None:
         _knock(address)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Of what starts here: no processes for tasks that nothing here has, and those that serve are as urgent as
-    # the page that waits for them.
-    os.environ |= {"RAY_prestart_worker_first_driver": "0", "RAY_worker_niceness": "0"}
     import ray
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
