@@ -25,7 +25,7 @@ def add_job(parser: argparse.ArgumentParser, given: Any) -> None:
     parser.add_argument(
         "--workers", type=whole(1), help="processes that work on --input (1; with --ray a CPU each)"
     )
-    parser.add_argument("--ray", action="store_true", help='work on --input by Ray Data')
+    parser.add_argument("--ray", action="store_true", help="work on --input by Ray Data")
     parser.add_argument("--ray-address", help="of a Ray cluster; one of this machine's own when left out")
     parser.add_argument(
         "--gpus", type=float, default=0.0, help="share of a GPU that each worker of --ray takes"

@@ -43,6 +43,11 @@ def _in_our_words() -> Iterator[None]:
         ) from error
 
 
+def _handle(task: str) -> Any:
+    """Ray's way to a deployment, of which it keeps one a process."""
+    return serve.get_deployment_handle(task, application_of(task))
+
+
 class _RayCall:
     """A call that streams, and its messages."""
 
@@ -92,8 +97,7 @@ class RayDeployment:
                 raise
 
     def _method(self, name: str, stream: bool) -> Any:
-        handle = serve.get_deployment_handle(self.task, application_of(self.task))
-        return getattr(handle.options(multiplexed_model_id=self.model, stream=stream), name)
+        return getattr(_handle(self.task).options(multiplexed_model_id=self.model, stream=stream), name)
 
 
 class Cluster:
@@ -139,6 +143,8 @@ class Cluster:
         """Leave the cluster; what was started here ends."""
         self._ended.set()
         if self._is_there:  # else what is being started ends with this process
+            for task in self._tasks:
+                _handle(task).shutdown()
             ray.shutdown()
 
     def _deployment(self, task: str, source: str) -> RayDeployment:

@@ -72,6 +72,7 @@ class Writing(_Replica[TextGenerator]):
 
     def load(self, source: str) -> TextGenerator:
         generator = TextGenerator.from_pretrained(source, device=self._device, precision=self._precision)
+        generator.share_cores()  # with replicas beside it, and perhaps the page
         self._known.add(generator)
         return generator
 
