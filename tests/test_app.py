@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -97,6 +98,9 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "BIOGPT_SENTENCE_MODEL": "somewhere/roles",
         "BIOGPT_DEVICE": "cpu",
         "BIOGPT_PRECISION": "bfloat16",
+        "BIOGPT_BACKEND": "ray",
+        "BIOGPT_RAY_ADDRESS": "10.0.0.1:6379",
+        "BIOGPT_REPLICAS": "2",
         "BIOGPT_HOST": "::1",
         "BIOGPT_PORT": "9001",
         "BIOGPT_SHARE": "true",
@@ -114,6 +118,9 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "sentence_model": "mini-rct",
         "device": "auto",
         "precision": "auto",
+        "backend": "local",
+        "ray_address": "",
+        "replicas": 1,
         "host": "127.0.0.1",
         "port": 7860,
         "share": False,
@@ -131,6 +138,9 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         "sentence_model": "somewhere/roles",
         "device": "cpu",
         "precision": "bfloat16",
+        "backend": "ray",
+        "ray_address": "10.0.0.1:6379",
+        "replicas": 2,
         "host": "::1",
         "port": 9001,
         "share": True,
@@ -159,7 +169,8 @@ def test_on_a_space_the_page_is_reached_from_outside() -> None:
     [
         (["--port", "x"], {}, "'x' is no port"),
         ([], {"BIOGPT_PORT": "70000"}, "'70000' is no port"),
-        (["--max-waiting", "0"], {}, "'0' is no number of requests"),
+        (["--max-waiting", "0"], {}, "'0' is no number; expected a whole one from 1 on"),
+        (["--backend", "rey"], {}, "'rey' is no backend; expected local or ray"),
         ([], {"BIOGPT_SHARE": "perhaps"}, "'perhaps' is neither true nor false"),
         (["--auth", "secret-of-ann"], {}, "expected NAME:PASSWORD, or a file"),
         (["--colour", "red"], {}, "--colour"),
@@ -188,6 +199,13 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_status_2(checkpoint, argu
     assert failed.returncode == 2
     assert message in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_replicas_need_ray_and_it_is_said_how_to_get_it(checkpoint: Path) -> None:
+    failed = run("--model", str(checkpoint), "--backend", "ray")
+    assert failed.returncode == 2
+    assert failed.stderr == 'app.py: error: this needs Ray: pip install "ray[data,serve]==2.60.*"\n'
 
 
 def test_visitors_choose_among_what_is_offered_and_learn_of_no_folder(checkpoint: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 from app_server import app_server, call, post, save_tiny
 
+from biogpt.cluster.data import RayWorkers
 from biogpt.cluster.far import FarGenerator
 from biogpt.cluster.fleet import Fleet
+from biogpt.cluster.jobs import Done, Job, work_here
+from biogpt.cluster.work import Generate, Task
 from biogpt.generation.options import GenerationOptions
 from biogpt.serving.service import Step, Stream
 from biogpt.serving.text_generator import TextGenerator
@@ -44,6 +47,20 @@ def replica(generator: TextGenerator) -> tuple[int, int]:
     return os.getpid(), len(engine.running) + len(engine.waiting)
 
 
+def pace(generator: TextGenerator, seconds: float) -> tuple[int, float]:
+    """Let each step last so much longer."""
+    runner = generator._worker.engine.runner
+    runner.__dict__.pop("step", None)
+    if seconds:
+        step = runner.step
+        runner.step = lambda *given: (time.sleep(seconds), step(*given))[1]
+    return os.getpid(), seconds
+
+
+def written(generator: TextGenerator) -> tuple[int, int]:
+    return os.getpid(), generator.counts.tokens
+
+
 class Serving:
     """Two replicas of a tiny model, and the same model here."""
 
@@ -55,8 +72,15 @@ class Serving:
         self.deployment = RayDeployment("writing", str(folder), lambda: Health("serving"))
         self.far = FarGenerator(self.deployment)
 
+    def on_both(self, work: Callable[..., tuple[int, Any]], *arguments: Any) -> dict[int, Any]:
+        """What both replicas return, by their processes; a call goes to either."""
+        found: dict[int, Any] = {}
+        while len(found) < 2:
+            found |= [self.far.ask(work, *arguments)]
+        return found
+
     def busy(self) -> dict[int, int]:
-        """The texts of each replica, by its process; calls go to either, so several are made."""
+        """The texts of each replica that is there."""
         return dict(self.far.ask(replica) for _ in range(12))
 
     def pids(self) -> set[int]:
@@ -80,7 +104,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
     folder = tmp_path_factory.mktemp("tiny")
     save_tiny(folder)
-    fleet = Fleet(model=str(folder), device="cpu", precision="float32", least=2, most=2, cpus=0)
+    fleet = Fleet(model=str(folder), device="cpu", precision="float32", least=2, most=2, cpus=0.5)
     config = fleet.config(["writing"])
     run(config)
     yield Serving(folder, config)
@@ -108,14 +132,14 @@ def test_a_far_text_is_the_near_one(serving: Serving) -> None:
 
 
 def test_stop_frees_the_remote_slot(serving: Serving) -> None:
+    serving.on_both(pace, 0.05)
+    before = sum(serving.on_both(written).values())
     streams, _ = begun(serving, 4)
-    assert sum(serving.busy().values()) >= 1
     for stream in streams:
         stream.close()
     wait_for(lambda: not any(serving.busy().values()))
-    written = serving.far.counts.tokens
-    time.sleep(0.5)
-    assert serving.far.counts.tokens - written < 64, "what was on its way"
+    assert sum(serving.on_both(written).values()) - before < 4 * 900, "none was written to its end"
+    serving.on_both(pace, 0.0)
 
 
 def test_a_replica_is_killed_and_no_text_is_lost_or_doubled(serving: Serving) -> None:
@@ -161,6 +185,37 @@ def test_deploying_anew_drops_no_text(serving: Serving) -> None:
     deploying.join()
     wait_for(lambda: len(found := serving.pids()) == 2 and not found & before)
     assert ids(serving.far.stream(TEXT, LONG)) == expected
+
+
+def test_a_job_runs_on_what_replicas_leave(serving: Serving, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("ab a\n" * 20)
+    options = GenerationOptions(max_new_tokens=2)
+    task = Generate(model=serving.deployment.model, device="cpu", precision="float32", options=options)
+    for name, workers in (("far", RayWorkers(1)), ("near", work_here)):
+        assert Job(task, str(texts), tmp_path / name).run(workers) == 0
+    far, near = (tmp_path / name / "texts.txt.jsonl" for name in ("far", "near"))
+    assert far.read_text() == near.read_text()
+    with pytest.raises(OSError, match="no CPU to spare"):
+        Job(task, str(texts), tmp_path / "none").run(held)
+
+
+def held(task: Task, paths: Sequence[str]) -> Generator[Done, None, None]:
+    """As Ray's workers, while somebody else has what was left."""
+    import ray
+
+    holder = ray.remote(num_cpus=1)(Holder).remote()
+    ray.get(holder.ready.remote())
+    wait_for(lambda: ray.available_resources().get("CPU", 0.0) < 1)
+    try:
+        yield from RayWorkers(1)(task, paths)
+    finally:
+        ray.kill(holder)
+
+
+class Holder:
+    def ready(self) -> bool:
+        return True
 
 
 def test_what_a_replica_refuses_is_told_in_its_words(serving: Serving) -> None:
