@@ -98,7 +98,7 @@ def test_every_command_has_its_module_and_help(capsys):
         for name, command in COMMANDS.items()
         for task in ([[]] if isinstance(command, Command) else [[task] for task in command.tasks])
     ]
-    assert len(names) == 12
+    assert len(names) == 13
     for words in names:
         with pytest.raises(SystemExit) as ended:
             main([*words, "--help"])
