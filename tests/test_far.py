@@ -222,10 +222,12 @@ class Passages:
 
     def __init__(self) -> None:
         self.parts: list[list[str]] = []
+        self.types: tuple[str, ...] = ()
 
-    def ask(self, method: str, given: Any, look: Callable[[], None] = lambda: None) -> Any:
+    def ask(self, method: str, given: Any, types: Any = (), look: Callable[[], None] = lambda: None) -> Any:
         if method == "about":
             return [("Gene",)]
+        assert types == self.types
         self.parts.append(given)
         look()
         return [[len(text)] for text in given]
@@ -240,6 +242,9 @@ def test_passages_are_sent_in_parts_and_come_back_in_order() -> None:
     assert sorted(map(len, deployment.parts)) == [2, 2, 3]
     assert told[-1] == (7, 7)
     assert FarRecognizer(deployment).batch([]) == []
+    deployment.types = ("Gene",)
+    assert FarRecognizer(deployment).batch(["ab"], None, ["Gene"]) == [[2]]
+    deployment.types = ()
 
     def stop(done: int, total: int) -> None:
         raise InterruptedError

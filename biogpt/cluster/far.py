@@ -363,8 +363,10 @@ class FarRecognizer:
         self._deployment = deployment
         [self.types] = deployment.ask("about", ["types"])
 
-    def batch(self, texts: Sequence[str], progress: OnProgress | None = None) -> list[list[Entity]]:
-        return _in_parts(self._deployment, texts, progress)
+    def batch(
+        self, texts: Sequence[str], progress: OnProgress | None = None, types: Iterable[str] = ()
+    ) -> list[list[Entity]]:
+        return _in_parts(self._deployment, texts, progress, tuple(types))
 
 
 class FarClassifier:
@@ -382,7 +384,9 @@ class FarClassifier:
         return found
 
 
-def _in_parts(deployment: Deployment, texts: Sequence[str], progress: OnProgress | None) -> list[Any]:
+def _in_parts(
+    deployment: Deployment, texts: Sequence[str], progress: OnProgress | None, *settings: Any
+) -> list[Any]:
     """What is found in each text; they are sent some at a time, to as many replicas as there are."""
     parts: list[list[str]] = []
     size = _PART
@@ -395,7 +399,9 @@ def _in_parts(deployment: Deployment, texts: Sequence[str], progress: OnProgress
     found: list[Any] = []
 
     def ask(part: list[str]) -> list[Any]:
-        results: list[Any] = deployment.ask("batch", part, look=_look(progress, len(found), len(texts)))
+        results: list[Any] = deployment.ask(
+            "batch", part, *settings, look=_look(progress, len(found), len(texts))
+        )
         return results
 
     with ThreadPoolExecutor(_PARTS) as pool:

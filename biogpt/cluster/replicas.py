@@ -167,12 +167,14 @@ class _Reading(_Replica[Reader]):
         model = await self.model()
         return [getattr(model, name) for name in names]
 
-    async def batch(self, texts: list[str]) -> list[Any] | Refusal:
-        """As of the model, whose ``batch`` the texts of several requests may share."""
-        return await self.together((await self.model(), texts))
+    async def batch(self, texts: list[str], *settings: Any) -> list[Any] | Refusal:
+        """As of the model, whose ``batch`` the texts of several requests with these settings may share."""
+        return await self.together((await self.model(), settings, texts))
 
     @serve.batch(max_batch_size=_TOGETHER, batch_wait_timeout_s=0.0)
-    async def together(self, asked: list[tuple[Reader, list[str]]]) -> list[list[Any] | Refusal]:
+    async def together(
+        self, asked: list[tuple[Reader, tuple[Any, ...], list[str]]]
+    ) -> list[list[Any] | Refusal]:
         return await self.run(_batches, asked)
 
 
@@ -196,14 +198,14 @@ class Classes(_Reading[TextClassifier]):
             return Refusal(error)
 
 
-def _batches(asked: Sequence[tuple[Reader, list[str]]]) -> list[list[Any] | Refusal]:
-    """What each request gets: those for one model together, and each alone where one of them is refused."""
+def _batches(asked: Sequence[tuple[Reader, tuple[Any, ...], list[str]]]) -> list[list[Any] | Refusal]:
+    """What each request gets: those that ask the same together, and each alone where one is refused."""
     results: dict[int, list[Any] | Refusal] = {}
-    for model in {id(model): model for model, _ in asked}.values():
-        places = [place for place, (other, _) in enumerate(asked) if other is model]
+    for model, settings in dict.fromkeys((model, settings) for model, settings, _ in asked):
+        places = [place for place, (*other, _) in enumerate(asked) if other == [model, settings]]
         try:
-            found = iter(model.batch([text for place in places for text in asked[place][1]]))
-            results |= {place: [next(found) for _ in asked[place][1]] for place in places}
+            found = iter(model.batch([text for place in places for text in asked[place][2]], None, *settings))
+            results |= {place: [next(found) for _ in asked[place][2]] for place in places}
         except _REFUSED as error:
             one_by_one = [Refusal(error)] if len(places) == 1 else [_batches([asked[p]])[0] for p in places]
             results |= dict(zip(places, one_by_one, strict=True))
