@@ -184,6 +184,24 @@ def test_a_phone_answers_a_tap_within_the_screen(browser, server) -> None:
     page.locator("#choices h2", has_text="“e‑” had").wait_for()
     answer = page.locator("#choices").bounding_box()
     assert answer["y"] + answer["height"] <= 844
+    covering = page.evaluate(
+        """async () => {
+          const [covering, sheet] = [new Set(), document.querySelector("#choices")];
+          for (let top = 0; top < document.documentElement.scrollHeight; top += 100) {
+            window.scrollTo(0, top);
+            await new Promise(requestAnimationFrame);
+            const { left, right, top: begin, bottom } = sheet.getBoundingClientRect();
+            for (let x = left + 8; x < right; x += 16)
+              for (let y = begin + 8; y < bottom; y += 16) {
+                const shown = document.elementFromPoint(x, y);
+                if (!sheet.contains(shown)) covering.add(shown?.outerHTML.slice(0, 80));
+              }
+          }
+          window.scrollTo(0, 0);
+          return [...covering];
+        }"""
+    )
+    assert covering == [], "what lies above the answer"
     assert page.evaluate("document.activeElement.tagName") != "TEXTAREA", "a keyboard would cover the answer"
     page.locator("#choices .close").click()
     assert not page.locator("#choices h2").is_visible()
