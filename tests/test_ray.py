@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -162,10 +163,14 @@ def test_a_replica_that_is_killed_before_the_first_token_is_not_noticed(serving:
     expected = serving.expected(GenerationOptions(max_new_tokens=30))
     [victim, _] = wait_for(lambda: len(found := serving.pids()) == 2 and sorted(found))
     os.kill(victim, signal.SIGSTOP)  # takes calls, and answers none
-    streams = [serving.far.stream(TEXT, GenerationOptions(max_new_tokens=30)) for _ in range(6)]
-    time.sleep(0.5)
-    os.kill(victim, signal.SIGKILL)
-    assert [ids(stream) for stream in streams] == 6 * [expected]
+    with ThreadPoolExecutor(6) as pool:
+        asked = [
+            pool.submit(lambda: ids(serving.far.stream(TEXT, GenerationOptions(max_new_tokens=30))))
+            for _ in range(6)
+        ]
+        time.sleep(0.5)
+        os.kill(victim, signal.SIGKILL)
+        assert [each.result() for each in asked] == 6 * [expected]
     wait_for(lambda: len(serving.pids() - {victim}) == 2)
 
 
@@ -247,18 +252,19 @@ def test_another_model_is_loaded_when_it_is_asked_for(serving: Serving, tmp_path
 @pytest.mark.parametrize("backend", ["ray"])
 def test_the_page_answers_as_the_local_one(backend: str, tmp_path: Path) -> None:
     save_tiny(tmp_path)
-    text = "Naloxone reverses hypertension."
-    asked = {
-        "v1/completions": {"prompt": "ab a", "max_tokens": 12, "seed": 1, "logprobs": 2},
-        "v1/ner": {"input": [text]},
-        "v1/classify": {"input": [text, text]},
-        "v1/score": {"input": "ab ab"},
-        "v1/tree": {"prompt": "ab a", "depth": 3},
-    }
+    text = "Naloxone reverses hypertension of HD gene carriers."
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("v1/completions", {"prompt": "ab a", "max_tokens": 12, "seed": 1, "logprobs": 2}),
+        ("v1/ner", {"input": [text]}),
+        ("v1/ner", {"input": [text], "types": ["Disease"]}),
+        ("v1/classify", {"input": [text, text]}),
+        ("v1/score", {"input": "ab ab"}),
+        ("v1/tree", {"prompt": "ab a", "depth": 3}),
+    ]
 
     def answers(*flags: str) -> tuple[list[Any], Any]:
         with app_server("--model", str(tmp_path), "--precision", "float32", *flags) as (url, _):
-            found = [post(url, path, body) for path, body in asked.items()]
+            found = [post(url, path, body) for path, body in asked]
             return found, call(url, "generate", prompt="ab a", max_new_tokens=8, seed=1)
 
     far, near = answers("--backend", backend), answers()
