@@ -17,7 +17,7 @@ from biogpt.generation.options import GenerationOptions
 from biogpt.generation.search import start_search
 from biogpt.generation.tree import Node, TreeOptions
 from biogpt.serving.engine import Counts, Stopping
-from biogpt.serving.service import Lost, Prompt, Step, Stream, TextService
+from biogpt.serving.service import Lost, Prompt, QueuedStream, Step, Stream, TextService
 from biogpt.serving.turns import CLIENT
 from biogpt.serving.wording import word_rules
 from biogpt.serving.worker import Health
@@ -195,14 +195,12 @@ class Asked:
         return self._call
 
 
-class _FarStream(Stream):
+class _FarStream(QueuedStream):
     """The steps of a text that is written elsewhere."""
 
     def __init__(self, prompt: Prompt, asked: Asked) -> None:
-        self.prompt = prompt
+        super().__init__(prompt)
         self._asked = asked
-        self._next: Step | list[Node] | Exception | None = None
-        self._open = True
 
     @property
     def position(self) -> int:
@@ -212,37 +210,18 @@ class _FarStream(Stream):
     def running(self) -> int:
         return self._asked.place.running
 
-    def wait(self, timeout: float) -> bool:
-        if self._open and self._next is None:
-            try:
-                self._next = self._asked.results.get(timeout=timeout)
-            except Empty:
-                return False
-            if self._next is None:
-                self.close()
-        return True
+    def take(self, timeout: float | None = None) -> object:
+        return self._asked.results.get(timeout=timeout)
 
-    def __next__(self) -> Step:
-        result = self._next
-        if result is None and self._open:
-            result = self._asked.results.get()
-        self._next = None
-        if result is None or not self._open:
-            self.close()
-            raise StopIteration
-        if isinstance(result, Exception):
-            self.close()
-            raise result
-        assert isinstance(result, Step)
-        return result
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            self._asked.cancel()
+    def leave(self) -> None:
+        self._asked.cancel()
 
     def __del__(self) -> None:
         self.close()
+
+    def step_of(self, result: object) -> Step:
+        assert isinstance(result, Step)
+        return result
 
 
 class Deployment(Protocol):

@@ -7,6 +7,7 @@ read prompts here: that needs a vocabulary and no weights.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
+from queue import Empty
 from types import TracebackType
 from typing import Literal, Protocol, Self, TypeVar
 
@@ -132,6 +133,58 @@ class Stream(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class QueuedStream(Stream):
+    """A stream whose results wait somewhere until they are taken, one by one."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.prompt = prompt
+        self._next: object = None
+        self._open = True
+
+    @abstractmethod
+    def take(self, timeout: float | None = None) -> object:
+        """The next result, an exception where the request failed, None at the end.
+
+        Raises:
+            queue.Empty: there is none within ``timeout`` seconds.
+        """
+
+    @abstractmethod
+    def step_of(self, result: object) -> Step: ...
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Give up what has not been taken; called once."""
+
+    def wait(self, timeout: float) -> bool:
+        if self._open and self._next is None:
+            try:
+                self._next = self.take(timeout)
+            except Empty:
+                return False
+            if self._next is None:
+                self.close()
+        return True
+
+    def __next__(self) -> Step:
+        result = self._next
+        if result is None and self._open:
+            result = self.take()
+        self._next = None
+        if result is None or not self._open:
+            self.close()
+            raise StopIteration
+        if isinstance(result, Exception):
+            self.close()
+            raise result
+        return self.step_of(result)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self.leave()
 
 
 class TextService(ABC):

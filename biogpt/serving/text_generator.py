@@ -30,7 +30,7 @@ from biogpt.generation.search import Hypothesis, Token, start_search
 from biogpt.generation.tree import Node, Tree, TreeOptions
 from biogpt.runners import runner_for
 from biogpt.serving.engine import Counts, Engine, Result, Slot
-from biogpt.serving.service import FinishReason, Prompt, Step, Stream, TextService
+from biogpt.serving.service import FinishReason, Prompt, QueuedStream, Step, Stream, TextService
 from biogpt.serving.turns import CLIENT
 from biogpt.serving.wording import word_rules
 from biogpt.serving.worker import Health, Worker
@@ -65,18 +65,16 @@ class Completion:
         return sum(token.logprob for token in self.tokens)
 
 
-class _SlotStream(Stream):
+class _SlotStream(QueuedStream):
     """The steps of a slot, as text."""
 
     def __init__(self, generator: "TextGenerator", slot: Slot, text: "_NewText") -> None:
+        super().__init__(text.prompt)
         self._generator = generator  # which ends its work when nobody holds it
         self._worker = generator._worker
         self._slot = slot
         self._text = text
-        self.prompt = text.prompt
         self._ids: list[int] = []
-        self._next: Result | Exception | None = None
-        self._open = True
 
     @property
     def position(self) -> int:
@@ -86,45 +84,22 @@ class _SlotStream(Stream):
     def running(self) -> int:
         return len(self._worker.engine.running)
 
-    def wait(self, timeout: float) -> bool:
-        if self._open and self._next is None:
-            try:
-                self._next = self._worker.take(self._slot, timeout)
-            except Empty:
-                return False
-            if self._next is None:
-                self.close()
-        return True
+    def take(self, timeout: float | None = None) -> Result | Exception | None:
+        return self._worker.take(self._slot, timeout)
 
-    def __next__(self) -> Step:
-        result = self._next
-        if result is None and self._open:
-            result = self._worker.take(self._slot)
-        self._next = None
-        if result is None or not self._open:
-            self.close()
-            raise StopIteration
-        if isinstance(result, Exception):
-            self.close()
-            raise result
-        step = self._step_of(result)
-        self._worker.taken(self._slot)
-        return step
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            self._worker.cancel(self._slot)
+    def leave(self) -> None:
+        self._worker.cancel(self._slot)
 
     def __del__(self) -> None:
         self._slot.cancelled = True  # and no lock: the garbage collector may come while one is held
 
-    def _step_of(self, result: Result) -> Step:
+    def step_of(self, result: object) -> Step:
         if isinstance(result, Token):
             token, ended = result, result.last
             self._ids.append(token.id)
             text, held, reason = self._text.read(self._ids)
         else:
+            assert isinstance(result, list)
             best = result[0]
             assert isinstance(best, Hypothesis)
             token, ended = best.tokens[-1], best.finished
@@ -134,6 +109,7 @@ class _SlotStream(Stream):
             self._ids = []
             if not ended:
                 self._slot.skip = True
+        self._worker.taken(self._slot)
         return Step(token.id, text, token.logprob, token.alternatives, reason, token.sequence, held)
 
 
