@@ -269,6 +269,8 @@ def test_a_suggestion_is_no_text_until_it_is_taken(writer: Writer) -> None:
     [*updates] = writer.suggest("tiny", "c d", before, *settings, rest="e")
     [work] = [update[2] for update in updates if isinstance(update[2], Work)]
     assert (work.draft, work.past) == (before.draft, before.past)
+    assert all("status busy" in line for _, line, _ in updates[:-1] if isinstance(line, str)), "it goes on"
+    assert "busy" not in updates[-1][1]
     words, gap = updates[-1][0].values()
     assert (len(words.split()), gap) == (4, " ")
     for count in (1, 3):

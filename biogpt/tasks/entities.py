@@ -87,7 +87,7 @@ class EntityRecognizer:
                 then: ``HD`` in ``HD gene product`` is found, which else gives way to the gene.
 
         Raises:
-            ValueError: one string was given in place of a list of texts, or as ``chosen``.
+            ValueError: one string was given in place of a list of texts, or as ``types``.
             FloatingPointError: the model's scores are not finite.
         """
         if isinstance(texts, str):
