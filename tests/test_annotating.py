@@ -12,7 +12,6 @@ from app_server import ROOT, clean_environment, save_tiny
 from test_page import (  # noqa: F401
     ABSTRACT,
     browser,
-    cells,
     download,
     file_of,
     open_tab,
@@ -20,6 +19,7 @@ from test_page import (  # noqa: F401
     put_file,
     run_tab,
     server,
+    wait_for_cells,
     wait_for_line,
 )
 
@@ -87,7 +87,7 @@ def test_an_entity_is_corrected_and_what_is_exported_trains(page, server, tmp_pa
     dialog.get_by_role("button", name=wanted, exact=True).click()
     wait_for_marks(page, [(wanted, target.text.strip()), *now[1:]])
     page.locator("#corrections", has_text="1 change").wait_for()
-    assert cells(page, "entities", 1, 1) == [wanted]
+    wait_for_cells(page, "entities", 1, [wanted])
     assert page.evaluate("document.activeElement.className").startswith("view"), "the focus comes back"
 
     page.keyboard.press("Delete")
@@ -261,9 +261,8 @@ def test_three_thousand_texts_are_listed_page_by_page(page, server, tmp_path) ->
     found = server.recognizer.batch(texts)
     page.locator("#listing").get_by_label("Names").check()
     names = names_of(found)
-    first = names[0]
-    page.locator("#entities-table").get_by_text(first.text, exact=True).first.wait_for()
-    assert cells(page, "entities", 2, 1) == [str(first.mentions)]
+    wait_for_cells(page, "entities", 2, [str(names[0].mentions)])
+    wait_for_cells(page, "entities", 0, [names[0].text])
     search = page.locator("#entities-search").get_by_role("textbox")
     search.fill("Clonidine17")
     left = sum("clonidine17" in name.text.casefold() for name in names)
@@ -275,7 +274,7 @@ def test_three_thousand_texts_are_listed_page_by_page(page, server, tmp_path) ->
     page.get_by_text(f"rows 1 to 200 of {len(mentions):,}").wait_for()
     page.locator("#entities-page input").fill("2")
     page.get_by_text("rows 201 to 400").wait_for()
-    assert cells(page, "entities", 1, 1) == [mentions[200].text]
+    wait_for_cells(page, "entities", 1, [mentions[200].text])
     assert page.evaluate("document.documentElement.outerHTML.length") < 2_000_000
     with page.expect_download() as saved:
         page.get_by_role("button", name="Table", exact=True).click()
@@ -290,10 +289,8 @@ def test_short_forms_are_listed_and_what_they_stand_for_is_said(page) -> None:  
     assert set(shown.all_text_contents()) <= {"TNF"}
     assert all(each.get_attribute("title") == "Tumour necrosis factor" for each in shown.all())
     page.locator("#listing").get_by_label("Abbreviations").check()
-    page.locator("#entities-table").get_by_test_id("cell-0-1").get_by_text(
-        "Tumour necrosis factor", exact=True
-    ).first.wait_for()
-    assert cells(page, "entities", 3, 1) == ["2"]
+    wait_for_cells(page, "entities", 1, ["Tumour necrosis factor"])
+    wait_for_cells(page, "entities", 3, ["2"])
 
 
 def test_a_label_stays_with_its_word_and_is_not_turned_round(page) -> None:  # noqa: F811

@@ -767,10 +767,11 @@ def marks(page: Any, name: str = "entities") -> list[tuple[str, str]]:
     ]
 
 
-def cells(page: Any, name: str, column: int, count: int) -> list[str]:
-    """The first cells of a column of the table."""
-    table = page.locator(f"#{name}-table")
-    return [table.get_by_test_id(f"cell-{row}-{column}").inner_text().strip() for row in range(count)]
+def wait_for_cells(page: Any, name: str, column: int, wanted: list[str]) -> None:
+    """Until a column of the table begins with these words; Gradio draws it some time after its event."""
+    for row, words in enumerate(wanted):
+        cell = page.locator(f"#{name}-table").get_by_test_id(f"cell-{row}-{column}")
+        cell.get_by_text(words, exact=True).first.wait_for()
 
 
 def download(page: Any, kind: str) -> bytes:
@@ -794,9 +795,9 @@ def test_entities_are_marked_filtered_listed_and_saved(page, server) -> None:
     assert page.locator("#entities-view .view span").text_content() == ABSTRACT
     assert marks(page) == [(entity.label, entity.text) for entity in found]
     table = page.locator("#entities-table")
+    wait_for_cells(page, "entities", 2, [str(entity.start) for entity in found[:5]])
+    wait_for_cells(page, "entities", 3, [str(entity.end) for entity in found[:5]])
     assert table.get_by_role("grid").get_attribute("aria-rowcount") == str(len(found) + 1)
-    assert cells(page, "entities", 2, 5) == [str(entity.start) for entity in found[:5]]
-    assert cells(page, "entities", 3, 5) == [str(entity.end) for entity in found[:5]]
     table.get_by_test_id("header-3").click()
     table.get_by_test_id("header-2").click()
     table.get_by_test_id("header-4").click()
