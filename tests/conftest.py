@@ -17,6 +17,9 @@ from torch import nn
 
 from biogpt.model.config import BioGptConfig
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels are run by Python; read when Triton is imported
+
 # Files that take minutes begin first: at the end, one would keep a single worker busy.
 LONG = (
     "test_page",

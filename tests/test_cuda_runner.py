@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions, Rules, Samples, start_search
 from biogpt.runners import rows as rows_module
+from biogpt.runners.attention import attention_for, masked
 from biogpt.runners.choosing import Chooser, Needs, choice_of
 from biogpt.runners.cpu import CpuRunner
 from biogpt.runners.cuda import CudaRunner
@@ -305,6 +306,97 @@ def test_short_prompts_are_read_together_and_long_ones_in_pieces(model) -> None:
         assert long.made == 0
         engine.step()
     assert [slot.made for slot in (writer, *short, long)] == [6, 5, 5, 5, 4, 1], "16, 16 and 8 positions"
+
+
+class ShortModelRunner(SmallRunner):
+    """With pieces that a model's length cannot be divided by."""
+
+    lengths = (7, 48)
+
+
+def test_the_last_piece_of_a_prompt_ends_where_the_model_does(model) -> None:
+    runner = ShortModelRunner(model, record)
+    requests = [
+        (prompt(length), replace(LONG, min_new_tokens=1, max_new_tokens=128 - length))
+        for length in (127, 121, 97, 49)
+    ]
+    found = results_of(engine_of(runner), requests)
+    plain = results_of(Engine(PlainRunner(model)), requests)
+    assert [ids_of(results) for results in found] == [ids_of(results) for results in plain]
+    assert runner._state is not None
+    assert {key[2:] for key in runner._state.programs if key[0] == "read"} == {
+        (48, 0),
+        (48, 48),
+        (7, 48),
+        (7, 96),
+        (32, 96),
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (torch.float32, (5, 3, 300, 20)),  # rows, heads, positions, width of a head
+        (torch.float32, (3, 2, 64, 16)),
+        (torch.float16, (4, 2, 130, 64)),
+    ],
+)
+def test_the_kernel_attends_to_what_a_row_has_and_to_nothing_else(dtype, shape) -> None:
+    over_own_keys = pytest.importorskip("biogpt.runners.row_attention").over_own_keys
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, heads, limit, width = shape
+    torch.manual_seed(0)
+    parts = torch.randn(rows, 3, heads, width, device=device).to(dtype)
+    memory = torch.randn(2, rows, heads, limit + 1, width, device=device).to(dtype)
+    given = torch.tensor([[0, 1], [limit, 1], [limit - 1, 1], [128, 1], [127, 1]], device=device)[:rows]
+    places = given[:, 0]  # with a stride
+    expected = memory.clone()
+    wanted = masked(places, limit, dtype)(parts, expected)
+    for row, place in enumerate(places.tolist()):
+        memory[:, row, :, (0 if place == limit else place) :] = torch.nan  # of others before, or of nobody
+    found = over_own_keys(places, limit, dtype)(parts, memory)
+    is_used = places < limit
+    torch.testing.assert_close(found[is_used], wanted[is_used], atol=2e-3, rtol=2e-3)
+    for row, place in enumerate(places.tolist()):
+        assert torch.equal(memory[:, row, :, place], expected[:, row, :, place]), "keys and values are kept"
+        assert memory[:, row, :, place + 1 :].isnan().all(), "nothing else is touched"
+    if rows > 2:
+        alone = over_own_keys(places[2:3], limit, dtype)(parts[2:3], memory[:, 2:3].contiguous())
+        assert torch.equal(alone, found[2:3])
+
+
+def test_texts_by_the_kernel_are_those_of_the_plain_runner(model) -> None:
+    over_own_keys = pytest.importorskip("biogpt.runners.row_attention").over_own_keys
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    runner = SmallRunner(model, attention=over_own_keys)
+    options = replace(LONG, max_new_tokens=4, min_new_tokens=4)
+    requests = [(prompt(3), options), (prompt(20, 1), replace(options, temperature=0.9, seed=3))]
+    found = results_of(engine_of(runner, 2), requests)
+    plain = results_of(Engine(PlainRunner(model)), requests)
+    assert [ids_of(results) for results in found] == [ids_of(results) for results in plain]
+    alone = [results_of(engine_of(runner, 2), [request])[0] for request in requests]
+    assert alone == found
+    assert runner._keys == (128,), "one program does for texts of all lengths"
+
+
+def test_the_kernel_is_taken_where_it_gives_the_same_numbers(monkeypatch, caplog) -> None:
+    kernel = pytest.importorskip("biogpt.runners.row_attention")
+    memory = torch.zeros(2, 3, 2, 41, 16, device="cuda" if torch.cuda.is_available() else "cpu")
+    assert attention_for(memory, torch.float32) is kernel.over_own_keys
+
+    def one_key_less(places, keys, dtype):
+        return masked((places - 1).clamp(min=0), keys, dtype)
+
+    def without_a_compiler(places, keys, dtype):
+        raise RuntimeError("Failed to find C compiler")
+
+    for broken, why in ((one_key_less, "not close"), (without_a_compiler, "C compiler")):
+        monkeypatch.setattr(kernel, "over_own_keys", broken)
+        caplog.clear()
+        assert attention_for(memory, torch.float32) is masked
+        assert "no kernel of its own" in caplog.text
+        assert why in caplog.text
 
 
 def test_programs_are_for_few_rows_again_when_most_have_left(model) -> None:

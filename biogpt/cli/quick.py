@@ -216,6 +216,7 @@ def _figures(options: QuickOptions, device: torch.device, dtype: torch.dtype) ->
             long = min(900, limit - _tokens(streams, options.steps))
             bench.read(streams, 32, options.steps, GenerationOptions(temperature=0.7, top_p=0.9, seed=1))
             figures[f"{name}, drawn, tokens/s"] = bench.decode(options.steps)
+            bench.read(streams, long, options.steps)  # in which programs are captured
             figures[f"{streams} prompts of {long}, s"] = bench.read(streams, long, options.steps)
             figures[f"{name} at position {long}, tokens/s"] = bench.decode(options.steps)
     bench.read(1, middle, 1)

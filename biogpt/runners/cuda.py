@@ -18,12 +18,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from biogpt.generation.search import Choice, Rules
 from biogpt.model.cache import KVCache
 from biogpt.model.decoder import POSITION_OFFSET, DecoderLayer
 from biogpt.model.heads import LanguageModel
+from biogpt.runners.attention import Attention, attention_for, causal, masked
 from biogpt.runners.choosing import Chooser, Needs, choice_of
 from biogpt.runners.graphs import Capture, GraphCapture, Program, launch_each
 from biogpt.runners.plain import PlainRunner
@@ -33,8 +33,6 @@ from biogpt.runners.steady import steady_sizes
 logger = logging.getLogger(__name__)
 
 _MOST_ROWS = 64
-# The fused kernel goes over a row's keys in order, however many rows there are; others share them out.
-_ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class CudaRunner(PlainRunner):
@@ -43,6 +41,7 @@ class CudaRunner(PlainRunner):
     Args:
         model: in evaluation mode.
         capture: makes a program of a function: CUDA graphs when None, or elsewhere the function itself.
+        attention: of steps; what the device does best with when None.
 
     Attributes:
         row_counts: G that programs are for, beside all rows.
@@ -57,10 +56,16 @@ class CudaRunner(PlainRunner):
     lengths = (64, 128, 256, 512)
     short = 4
 
-    def __init__(self, model: LanguageModel, capture: Capture | None = None) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        capture: Capture | None = None,
+        attention: Attention | None = None,
+    ) -> None:
         super().__init__(model)
         self.stretch = self.config.max_position_embeddings  # reading anew is as fast as copying
-        self._capture = capture
+        self._capture, self._wanted = capture, attention
+        self._attention: Attention = masked
         self._limit = self.memory()
         self._state: _State | None = None
 
@@ -91,7 +96,11 @@ class CudaRunner(PlainRunner):
             block = Block(self.config, rows, self.device, self.cache_dtype)
             chooser = Chooser(self.config, len(block.owners), self.device)
             self._state = _State(block, chooser, self.lengths[-1])
-            self._fused = [_fused(layer) for layer in self._layers()]
+            self._linears = [_query_key_value(layer) for layer in self._layers()]
+            if self._wanted is not None:
+                self._attention = self._wanted
+            elif self.device.type == "cuda":
+                self._attention = attention_for(block.memory[0], self.model.dtype)
             self._find_shapes(self._state)
         return self._state
 
@@ -120,15 +129,15 @@ class CudaRunner(PlainRunner):
             list(ids[start : start + self.lengths[-1]]) for ids, start in zip(prompts, starts, strict=True)
         ]
         length = next(length for length in self.lengths if length >= max(map(len, pieces)))
-        is_later = starts[0] > 0
-        count = self.short if length == self.lengths[0] and not is_later else 1
-        lines = [[0, 0, -1, *[0] * length] for _ in range(count)]  # idle
+        count = self.short if length == self.lengths[0] and not starts[0] else 1
+        length = min(length, state.chooser.limit - starts[0])
+        lines = [[0, -1, *[0] * length] for _ in range(count)]  # idle
         for place, (piece, cache) in enumerate(zip(pieces, caches, strict=True)):
             assert isinstance(cache, RowsCache)
             cache.require(1, len(piece))
             padding = [0] * (length - len(piece))
-            lines[place] = [cache.rows[0], cache.length, len(piece) - 1, *piece, *padding]
-        found = self._read(state, _Shape(count, length, is_later), lines)
+            lines[place] = [cache.rows[0], len(piece) - 1, *piece, *padding]
+        found = self._read(state, _Shape(count, length, starts[0]), lines)
         results: list[Tensor | None] = [None] * len(caches)
         for place, (piece, ids, cache) in enumerate(zip(pieces, prompts, caches, strict=True)):
             cache.advance(len(piece))
@@ -205,62 +214,50 @@ class CudaRunner(PlainRunner):
         chooser.ids[:count] = ids
         chooser.history[rows, places] = ids
         hidden = self._embed(ids, places)
-        mask = self._mask(places[:, None], keys, state)
-        for layer, fused, memory in zip(self._layers(), self._fused, state.block.memory, strict=True):
+        attend = self._attention(places, keys, self.model.dtype)
+        for layer, linear, memory in zip(self._layers(), self._linears, state.block.memory, strict=True):
             normed = layer.self_attn_layer_norm(hidden)
-            parts = fused(normed).view(count, 3, layer.self_attn.heads, -1)  # [G, 3, H, D / H]
-            memory[:, rows, :, places] = parts[:, 1:].to(memory.dtype)
-            known = memory[:, :count, :, :keys]
-            mixed = _attend(parts[:, 0, :, None], known[0], known[1], mask)
-            hidden = self._rest_of_layer(layer, hidden, mixed.reshape(count, -1))
+            parts = linear(normed).view(count, 3, layer.self_attn.heads, -1)  # [G, 3, H, D / H]
+            hidden = self._rest_of_layer(layer, hidden, attend(parts, memory))
         chooser.logits[:count] = self._logits(hidden)
 
     def _read(self, state: "_State", shape: "_Shape", lines: list[list[int]]) -> Tensor:
         """Logits [B, V], on the device until the next call, after a piece of each of B prompts.
 
         Args:
-            lines: for each its row, its first position, the index of its last id, -1 where it is idle, and T
-                ids.
+            lines: for each its row, the index of its last id, -1 where it is idle, and T ids.
         """
         if shape not in state.inputs:
-            given = torch.zeros(shape.prompts, 3 + shape.length, dtype=torch.int64, device=self.device)
-            state.inputs[shape] = (
-                given,
+            state.inputs[shape] = _Input(
+                torch.zeros(shape.prompts, 2 + shape.length, dtype=torch.int64, device=self.device),
                 torch.zeros(shape.prompts, self.config.vocab_size, device=self.device),
             )
-        given, logits = state.inputs[shape]
-        given.copy_(torch.tensor(lines), non_blocking=True)
-        self._run(state, ("read", *shape), partial(self._forward_piece, state, shape, given, logits))
-        return logits
+        read = state.inputs[shape]
+        read.given.copy_(torch.tensor(lines), non_blocking=True)
+        self._run(state, ("read", *shape), partial(self._forward_piece, state, shape, read))
+        return read.logits
 
-    def _forward_piece(self, state: "_State", shape: "_Shape", given: Tensor, logits: Tensor) -> None:
-        rows, starts, last, ids = given[:, 0], given[:, 1, None], given[:, 2, None], given[:, 3:]
-        index, limit = state.numbers[: shape.length], state.chooser.limit
-        places = (starts + index).masked_fill(index > last, limit)  # [B, T]
+    def _forward_piece(self, state: "_State", shape: "_Shape", read: "_Input") -> None:
+        rows, last, ids = read.given[:, 0], read.given[:, 1, None], read.given[:, 2:]
+        index, end = state.numbers[: shape.length], shape.start + shape.length
+        places = (shape.start + index).masked_fill(index > last, state.chooser.limit)  # [B, T]
         hidden = self._embed(ids, places)
-        mask = self._mask(places, limit, state) if shape.is_later else None
-        for layer, fused, memory in zip(self._layers(), self._fused, state.block.memory, strict=True):
+        for layer, linear, memory in zip(self._layers(), self._linears, state.block.memory, strict=True):
             normed = layer.self_attn_layer_norm(hidden)
-            parts = fused(normed).view(shape.prompts, shape.length, 3, layer.self_attn.heads, -1)
+            parts = linear(normed).view(shape.prompts, shape.length, 3, layer.self_attn.heads, -1)
             query, key, value = parts.permute(2, 0, 3, 1, 4)  # each [B, H, T, D / H]
             memory[:, rows[:, None], :, places] = parts[:, :, 1:].to(memory.dtype)
-            if mask is not None:
-                key, value = memory[:, rows, :, :limit]
-            mixed = _attend(query, key, value, mask).transpose(1, 2).flatten(2)
+            if shape.start:
+                key, value = memory[:, rows, :, :end]
+            mixed = causal(query, key, value).transpose(1, 2).flatten(2)
             hidden = self._rest_of_layer(layer, hidden, mixed)
-        logits.copy_(self._logits(hidden[state.numbers[: shape.prompts], last[:, 0].clamp(min=0)]))
+        ends = hidden[state.numbers[: shape.prompts], last[:, 0].clamp(min=0)]
+        read.logits.copy_(self._logits(ends))
 
     def _embed(self, ids: Tensor, places: Tensor) -> Tensor:
         model = self.model.biogpt
         places = places.clamp(max=self.config.max_position_embeddings - 1)  # of what is idle
         return model.embed_tokens(ids) * model.embed_scale + model.embed_positions(places + POSITION_OFFSET)
-
-    def _mask(self, places: Tensor, keys: int, state: "_State") -> Tensor:
-        """What is added to scores, [B, 1, T, K]: 0 up to each place of ``places``, [B, T], then -inf."""
-        is_open = state.numbers[:keys] <= places[:, None, :, None]
-        return torch.zeros(is_open.shape, dtype=self.model.dtype, device=self.device).masked_fill(
-            ~is_open, -torch.inf
-        )
 
     def _rest_of_layer(self, layer: DecoderLayer, hidden: Tensor, mixed: Tensor) -> Tensor:
         hidden = hidden + layer.self_attn.out_proj(mixed)
@@ -277,19 +274,18 @@ class CudaRunner(PlainRunner):
         """The numbers of rows and keys that programs may be for, and of prompts that may be read at once."""
         rows, limit = len(state.block.owners), state.chooser.limit
         sizes = [count for count in self.row_counts if count < rows] + [rows]
-        steady = steady_sizes(self.model, sizes, self._fused[0])
+        steady = steady_sizes(self.model, sizes, self._linears[0])
         if steady[-1] < rows:
             logger.warning("on %s a row's bits depend on its place among others", self.device)
             steady = (rows,)
-        key_counts = [count for count in self.key_counts if count < limit] + [limit]
+        key_counts = [limit]
+        if self._attention is masked:  # which takes longer, the more it masks
+            key_counts = [count for count in self.key_counts if count < limit] + [limit]
         memory = state.block.memory[0].normal_()
-        query = torch.randn(rows, *memory.shape[2:3], 1, memory.shape[4], device=self.device)
-        query = query.to(self.model.dtype)
+        parts = torch.randn(rows, 3, *memory.shape[2::2], device=self.device).to(self.model.dtype)
 
         def attended(places: Tensor, count: int, keys: int) -> Tensor:
-            mask = self._mask(places[:count, None], keys, state)
-            known = memory[:, :count, :, :keys]
-            return _attend(query[:count], known[0], known[1], mask)
+            return self._attention(places[:count], keys, self.model.dtype)(parts[:count], memory)
 
         for keys in key_counts[:]:
             places = torch.arange(rows, device=self.device) * 7919 % keys
@@ -302,7 +298,7 @@ class CudaRunner(PlainRunner):
             )
         memory.zero_()
         self.sizes, self._keys = steady, tuple(key_counts)
-        short = steady_sizes(self.model, (self.short * self.lengths[0],), self._fused[0])
+        short = steady_sizes(self.model, (self.short * self.lengths[0],), self._linears[0])
         if short[-1] == 1:
             self.short = 1
         logger.info(
@@ -314,11 +310,18 @@ class CudaRunner(PlainRunner):
 
 
 class _Shape(NamedTuple):
-    """Of a program that reads prompts: B, T, and whether what comes before them is in the cache."""
+    """Of a program that reads prompts: B, T, and how many positions are in the cache before them."""
 
     prompts: int
     length: int
-    is_later: bool
+    start: int
+
+
+class _Input(NamedTuple):
+    """Of a program that reads prompts: ``lines``, and the logits that it writes."""
+
+    given: Tensor
+    logits: Tensor
 
 
 class _State:
@@ -331,7 +334,7 @@ class _State:
         self.numbers = torch.arange(max(rows, chooser.limit + 1, longest), device=block.memory.device)
         self.rules: list[Rules | None] = [None] * rows  # as the chooser has them
         self.programs: dict[tuple[object, ...], Program] = {}
-        self.inputs: dict[_Shape, tuple[Tensor, Tensor]] = {}
+        self.inputs: dict[_Shape, _Input] = {}
 
     def follow(self, row: int, rules: Rules) -> None:
         """Let a row be chosen by these rules."""
@@ -402,14 +405,7 @@ class _Wanted:
         return choice
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, H, T, D / H], in the type of the query; without a mask each position sees those up to itself."""
-    keys, values = keys.to(query.dtype), values.to(query.dtype)
-    with sdpa_kernel(_ATTENTION):
-        return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None)
-
-
-def _fused(layer: DecoderLayer) -> Callable[[Tensor], Tensor]:
+def _query_key_value(layer: DecoderLayer) -> Callable[[Tensor], Tensor]:
     """What computes queries, keys and values in one go, [..., D] to [..., 3 D]."""
     attention = layer.self_attn
     if attention.qkv_proj is not None:
