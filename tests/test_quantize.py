@@ -269,7 +269,7 @@ def test_mini_gives_a_request_the_same_bits_in_any_company(precision) -> None:
     requests = [
         (
             generator.tokenizer.encode(prompt).ids,
-            GenerationOptions(max_new_tokens=24, seed=7, **kind),
+            GenerationOptions(max_new_tokens=12, seed=7, **kind),
         )
         for prompt in prompts
         for kind in ({"top_logprobs": 5}, {"temperature": 0.9}, {"num_beams": 3})
@@ -282,7 +282,7 @@ def test_mini_gives_a_request_the_same_bits_in_any_company(precision) -> None:
 
 
 @pytest.mark.slow
-def test_five_thousand_tokens_in_float32_are_the_same_in_any_company() -> None:
+def test_two_thousand_tokens_in_float32_are_the_same_in_any_company() -> None:
     """Greedy and sampled, prompts of one chunk and of two, joining as others end.
 
     Guests are cancelled on the way.
@@ -293,7 +293,7 @@ def test_five_thousand_tokens_in_float32_are_the_same_in_any_company() -> None:
         (
             words[: 2 + 12 * number],
             GenerationOptions(
-                max_new_tokens=320, min_new_tokens=320, temperature=0.9 * (number % 2), seed=number
+                max_new_tokens=128, min_new_tokens=128, temperature=0.9 * (number % 2), seed=number
             ),
         )
         for number in range(16)
@@ -311,12 +311,12 @@ def test_five_thousand_tokens_in_float32_are_the_same_in_any_company() -> None:
         while engine.has_work:
             engine.step()
             steps += 1
-            if steps % 40 == 0 and others:
+            if steps % 16 == 0 and others:
                 others.pop().cancelled = True
         return [[token.id for token in iter(slot.results.get, None)] for slot in slots]
 
     many = ids_of(16, requests, guests=8)
-    assert sum(map(len, many)) == 5_120
+    assert sum(map(len, many)) == 2_048
     assert many[1::2] == ids_of(5, requests[::-2], guests=0)[::-1]
     assert many[:2] == [ids_of(1, [request], guests=0)[0] for request in requests[:2]]
 
