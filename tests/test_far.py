@@ -3,6 +3,7 @@
 What carries the calls is a plain object here; ``test_ray.py`` has Ray.
 """
 
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -17,12 +18,13 @@ from biogpt.cli import main
 from biogpt.cluster.far import FarGenerator, FarRecognizer, Message, Place, Refusal, answered, going_on
 from biogpt.cluster.fleet import Fleet
 from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import Hypothesis, Token
 from biogpt.generation.tree import TreeOptions
 from biogpt.serving.engine import QueueFull, Stopping
 from biogpt.serving.inspection import read_whole
 from biogpt.serving.service import Lost, Step
 from biogpt.serving.text_generator import TextGenerator
-from biogpt.serving.tree import TextTree, grown
+from biogpt.serving.tree import TextTree, grown, searched
 from biogpt.serving.worker import Health
 
 STEPS = [Step(token, " a" * token, -float(token)) for token in range(1, 6)]
@@ -57,6 +59,9 @@ def test_last_digits_may_differ_and_words_may_not() -> None:
     with pytest.raises(Lost, match="in other words"):
         list(going_on(begin))
     assert list(begin()) == STEPS, "a third replica was not asked"
+    beams, others = ([Hypothesis((Token(token, -1.0),), -1.0, finished=False)] for token in (5, 6))
+    with pytest.raises(Lost, match="in other words"):
+        list(going_on(calls([beams, Lost("gone")], [others])))
     with pytest.raises(Lost, match="in other words"):
         list(going_on(calls([*STEPS[:2], Lost("gone")], STEPS[:1])))
 
@@ -124,7 +129,7 @@ class NearCall:
                 raise Lost("gone")
             self.left -= 1
             if message is not None:
-                yield message
+                yield pickle.loads(pickle.dumps(message))
 
     def cancel(self) -> None:
         self.near.cancelled += 1
@@ -174,6 +179,23 @@ def test_what_reads_texts_and_grows_trees_is_the_same_far_and_near(near: TextGen
         found.append((counts, tree.nodes, tree.texts, generator.ask(read_whole, generator.prompt("ab ab"))))
     assert found[0] == found[1]
     assert far.description == f"{near.description}, on Ray"
+
+
+def test_a_beam_search_is_the_same_far_and_near_though_a_replica_is_lost(near: TextGenerator) -> None:
+    far = FarGenerator(Near(near, 4))
+    found = []
+    for generator in (far, near):
+        tree = TextTree(generator.prompt("ab a"))
+        counts = [
+            count
+            for count in searched(generator, tree, GenerationOptions(max_new_tokens=8, num_beams=3))
+            if count
+        ]
+        found.append((counts, tree))
+    assert found[0] == found[1]
+    assert found[0][0][-1] > 4
+    with pytest.raises(ValueError, match="positions"):
+        list(far.beams(far.prompt("ab a"), GenerationOptions(max_new_tokens=2000, num_beams=3)))
 
 
 def test_closing_a_far_stream_ends_the_work(near: TextGenerator) -> None:

@@ -1,7 +1,9 @@
 """Trees of continuations: the search, its texts, and what programs get."""
 
+import itertools
 import math
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,12 +13,13 @@ from test_writing import PROMPT, tiny
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.options import GenerationOptions
-from biogpt.generation.search import start_search
+from biogpt.generation.search import Hypothesis, start_search
 from biogpt.generation.tree import Node, Tree, TreeOptions
 from biogpt.serving.engine import Slot
 from biogpt.serving.text_generator import TextGenerator
-from biogpt.serving.tree import TextTree, grown
+from biogpt.serving.tree import TextTree, grown, searched
 
+Path = tuple[int, ...]
 LETTERS = [f"{letter}</w>" for letter in "abcdefghij"]
 
 
@@ -200,3 +203,120 @@ def test_a_tree_grows_no_deeper_than_the_room() -> None:
         assert len(tree.nodes) == prompt.room < 9
         with pytest.raises(ValueError, match="leaves none for more"):
             all_of(generator, tree, TreeOptions(), leaf=len(tree.nodes) - 1)
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+def test_a_beam_search_tells_the_very_beams_that_the_model_reads_next(model, beams) -> None:
+    options = GenerationOptions(max_new_tokens=9, num_beams=beams, num_return_sequences=beams)
+    search = start_search(model.config, [2, 5], options)
+    for held in engine_of(model).run(search):
+        living = [found for found in held if not found.finished]
+        finished = [found for found in held if found.finished]
+        assert held == living + finished
+        assert [found.ids[-1] for found in living] == [token for [token] in search.feed]
+        assert len(living) == (0 if search.done else beams)
+        for some in (living, finished):
+            assert len(some) <= beams
+            assert [found.score for found in some] == sorted((found.score for found in some), reverse=True)
+        for found in held:
+            total = sum(token.logprob for token in found.tokens)
+            assert found.score == pytest.approx(total / len(found.tokens), abs=1e-5)
+    assert search.done
+
+
+@pytest.fixture(params=[1, 6, 8], ids="model {}".format)
+def ending(request: pytest.FixtureRequest) -> Iterator[TextGenerator]:
+    """Beams of it end early, and some that have ended are dropped for better ones."""
+    with tiny(LETTERS) as generator:
+        torch.manual_seed(request.param)
+        with torch.no_grad():
+            generator.model.output_projection.weight.normal_()
+        yield generator
+
+
+def told_by_hand(steps: list[list[Hypothesis]]) -> dict[Path, tuple[str, int]]:
+    """How each path of a beam search stands in the end, and since which step."""
+    found: dict[Path, tuple[str, int]] = {}
+    for number, held in enumerate(steps, start=1):
+        now = {tuple(hypothesis.ids): hypothesis.finished for hypothesis in held}
+        for path, (state, _) in list(found.items()):
+            if state == "dropped" or path in now:
+                continue
+            if state == "alive" and any(longer[:-1] == path for longer in now):
+                del found[path]
+            else:
+                found[path] = ("dropped", number)
+        for path, is_finished in now.items():
+            found.setdefault(path, ("finished" if is_finished else "alive", number))
+    return found
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"length_penalty": 0.0}, {"no_repeat_ngram_size": 1}, {"early_stopping": True}], ids=str
+)
+def test_the_tree_of_a_beam_search_is_all_that_it_held_and_its_winner_the_text(ending, change) -> None:
+    options = GenerationOptions(max_new_tokens=12, num_beams=4, **change)
+    tree = TextTree(ending.prompt(PROMPT))
+    counts = list(searched(ending, tree, options))
+    every = replace(options, num_return_sequences=4)
+    steps = [held for held in ending.beams(tree.prompt, every) if held is not None]
+    assert [count for count in counts if count is not None] == list(range(1, len(steps) + 1))
+
+    search = tree.search
+    assert search is not None
+    assert search.is_over
+    ids = {number: tuple(tree.nodes[place].id for place in tree.path(number)) for number in search.beams}
+    expected = told_by_hand(steps)
+    assert {ids[number]: (beam.state, beam.step) for number, beam in search.beams.items()} == expected
+    assert {"finished", "dropped"} == {state for state, _ in expected.values()}
+    lived = {tuple(found.ids): found.score for held in steps for found in held}
+    assert {ids[number]: beam.score for number, beam in search.beams.items()} == {
+        path: lived[path] for path in expected
+    }
+    paths = {tuple(path) for path in paths_of(tree.nodes, [])}
+    assert paths == {path[:end] for path in lived for end in range(1, len(path) + 1)}
+    assert all(
+        node.total == pytest.approx(node.logprob + (tree.nodes[node.parent].total if node.parent >= 0 else 0))
+        for node in tree.nodes
+    )
+
+    [completion] = ending.generate(PROMPT, options)
+    best, *others = (number for number, beam in search.beams.items() if beam.state == "finished")
+    sample = tree.sample(best)
+    assert (sample.ids, sample.text) == (completion.ids, completion.text)
+    assert [search.beams[other].score for other in others] == [found.score for found in steps[-1][1:]]
+    assert {len(likeliest) for likeliest in sample.alternatives} == {8}, "not its siblings alone"
+    texts = [step.text for step in ending.stream(PROMPT, options)]
+    assert search.revised == sum(not later.startswith(text) for text, later in itertools.pairwise(texts))
+
+
+def test_a_beam_search_that_is_closed_keeps_what_lived() -> None:
+    with tiny(LETTERS) as generator:
+        tree = TextTree(generator.prompt(PROMPT))
+        steps = searched(generator, tree, GenerationOptions(max_new_tokens=30, num_beams=3))
+        for count in steps:
+            if count == 3:
+                break
+        steps.close()
+        search = tree.search
+        assert search is not None
+        assert (search.steps, search.count("alive"), search.is_over) == (3, 3, False)
+        ended = threading.Event()
+        generator.run(ended.set)
+        assert generator.waiting == 0
+        assert not generator._worker.engine.is_busy
+        with pytest.raises(ValueError, match="a beam search does not go on"):
+            all_of(generator, tree, TreeOptions(), leaf=next(iter(search.beams)))
+
+
+def test_a_beam_search_needs_beams_and_room() -> None:
+    with tiny(LETTERS) as generator:
+        prompt = replace(generator.prompt(" ".join("a" * 37)), is_open=False)
+        tree = TextTree(prompt)
+        assert list(filter(None, searched(generator, tree, GenerationOptions(num_beams=2))))[-1] <= 2
+        assert max(len(tree.path(number)) for number in range(len(tree.nodes))) == prompt.room == 2
+        with pytest.raises(ValueError, match="num_beams is 1; a beam search needs 2 or more"):
+            list(searched(generator, tree, GenerationOptions()))
+        full = replace(prompt, room=0)
+        with pytest.raises(ValueError, match="leaves none for more"):
+            list(searched(generator, TextTree(full), GenerationOptions(num_beams=2)))

@@ -7,6 +7,7 @@ depends on nothing but itself, so the other one gives the same, and what was giv
 import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -14,7 +15,7 @@ from threading import Event, Lock, Thread
 from typing import Any, Protocol, TypeVar
 
 from biogpt.generation.options import GenerationOptions
-from biogpt.generation.search import start_search
+from biogpt.generation.search import Hypothesis, start_search
 from biogpt.generation.tree import Node, TreeOptions
 from biogpt.serving.engine import Counts, Stopping
 from biogpt.serving.service import Lost, Prompt, QueuedStream, Step, Stream, TextService
@@ -47,7 +48,7 @@ class Refusal:
     error: Exception
 
 
-Message = Step | list[Node] | Place | Refusal
+Message = Step | list[Node] | list[Hypothesis] | Place | Refusal
 
 
 class Call(Protocol):
@@ -128,7 +129,9 @@ def _mark(message: Message) -> Hashable:
     if isinstance(message, Step):
         return message.sequence, message.token_id
     assert isinstance(message, list)
-    return tuple((node.parent, node.id) for node in message)
+    return tuple(
+        (made.parent, made.id) if isinstance(made, Node) else (made.finished, *made.ids) for made in message
+    )
 
 
 class Asked:
@@ -145,7 +148,7 @@ class Asked:
     """
 
     def __init__(self, begin: Callable[[], Call], count: Callable[[Counts], None]) -> None:
-        self.results: SimpleQueue[Step | list[Node] | Exception | None] = SimpleQueue()
+        self.results: SimpleQueue[Step | list[Node] | list[Hypothesis] | Exception | None] = SimpleQueue()
         self.place = Place(0, 1)
         self.ended = Event()
         self._begin, self._count = begin, count
@@ -292,22 +295,16 @@ class FarGenerator(TextService):
     def grow(
         self, prompt: Prompt, options: TreeOptions, session: Hashable = None
     ) -> Generator[list[Node] | None, None, None]:
-        asked = self._asked("grow", prompt, options, session)
-        try:
-            while True:
-                try:
-                    result = asked.results.get(timeout=_LOOK)
-                except Empty:
-                    yield None
-                    continue
-                if result is None:
-                    return
-                if isinstance(result, Exception):
-                    raise result
-                assert isinstance(result, list)
-                yield result
-        finally:
-            asked.cancel()
+        with closing(_lists(self._asked("grow", prompt, options, session))) as levels:
+            for level in levels:
+                yield None if level is None else [node for node in level if isinstance(node, Node)]
+
+    def beams(
+        self, prompt: Prompt, options: GenerationOptions, session: Hashable = None
+    ) -> Generator[list[Hypothesis] | None, None, None]:
+        with closing(_lists(self._asked("beams", prompt, options, session))) as steps:
+            for step in steps:
+                yield None if step is None else [found for found in step if isinstance(found, Hypothesis)]
 
     def ask(self, work: Callable[..., T], *arguments: object) -> T:
         self._refuse_at_the_end()
@@ -329,6 +326,25 @@ class FarGenerator(TextService):
     def _refuse_at_the_end(self) -> None:
         if self._is_closed:
             raise Stopping
+
+
+def _lists(asked: Asked) -> Generator[list[Node] | list[Hypothesis] | None, None, None]:
+    """The results of a call that tells several things at a time; None while there are none."""
+    try:
+        while True:
+            try:
+                result = asked.results.get(timeout=_LOOK)
+            except Empty:
+                yield None
+                continue
+            if result is None:
+                return
+            if isinstance(result, Exception):
+                raise result
+            assert isinstance(result, list)
+            yield result
+    finally:
+        asked.cancel()
 
 
 def _described(generator: TextService) -> tuple[Any, Any, str]:

@@ -8,6 +8,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from contextvars import copy_context
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
@@ -15,6 +17,7 @@ from ray import serve
 
 from biogpt.cluster.far import Message, Place, Refusal
 from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import Hypothesis
 from biogpt.generation.tree import Node, TreeOptions
 from biogpt.serving.engine import QueueFull, Stopping
 from biogpt.serving.service import Prompt, Stream
@@ -60,7 +63,9 @@ class _Replica(ABC, Generic[Model]):
         return await self.loaded(serve.get_multiplexed_model_id())
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        # With whose request it is, which a thread of the pool would not know.
+        context = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, work, *arguments)
 
 
 class Writing(_Replica[TextGenerator]):
@@ -111,18 +116,33 @@ class Writing(_Replica[TextGenerator]):
         """As ``TextService.grow``."""
         generator = await self.model()
         CLIENT.set(client)
-        levels = generator.grow(prompt, options, session)
-        coming = asyncio.ensure_future(self.run(_next_level, levels))
+        async with aclosing(self._told(generator.grow(prompt, options, session))) as levels:
+            async for level in levels:
+                yield level
+
+    async def beams(
+        self, prompt: Prompt, options: GenerationOptions, session: Hashable, client: Hashable
+    ) -> AsyncGenerator[Message, None]:
+        """As ``TextService.beams``."""
+        generator = await self.model()
+        CLIENT.set(client)
+        async with aclosing(self._told(generator.beams(prompt, options, session))) as steps:
+            async for step in steps:
+                yield step
+
+    async def _told(self, lists: "_Lists") -> AsyncGenerator[Message, None]:
+        """What a generator makes in threads that wait for it, and at last why it is refused if it is."""
+        coming = asyncio.ensure_future(self.run(_next_list, lists))
         try:
-            while (level := await asyncio.shield(coming)) is not None:
-                if level:
-                    yield level
-                if isinstance(level, Refusal):
+            while (found := await asyncio.shield(coming)) is not None:
+                if found:
+                    yield found
+                if isinstance(found, Refusal):
                     return
-                coming = asyncio.ensure_future(self.run(_next_level, levels))
+                coming = asyncio.ensure_future(self.run(_next_list, lists))
         finally:
             await asyncio.wait([coming])  # what runs in a thread can't be closed before it looks up
-            levels.close()
+            lists.close()
 
     async def ask(self, work: Callable[..., T], arguments: Sequence[Any]) -> T | Refusal:
         """As ``TextService.ask``."""
@@ -146,10 +166,13 @@ def _next_steps(stream: Stream) -> tuple[list[Message], bool]:
     return steps, False
 
 
-def _next_level(levels: Generator[list[Node] | None, None, None]) -> list[Node] | Refusal | None:
-    """The next nodes of a tree: none if they take a while, None after the last."""
+_Lists = Generator[list[Node] | None, None, None] | Generator[list[Hypothesis] | None, None, None]
+
+
+def _next_list(lists: _Lists) -> list[Node] | list[Hypothesis] | Refusal | None:
+    """The next nodes of a tree, or hypotheses: none if they take a while, None after the last."""
     try:
-        return next(levels) or []
+        return next(lists) or []
     except StopIteration:
         return None
     except _REFUSED as error:

@@ -212,8 +212,9 @@ class Beams:
         """One more token for every beam, by the logits [B, V] (of the prompt [1, V]) of the position before.
 
         Returns:
-            The best running hypothesis alone while the search goes on, and finally the
-            ``num_return_sequences`` best finished ones, best first.
+            While the search goes on, the hypotheses that it would extend next, and then those of the
+            ``num_beams`` best finished ones that there are; finally the ``num_return_sequences`` best
+            finished ones. Best first each time.
         """
         assert isinstance(given, Tensor), "beams are chosen here"
         options, beams = self.options, self.rows
@@ -246,7 +247,13 @@ class Beams:
             return finished[: options.num_return_sequences]
         cache.reorder(rows[alive].to(cache.device))
         self.feed = [[tokens[-1].id] for tokens in self._running]
-        return [Hypothesis(self._running[0], ranked[int(alive[0])], finished=False)]
+        is_real = best.values > _LEAST_SCORE / 2  # of a beam that exists
+        living = [
+            Hypothesis(extended[i], ranked[i], finished=False)
+            for place, i in enumerate(alive.tolist())
+            if place == 0 or is_real[i]
+        ]
+        return living + finished
 
     @property
     def fed(self) -> list[list[list[int]]]:

@@ -15,6 +15,7 @@ import torch
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
 from biogpt.generation.options import GenerationOptions
+from biogpt.generation.search import Hypothesis
 from biogpt.generation.tree import Node, TreeOptions
 from biogpt.model.config import BioGptConfig
 from biogpt.serving.engine import Counts
@@ -262,6 +263,25 @@ class TextService(ABC):
 
         Yields:
             The nodes of a depth, one after another; None several times a second while there are none.
+
+        Raises:
+            ValueError, QueueFull, TooMany, RuntimeError, FloatingPointError: as of ``stream``.
+        """
+
+    @abstractmethod
+    def beams(
+        self, prompt: Prompt, options: GenerationOptions, session: Hashable = None
+    ) -> Generator[list[Hypothesis] | None, None, None]:
+        """Beam search, with all that it holds; closing this ends the work within one step.
+
+        Args:
+            prompt: as ``reading`` gives it.
+            options: with several ``num_beams``; stop strings change nothing.
+            session: as of ``stream``.
+
+        Yields:
+            After each step, what ``biogpt.generation.search.Beams.advance`` returns; None several times a
+            second while there is nothing.
 
         Raises:
             ValueError, QueueFull, TooMany, RuntimeError, FloatingPointError: as of ``stream``.

@@ -38,7 +38,7 @@ from biogpt.text.tokenizer import moses_text, settled_part
 
 T = TypeVar("T")
 
-_LOOK = 0.2  # seconds between looks of who waits for a tree
+_LOOK = 0.2  # seconds between looks of who waits for a tree, or for beams
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,26 @@ class TextGenerator(TextService):
         tree = Tree(self.model.config, prompt.ids, options, self._unreadable, self.padding)
         slot = Slot(tree, session, client=CLIENT.get())
         self._worker.submit(slot)
+        with closing(self._lists(slot)) as levels:
+            for level in levels:
+                yield None if level is None else [node for node in level if isinstance(node, Node)]
+
+    def beams(
+        self, prompt: Prompt, options: GenerationOptions, session: Hashable = None
+    ) -> Generator[list[Hypothesis] | None, None, None]:
+        with closing(self._lists(self._submit(prompt, options, session))) as steps:
+            for step in steps:
+                yield None if step is None else [found for found in step if isinstance(found, Hypothesis)]
+
+    def ask(self, work: Callable[..., T], *arguments: object) -> T:
+        return self.run(partial(work, self, *arguments))
+
+    def run(self, task: Callable[[], T]) -> T:
+        """What a task returns or raises that computes with ``model``: ``ask``, for what is here alone."""
+        return self._worker.run(task)
+
+    def _lists(self, slot: Slot) -> Generator[list[Hypothesis] | list[Node] | None, None, None]:
+        """The results of a slot that makes several things at a time; None while there are none."""
         try:
             while True:
                 try:
@@ -248,16 +268,9 @@ class TextGenerator(TextService):
                 if isinstance(result, Exception):
                     raise result
                 assert isinstance(result, list)
-                yield [node for node in result if isinstance(node, Node)]
+                yield result
         finally:
             self._worker.cancel(slot)
-
-    def ask(self, work: Callable[..., T], *arguments: object) -> T:
-        return self.run(partial(work, self, *arguments))
-
-    def run(self, task: Callable[[], T]) -> T:
-        """What a task returns or raises that computes with ``model``: ``ask``, for what is here alone."""
-        return self._worker.run(task)
 
     def _encoded(self, prompt: str | Prompt, options: GenerationOptions) -> Prompt:
         encoded = prompt if isinstance(prompt, Prompt) else self.prompt(prompt)
