@@ -5,13 +5,39 @@
 {
   let folded = new Set(); // numbers of nodes
   let selected = 0;
-  let planted = ""; // the prompt of the tree that these are of
+  let planted = ""; // the prompt of the tree that these are of, and its kind
+  let size = 0; // of that tree, in nodes
+  let chosen = false; // the selected one is the reader's choice
 
   const escaped = (text) => text.replace(/[&<>"]/g, (character) => `&#${character.charCodeAt()};`);
   const percent = (logprob) => {
     const share = 100 * Math.exp(logprob);
     return `${share >= 9.95 ? share.toFixed(0) : share >= 0.05 ? share.toFixed(1) : "<0.1"} %`;
   };
+
+  const figure = (value) => value.toFixed(2).replace("-", "\u2212");
+  const nth = (rank) => `${rank}${["st", "nd", "rd"][rank - 1] ?? "th"}`;
+
+  // The path that is best while a beam search goes on, and in the end.
+  const leader = ({ beams }) => beams.find(({ state }) => state === "alive") ?? beams[0];
+
+  // How the paths of a beam search stand, in words, by the numbers of their last nodes; all nodes of those that were
+  // not dropped; and of each node its place by the best path through it, that of the leader first.
+  function standing({ nodes, search }) {
+    const [words, lives, places] = [new Map(), new Set(), new Map()];
+    let rank = 0;
+    for (const { node, state, score, step } of search?.beams ?? []) {
+      if (state === "finished") {
+        rank += 1;
+        words.set(node, `${search.is_over && rank === 1 ? "best" : nth(rank)}, ${figure(score)}`);
+      } else words.set(node, state === "alive" ? "alive" : `dropped at ${step}`);
+      if (state !== "dropped") for (let at = node; at >= 0; at = nodes[at].parent) lives.add(at);
+    }
+    const inOrder = search ? [leader(search), ...search.beams] : [];
+    for (const { node } of inOrder)
+      for (let at = node; at >= 0 && !places.has(at); at = nodes[at].parent) places.set(at, places.size);
+    return { words, lives, places };
+  }
 
   function childrenOf(nodes) {
     const children = new Map();
@@ -22,8 +48,18 @@
     return children;
   }
 
+  // Of a beam search the best path goes straight down, and what turns off it is set in: it may be long.
+  function rows(value, children, stands, parent, level) {
+    const below = children.get(parent);
+    const place = (number) => stands.places.get(number);
+    const main = value.search && below.reduce((one, other) => (place(other) < place(one) ? other : one));
+    const inOrder = value.search ? [...below.filter((child) => child !== main), main] : below;
+    return inOrder.map((child) => row(value, children, stands, child, level, value.search && child !== main)).join("");
+  }
+
   // Nodes without a sibling read as one with the node before them; the number of a row is that of its last.
-  function row(nodes, children, first, level) {
+  function row(value, children, stands, first, level, aside) {
+    const { nodes, search } = value;
     let last = first;
     let text = nodes[first].text;
     let own = nodes[first].logprob;
@@ -32,34 +68,55 @@
       text += nodes[last].text;
       own += nodes[last].logprob;
     }
-    const below = children.get(last) ?? [];
     const { total, ended } = nodes[last];
     const name = ended ? `${text} (end of text)` : text;
-    const opens = below.length > 0;
-    const spoken = `${name.trim()}, ${percent(own)}, of the path ${percent(total)}`;
+    const opens = children.has(last);
+    const word = stands.words.get(last) ?? "";
+    const lives = stands.lives.has(last) ? word && "lives" : "dropped";
+    const [spoken, kind, ...figures] = search
+      ? [[name.trim(), word, `sum ${figure(total)}`].filter(Boolean).join(", "), lives, word, figure(total)]
+      : [
+          `${name.trim()}, ${percent(own)}, of the path ${percent(total)}`,
+          "",
+          percent(own),
+          level > 1 ? percent(total) : "",
+        ];
+    const words = kind === "dropped" ? name.replace(/\S.*/s, (said) => `<s>${escaped(said)}</s>`) : escaped(name);
     return (
       `<li role="treeitem" aria-level="${level}" data-node="${last}" tabindex="${last === selected ? 0 : -1}" ` +
       `aria-selected="${last === selected}" aria-label="${escaped(spoken)}"` +
       (opens ? ` aria-expanded="${!folded.has(last)}"` : "") +
-      `><div class="node"><i class="fold" aria-hidden="true"></i><span>${escaped(name)}</span>` +
-      `<b>${escaped(percent(own))}</b><small>${level > 1 ? escaped(percent(total)) : ""}</small></div>` +
-      (opens
-        ? `<ul role="group">${below.map((child) => row(nodes, children, child, level + 1)).join("")}</ul>`
-        : "") +
+      (aside ? ' class="aside"' : "") +
+      `><div class="node ${kind}"><i class="fold" aria-hidden="true"></i><span>${words}</span>` +
+      `<b>${escaped(figures[0])}</b><small>${escaped(figures[1])}</small></div>` +
+      (opens ? `<ul role="group">${rows(value, children, stands, last, level + 1)}</ul>` : "") +
       "</li>"
     );
   }
 
   const COUNT = "Of each branch: its probability, and that of the path from the start.";
 
-  function tree({ prompt, nodes }) {
+  const HOW = "Of each path: the sum of its log-probabilities. What has ended is ranked by";
+
+  function remarkOf(search) {
+    if (!search) return COUNT;
+    const power = { 0: "", 1: " / tokens" }[search.length_penalty] ?? ` / tokens<sup>${search.length_penalty}</sup>`;
+    return `${HOW} sum${power}.`;
+  }
+
+  function tree(value) {
+    const { prompt, nodes, search } = value;
     if (!nodes.length) return "";
     const children = childrenOf(nodes);
-    if (planted !== prompt) {
+    const stands = standing(value);
+    if (planted !== `${prompt}\n${!!search}` || nodes.length < size) {
       folded = new Set();
-      planted = prompt;
+      planted = `${prompt}\n${!!search}`;
       selected = -1;
+      chosen = false;
     }
+    size = nodes.length;
+    if (search && !chosen) selected = leader(search).node;
     const rowOf = (number) => {
       while (children.get(number)?.length === 1) [number] = children.get(number);
       return number;
@@ -68,14 +125,12 @@
     folded = new Set([...folded].map(rowOf));
     const before = prompt.length > 60 ? `…${prompt.slice(-60)}` : prompt;
     return (
-      `<div class="branches"><p class="remark">${COUNT}</p><p class="stem">${escaped(before)}</p>` +
+      `<div class="branches${search ? " search" : ""}"><p class="remark">${remarkOf(search)}</p>` +
+      `<p class="stem">${escaped(before)}</p>` +
       `<ul role="tree" aria-label="Continuations">` +
-      children
-        .get(-1)
-        .map((child) => row(nodes, children, child, 1))
-        .join("") +
+      rows(value, children, stands, -1, 1) +
       '</ul><div class="path" role="group" aria-label="The chosen branch"><p></p>' +
-      '<button data-do="fold">Fold</button><button data-do="expand">Expand here</button>' +
+      `<button data-do="fold">Fold</button>${search ? "" : '<button data-do="expand">Expand here</button>'}` +
       '<button data-do="keep">Keep as the text</button><button data-do="save">Download JSON</button></div></div>'
     );
   }
@@ -93,15 +148,17 @@
     }
 
     function describe() {
-      const { nodes } = props.value;
-      const chosen = item();
-      if (!chosen) return;
+      const { nodes, search } = props.value;
+      const shown = item();
+      if (!shown) return;
       const button = (name) => element.querySelector(`[data-do=${name}]`);
-      const opens = chosen.hasAttribute("aria-expanded");
-      element.querySelector(".path p").textContent = `“${path(selected).trim()}” ${percent(nodes[selected].total)}`;
+      const opens = shown.hasAttribute("aria-expanded");
+      const { total, ended } = nodes[selected];
+      element.querySelector(".path p").textContent =
+        `“${path(selected).trim()}” ${search ? figure(total) : percent(total)}`;
       button("fold").disabled = !opens;
-      button("fold").textContent = chosen.getAttribute("aria-expanded") === "false" ? "Unfold" : "Fold";
-      button("expand").disabled = opens || nodes[selected].ended;
+      button("fold").textContent = shown.getAttribute("aria-expanded") === "false" ? "Unfold" : "Fold";
+      if (!search) button("expand").disabled = opens || ended;
     }
 
     function select(target, focus = true) {
@@ -148,6 +205,7 @@
       if (button) return actions[button.dataset.do]?.();
       const target = event.target.closest("[role=treeitem]");
       if (!target) return undefined;
+      chosen = true;
       select(target);
       if (event.target.closest(".fold")) fold(target, isOpen(target));
       return undefined;
@@ -171,18 +229,28 @@
         " ": () => opens && fold(target, isOpen(target)),
       };
       if (!moves[event.key]) return;
+      chosen = true;
       moves[event.key]();
       event.preventDefault();
     });
 
-    // What is drawn anew loses the focus.
+    // What is drawn anew loses the focus, and where it was scrolled to.
     let held = false;
+    let scrolled = 0;
+    const list = () => element.querySelector("[role=tree]");
+    element.addEventListener("scroll", ({ target }) => target === list() && (scrolled = target.scrollTop), true);
     document.addEventListener("focusin", ({ target }) => {
       held = element.contains(target);
     });
     watch("value", () =>
       requestAnimationFrame(() => {
-        if (props.value.nodes.length) select(item(), held);
+        if (!props.value.nodes.length) return;
+        list().scrollTop = scrolled;
+        select(item(), held);
+        // The best path is followed until the reader has chosen one.
+        if (!props.value.search || chosen) return;
+        const { bottom } = item().querySelector(".node").getBoundingClientRect();
+        list().scrollTop += Math.max(0, bottom - list().getBoundingClientRect().bottom);
       }),
     );
   }

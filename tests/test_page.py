@@ -48,7 +48,7 @@ from biogpt.ui.inputs import MOST_TEXTS, Given, given, passage, upload
 from biogpt.ui.page import build_page, serve
 from biogpt.ui.scripts import Buttons
 from biogpt.ui.status import status
-from biogpt.ui.writing import Writer, _groups, _options
+from biogpt.ui.writing import Writer, _groups, options_of
 
 pytestmark = pytest.mark.slow
 
@@ -633,8 +633,8 @@ def test_a_number_that_was_cleared_comes_back(page) -> None:
 
 def test_beams_give_one_text_whatever_the_number_of_samples() -> None:
     given = {"num_beams": 4, "num_return_sequences": 3, "temperature": 0.0}
-    assert _options(values_of(**given)).num_return_sequences == 1
-    assert _options(values_of(**given | {"num_beams": 1, "temperature": 1.0})).num_return_sequences == 3
+    assert options_of(values_of(**given)).num_return_sequences == 1
+    assert options_of(values_of(**given | {"num_beams": 1, "temperature": 1.0})).num_return_sequences == 3
 
 
 def test_a_refusal_says_why_and_leaves_the_page_usable(page, server) -> None:

@@ -20,6 +20,9 @@ from test_page import (
     wait_for_status,
     wait_for_text,
 )
+from test_writing import values_of
+
+from biogpt.ui.writing import options_of
 
 __all__ = ["browser", "page", "server"]  # fixtures
 
@@ -107,10 +110,58 @@ def test_a_tree_is_downloaded_as_json_and_stands_at_every_size(page, tmp_path: P
     assert page.locator("#tree .node").first.evaluate("row => row.scrollWidth <= row.clientWidth")
 
 
-def test_a_stopped_tree_keeps_what_is_there(page, server) -> None:
+def test_a_beam_search_shows_what_it_dropped_and_its_winner_is_the_text_of_generate(page, server) -> None:
+    type_text(page, PROMPT)
+    open_panel(page, "tree")
+    page.locator("#tree-kind").get_by_text("Beam search").click()
+    assert page.get_by_label("number input for Branches").is_hidden()
+    page.get_by_label("number input for Width").fill("3")
+    page.get_by_label("number input for Tokens").fill("7")
+    page.get_by_label("number input for Length penalty").fill("0.5")
+    page.get_by_label("number input for Temperature").fill("1.5")  # draws nothing here
+    page.locator("#tree-make").click()
+    page.locator("#tree-status", has_text="Finished").wait_for()
+    asked = {"num_beams": 3, "max_new_tokens": 7, "length_penalty": 0.5, "temperature": 0.0}
+    [expected] = server.generator.generate(PROMPT, options_of(values_of(), asked))
+
+    with page.expect_download() as download:
+        page.locator("#tree [data-do=save]").click()
+    tree = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    beams = tree["search"]["beams"]
+    assert tree["search"]["is_over"]
+    assert [beam["state"] for beam in beams][:4] == ["finished"] * 3 + ["dropped"]
+    path, at = [], beams[0]["node"]
+    while at >= 0:
+        path.append(tree["nodes"][at])
+        at = path[-1]["parent"]
+    assert [node["id"] for node in reversed(path)] == expected.ids
+    assert beams[0]["score"] == pytest.approx(path[0]["total"] / len(path) ** 0.5, abs=1e-3)
+
+    words = page.locator("#tree .node b").all_text_contents()
+    assert sum(word.startswith("dropped at ") for word in words) == len(beams) - 3
+    assert [word.split(",")[0] for word in words if "," in word].count("best") == 1
+    assert page.locator("#tree [aria-selected=true] > .node b").inner_text().startswith("best, ")
+    assert page.locator("#tree .dropped s").first.evaluate("s => getComputedStyle(s).textDecorationLine") == (
+        "line-through"
+    )
+    assert page.locator("#tree [data-do=expand]").count() == 0
+    assert faults(page) == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator("#tree [data-do=keep]").click()
+    wait_for_status(page, "Kept from the tree")
+    assert text_of(page) == PROMPT + expected.text
+    page.locator("#text textarea").scroll_into_view_if_needed()
+    click_token(page, 0)
+    page.locator("#choices li").nth(7).wait_for()
+
+
+@pytest.mark.parametrize("kind", ["Likely branches", "Beam search"])
+def test_a_stopped_tree_keeps_what_is_there(page, server, kind: str) -> None:
     type_text(page, PROMPT)
     open_panel(page, "tree")
     page.get_by_label("number input for Depth").fill("16")
+    page.locator("#tree-kind").get_by_text(kind).click()
     slow = server.generator.model.output_projection.register_forward_pre_hook(lambda *_: time.sleep(0.5))
     try:
         page.locator("#tree-make").click()
@@ -122,6 +173,8 @@ def test_a_stopped_tree_keeps_what_is_there(page, server) -> None:
     page.locator("#tree-make:enabled").wait_for()
     last = page.locator("#tree [role=treeitem]").count()
     assert last >= 3
+    alive = page.locator("#tree .node b", has_text="alive").count()
+    assert alive == (4 if kind == "Beam search" else 0)
     page.locator("#tree [data-do=keep]").click()
     page.locator("#tree-status", has_text="Kept").wait_for()
     assert len(text_of(page)) > len(PROMPT)

@@ -130,7 +130,8 @@ def _mark(message: Message) -> Hashable:
         return message.sequence, message.token_id
     assert isinstance(message, list)
     return tuple(
-        (made.parent, made.id) if isinstance(made, Node) else (made.finished, *made.ids) for made in message
+        (entry.parent, entry.id) if isinstance(entry, Node) else (entry.finished, *entry.ids)
+        for entry in message
     )
 
 

@@ -11,7 +11,7 @@ from biogpt.serving.service import Lost
 # process, or where nobody is left to do it; everything else is a fault of ours.
 REFUSALS = (ValueError, TypeError, FloatingPointError, QueueFull, Stopping, Lost)
 # First words of the states of a run that goes on.
-_BUSY = ("Loading", "Downloading", "Waiting", "Reading", "Writing", "Suggesting", "Growing")
+_BUSY = ("Loading", "Downloading", "Waiting", "Reading", "Writing", "Suggesting", "Growing", "Searching")
 _HALF = 400  # characters of an error's beginning, and of its end: it may quote what was given
 
 

@@ -1,4 +1,4 @@
-"""The tree of continuations in the Write tab: what is likely to come next, and where each branch leads."""
+"""The tree of continuations in the Write tab: what is likely to come next, or all that a beam search held."""
 
 import html
 import math
@@ -12,20 +12,28 @@ import gradio as gr
 from biogpt.generation.tree import TreeOptions
 from biogpt.serving.inspection import Sample
 from biogpt.serving.shelf import Shelf
-from biogpt.serving.tree import TextTree, grown
+from biogpt.serving.tree import BeamSearch, TextTree, grown, searched
 from biogpt.text.plain import is_blank
 from biogpt.ui.models import title
 from biogpt.ui.runs import KEEP, QUICK
 from biogpt.ui.scripts import TREE, TREE_EVENTS, Buttons, script
 from biogpt.ui.status import REFUSALS, counted, refusal, status
+from biogpt.ui.writing import options_of
 
 # The service's own line says who waits.
 _TOGETHER: dict[str, Any] = {"concurrency_id": "generation", "concurrency_limit": 32}
 _WIDTH = 12  # paths that go on at each depth
 _EMPTY: dict[str, Any] = {"prompt": "", "nodes": []}
+_LIKELY, _BEAMS = "Likely branches", "Beam search"
 _INTRO = (
-    '<p class="remark">What is likely to come next, branch by branch. It grows from the end of the text, or '
-    "from the cursor; what is after the cursor stays behind a branch that is kept.</p>"
+    '<p class="remark">It grows from the end of the text, or from the cursor; what is after the cursor stays '
+    "behind a branch that is kept.</p>"
+)
+_OF_LIKELY = '<p class="remark">What is likely to come next, branch by branch.</p>'
+_OF_BEAMS = (
+    '<p class="remark">How the likeliest whole text is looked for: at each step the best paths live on, and '
+    "the others are dropped. It is the search of Generate with as many beams, by the rules of Settings "
+    "(no-repeat n-grams, penalties, words); nothing is drawn.</p>"
 )
 
 
@@ -59,11 +67,33 @@ def told(model: str, tree: TextTree) -> dict[str, Any]:
         }
         for node, text in zip(tree.nodes, tree.texts, strict=True)
     ]
-    return {"model": model, "prompt": tree.prompt.text, "nodes": nodes}
+    whole = {"model": model, "prompt": tree.prompt.text, "nodes": nodes}
+    return whole if tree.search is None else {**whole, "search": _told(tree.search)}
+
+
+def _told(search: BeamSearch) -> dict[str, Any]:
+    beams = [
+        {"node": number, "state": beam.state, "score": beam.score, "step": beam.step}
+        for number, beam in search.beams.items()
+    ]
+    return {
+        "num_beams": search.most,
+        "length_penalty": search.length_penalty,
+        "steps": search.steps,
+        "revised": search.revised,
+        "is_over": search.is_over,
+        "beams": beams,
+    }
 
 
 def tree_panel(
-    shelf: Shelf, model: gr.State, text: gr.Textbox, work: gr.State, keep: Keep, written: list[Any]
+    shelf: Shelf,
+    model: gr.State,
+    text: gr.Textbox,
+    work: gr.State,
+    rules: list[Any],
+    keep: Keep,
+    written: list[Any],
 ) -> None:
     """Lay the panel out in the Blocks at hand and connect it.
 
@@ -71,16 +101,24 @@ def tree_panel(
         model: the name of the visitor's model.
         text: that the tree grows from.
         work: what was written.
+        rules: the settings that a beam search has, too, in the order of ``options.ON_PAGE``.
         keep: gives values of ``written``, given model, prompt, path, the text after it, the text so far, and
             what was written.
     """
     planted = gr.State(None, time_to_live=KEEP)
     with gr.Accordion("Tree of continuations", open=False, elem_id="tree-panel"):
+        kind = gr.Radio([_LIKELY, _BEAMS], value=_LIKELY, show_label=False, elem_id="tree-kind")
+        gr.HTML(_OF_LIKELY, elem_classes="likely")
+        gr.HTML(_OF_BEAMS, elem_classes="beams")
         gr.HTML(_INTRO)
-        with gr.Row():
+        with gr.Row(elem_classes="likely"):
             branches = gr.Slider(1, 5, 3, step=1, label="Branches", info="Of each node, at most.")
-            depth = gr.Slider(1, 16, 5, step=1, label="Depth", info="Tokens of the longest path.")
+            depth = gr.Slider(1, 16, 5, step=1, label="Depth", info="Tokens of a path.")
             least = gr.Slider(0, 50, 10, step=1, label="At least, %", info="Leave out less likely ones.")
+        with gr.Row(elem_classes="beams"):
+            most = gr.Slider(2, 8, 4, step=1, label="Width", info="Beams at each step.")
+            tokens = gr.Slider(1, 32, 12, step=1, label="Tokens", info="Of the longest path.")
+            penalty = gr.Slider(0, 2, 1, step=0.1, label="Length penalty", info="0: short texts win.")
         with gr.Row(elem_classes="actions"):
             make = gr.Button("Make a tree", size="sm", elem_id="tree-make")
             cursor = gr.Button("From the cursor", size="sm", elem_id="tree-cursor")
@@ -89,7 +127,8 @@ def tree_panel(
         view = gr.HTML(
             _EMPTY, html_template=TREE, js_on_load=TREE_EVENTS, apply_default_css=False, elem_id="tree"
         )
-    settings, outputs = [branches, depth, least], [view, line, planted]
+    settings = [kind, branches, depth, least, most, tokens, penalty, *rules]
+    outputs = [view, line, planted]
     buttons = [make, cursor, stop]
     clicks = Buttons("tree", len(buttons))
 
@@ -117,7 +156,7 @@ def tree_panel(
         try:
             if old is None:
                 raise ValueError("That tree is gone: make a new one")
-            yield from _growing(shelf, old, int(event.node), request.session_hash, values)
+            yield from _growing(shelf, old, int(event.node), request.session_hash, (_LIKELY, *values[1:]))
         except REFUSALS as error:
             yield gr.skip(), refusal(error, "Not grown"), gr.skip()
 
@@ -159,16 +198,23 @@ def tree_panel(
 def _growing(
     shelf: Shelf, planted: Planted, leaf: int, session: Any, values: tuple[Any, ...]
 ) -> Iterator[tuple[Any, ...]]:
-    branches, depth, least = values
-    options = TreeOptions(int(branches), int(depth), least / 100, _WIDTH)
-    generator = shelf.take(planted.model)
-    with closing(grown(generator, planted.tree, options, leaf, session)) as steps:
+    kind, branches, depth, least, beams, tokens, penalty, *rules = values
+    generator, tree = shelf.take(planted.model), planted.tree
+    if kind == _BEAMS:
+        chosen = {"num_beams": int(beams), "max_new_tokens": int(tokens), "length_penalty": float(penalty)}
+        asked = options_of(rules, {**chosen, "temperature": 0.0})
+        growth, state = searched(generator, tree, asked, session), "Searching"
+    else:
+        options = TreeOptions(int(branches), int(depth), least / 100, _WIDTH)
+        growth, state = grown(generator, tree, options, leaf, session), "Growing"
+    with closing(growth) as steps:
         yield gr.skip(), status("Reading the text"), planted
         for count in steps:
             if count is None:
-                yield gr.skip(), status("Waiting" if not planted.tree.nodes else "Growing"), gr.skip()
+                yield gr.skip(), status(state if tree.nodes else "Waiting"), gr.skip()
             else:
-                yield _shown(planted), status("Growing", counted(count, "token")), gr.skip()
+                facts = counted(count, "token") if tree.search is None else _standing(tree.search)
+                yield _shown(planted), status(state, facts), gr.skip()
     yield _shown(planted), _line("Finished", planted), gr.skip()
 
 
@@ -176,7 +222,19 @@ def _shown(planted: Planted) -> dict[str, Any]:
     return told(planted.model, planted.tree)
 
 
+def _standing(search: BeamSearch) -> str:
+    """How a beam search stands, in words."""
+    if not search.steps:
+        return ""
+    counts = ((search.count(state), state) for state in ("alive", "finished", "dropped"))
+    standing = ", ".join(f"{count} {state}" for count, state in counts if count)
+    changes = counted(search.revised, "time")
+    return f"{counted(search.steps, 'step')}: {standing}; the lead changed {changes}"
+
+
 def _line(state: str, planted: Planted) -> str:
+    if planted.tree.search is not None:
+        return status(state, _standing(planted.tree.search))
     nodes = planted.tree.nodes
     ends = {node.parent for node in nodes}
     paths = [node.total for place, node in enumerate(nodes) if place not in ends]

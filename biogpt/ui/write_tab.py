@@ -149,7 +149,7 @@ def write_tab(shelf: Shelf, model: gr.State) -> WriteTab:
     parts = _Parts(**editor, view=view, **beside)
     written = _written(parts, work)
     with panels:
-        tree_panel(shelf, model, parts.text, work, writer.take_in, written)
+        tree_panel(shelf, model, parts.text, work, list(settings.values()), writer.take_in, written)
         keep_panel(writer, model, parts.text, work, list(settings.values()), written)
     _connect_runs(writer, parts, model, work, list(settings.values()))
     _connect_rest(writer, parts, model, work)

@@ -314,7 +314,7 @@ class Writer:
         """
         work = work or Work()
         try:
-            options = replace(_options(settings).with_seed(), top_logprobs=ALTERNATIVES)
+            options = replace(options_of(settings).with_seed(), top_logprobs=ALTERNATIVES)
             start = time.perf_counter()
             for generator in self.shelf.coming(model):
                 if generator is None:
@@ -756,9 +756,14 @@ def _groups(stream: Stream) -> Generator[list[Step] | int, None, None]:
             yield steps
 
 
-def _options(values: Sequence[Any]) -> GenerationOptions:
-    """The values of the page's controls, in their order, as options; ValueError as ``GenerationOptions``."""
+def options_of(values: Sequence[Any], changes: Mapping[str, Any] | None = None) -> GenerationOptions:
+    """The values of the page's controls, in their order, as options; ValueError as ``GenerationOptions``.
+
+    Args:
+        changes: other values of some of the options, by their names.
+    """
     given = {row.name: _read(row, value) for row, value in zip(ON_PAGE, values, strict=True)}
+    given |= changes or {}
     if given["num_beams"] != 1:  # a search for one text
         given["num_return_sequences"] = 1
     return GenerationOptions(**given)
