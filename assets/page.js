@@ -428,6 +428,8 @@
    * meanwhile: what follows the cursor stands after it. It is gone once the cursor or the text is another one. */
 
   let suggested = null; // where it begins, its words, a space after them, and the text that they are for
+  let taken = ""; // of its words
+  let telling = null; // as much of them as the server is told of now
   let askedAt = 0; // where it was asked for
 
   // The text to the cursor and what follows; in a word, to the end of that. Where nothing follows, or nothing is
@@ -491,21 +493,29 @@
   const [WORD, ALL] = [/^\s*\S+/, /^.*$/s];
 
   function takeWords(pattern, trigger) {
-    const { at, words, gap, text, taken } = suggested;
+    const { at, words, gap, text } = suggested;
     const [now] = pattern.exec(words);
     const left = words.slice(now.length);
     const [place, element] = [at + now.length, area()];
     // The space is put in with the first word.
     const whole = text.slice(0, at) + now + (taken ? "" : gap) + text.slice(at);
-    suggested = left.trim() ? { at: place, words: left, gap: "", text: whole, taken: taken + now } : null;
+    suggested = left.trim() ? { at: place, words: left, gap: "", text: whole } : null;
+    taken += now;
     element.value = whole;
     element.setSelectionRange(place, place);
     element.dispatchEvent(new Event("input", { bubbles: true }));
     say(now.trim());
-    trigger("select", { taken: taken + now });
+    if (telling === null) tell(trigger);
+  }
+
+  // Once for all that was taken meanwhile: of two that are under way, the later answer could be overtaken.
+  function tell(trigger) {
+    telling = taken;
+    trigger("select", { taken });
   }
 
   let takeSuggested; // by a pattern of its beginning
+  let tellMore; // when the server has answered
 
   // Whether the key did something to what is suggested.
   function takeByKey({ key, target, shiftKey, ctrlKey, metaKey, altKey, isComposing }) {
@@ -520,12 +530,18 @@
 
   function listenToSuggestion(element, trigger, props, watch) {
     takeSuggested = (pattern) => takeWords(pattern, trigger);
+    tellMore = () => {
+      const isMore = telling !== null && telling !== taken;
+      telling = null;
+      if (isMore) tell(trigger);
+    };
     watch("value", () => {
       const { text: words = "", gap = "" } = props.value || {};
       const text = area();
       // Tab takes words from here; where a keyboard on the screen would cover them, the buttons do.
       if (words && !suggested && !touched) text.focus({ preventScroll: true });
-      suggested = words ? { at: askedAt, words, gap, text: text.value, taken: "" } : null;
+      suggested = words ? { at: askedAt, words, gap, text: text.value } : null;
+      [taken, telling] = ["", null];
       if (suggested) text.setSelectionRange(askedAt, askedAt);
       requestAnimationFrame(draw); // what is around it may have been drawn anew
     });
@@ -798,6 +814,7 @@
     start,
     stop,
     stopped,
+    tellMore: () => tellMore(),
     visibleWith,
     withOwnAddress,
     withTab,

@@ -470,6 +470,41 @@ def test_what_is_suggested_is_taken_word_by_word_or_whole(page) -> None:
     assert ghost.count() == 0, "what was typed is another text"
 
 
+def test_of_two_words_taken_at_once_none_is_lost_though_the_first_answer_is_late(page) -> None:
+    whole = f"{PROMPT} in the rest"
+    type_text(page, whole)
+    put_cursor(page, len(PROMPT) + 1)
+    page.locator("#suggest").click()
+    wait_for_status(page, "Suggested")
+    page.locator("#generate:enabled").wait_for()
+    words = page.locator("#ink .ghost").text_content().split()
+    held: list[Any] = []
+
+    def tells(request: Any) -> bool:
+        return '"taken"' in (request.post_data or "")
+
+    page.route(
+        "**/gradio_api/**",
+        lambda route: route.fallback() if held or not tells(route.request) else held.append(route),
+    )
+    with page.expect_request(tells):
+        page.keyboard.press("Tab")
+    wait_for_text(page, f"{PROMPT} {words[0]} in the rest")
+    [first] = held
+    answer = first.fetch()
+    page.keyboard.press("Tab")
+    both = f"{PROMPT} {words[0]} {words[1]} in the rest"
+    wait_for_text(page, both)
+    page.wait_for_timeout(500)  # in which the second word's answer would come, were it asked for
+    first.fulfill(response=answer)
+    page.wait_for_timeout(500)
+    wait_for_made(page, f"{words[0]} {words[1]}")
+    wait_for_status(page, "Taken")
+    assert text_of(page) == both
+    page.locator("#undo").click()
+    wait_for_text(page, whole)
+
+
 PANELS = ("#text", "#compare-panel", "#settings", "#tree-panel")
 
 

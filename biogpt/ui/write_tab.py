@@ -360,7 +360,8 @@ def _connect_rest(writer: Writer, parts: _Parts, model: gr.State, work: gr.State
     text.change(None, None, None, js=script("drawSoon"))
     copy.click(None, text, parts.status, js=script("copyText", status("Copied"), status("Not copied", _COPY)))
     taken = [parts.view, parts.status, work]
-    parts.suggestion.select(writer.take, work, taken, trigger_mode="multiple", **QUICK)
+    take = parts.suggestion.select(writer.take, work, taken, trigger_mode="multiple", **QUICK)
+    take.then(None, None, None, js=script("tellMore"))
     parts.view.select(writer.choose, work, parts.alternatives, **QUICK)
     parts.typed.click(writer.count, [model, text], parts.count, trigger_mode="always_last", **QUICK)
     for listen in (parts.look.click, parts.layer.input, parts.head.input):
