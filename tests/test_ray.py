@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -130,14 +131,19 @@ def test_a_far_text_is_the_near_one(serving: Serving) -> None:
         GenerationOptions(max_new_tokens=60, temperature=1.0, seed=5, stop=["b"]),
     ):
         assert list(serving.far.stream(TEXT, options)) == list(serving.near.stream(TEXT, options))
+    prompt, beams = serving.near.prompt(TEXT), GenerationOptions(max_new_tokens=20, num_beams=3)
+    far, near = (list(filter(None, each.beams(prompt, beams))) for each in (serving.far, serving.near))
+    assert far == near
 
 
 def test_stop_frees_the_remote_slot(serving: Serving) -> None:
     serving.on_both(pace, 0.05)
     before = sum(serving.on_both(written).values())
     streams, _ = begun(serving, 4)
-    for stream in streams:
-        stream.close()
+    beams = serving.far.beams(serving.far.prompt(TEXT), replace(LONG, temperature=0.0, num_beams=3))
+    assert any(beams)
+    for work in (*streams, beams):
+        work.close()
     wait_for(lambda: not any(serving.busy().values()))
     assert sum(serving.on_both(written).values()) - before < 4 * 900, "none was written to its end"
     serving.on_both(pace, 0.0)

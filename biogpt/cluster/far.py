@@ -7,10 +7,9 @@ depends on nothing but itself, so the other one gives the same, and what was giv
 import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +17,7 @@ from biogpt.generation.options import GenerationOptions
 from biogpt.generation.search import Hypothesis, start_search
 from biogpt.generation.tree import Node, TreeOptions
 from biogpt.serving.engine import Counts, Stopping
-from biogpt.serving.service import Lost, Prompt, QueuedStream, Step, Stream, TextService
+from biogpt.serving.service import Lost, Prompt, QueuedStream, Step, Stream, TextService, queued_lists
 from biogpt.serving.turns import CLIENT
 from biogpt.serving.wording import word_rules
 from biogpt.serving.worker import Health
@@ -27,7 +26,6 @@ from biogpt.text.results import Classification, Entity, Look, OnProgress, Senten
 T = TypeVar("T")
 
 _TRIES = 3  # in a row that may give nothing new
-_LOOK = 0.2  # seconds between looks of who waits
 _STOPPING = "the replica that served this is stopping, and no other one took over; try again"
 _PART = 2_000  # characters of passages in one call, and the calls of one run at once
 _PARTS = 8
@@ -296,16 +294,12 @@ class FarGenerator(TextService):
     def grow(
         self, prompt: Prompt, options: TreeOptions, session: Hashable = None
     ) -> Generator[list[Node] | None, None, None]:
-        with closing(_lists(self._asked("grow", prompt, options, session))) as levels:
-            for level in levels:
-                yield None if level is None else [node for node in level if isinstance(node, Node)]
+        yield from _lists(self._asked("grow", prompt, options, session), Node)
 
     def beams(
         self, prompt: Prompt, options: GenerationOptions, session: Hashable = None
     ) -> Generator[list[Hypothesis] | None, None, None]:
-        with closing(_lists(self._asked("beams", prompt, options, session))) as steps:
-            for step in steps:
-                yield None if step is None else [found for found in step if isinstance(found, Hypothesis)]
+        yield from _lists(self._asked("beams", prompt, options, session), Hypothesis)
 
     def ask(self, work: Callable[..., T], *arguments: object) -> T:
         self._refuse_at_the_end()
@@ -329,23 +323,8 @@ class FarGenerator(TextService):
             raise Stopping
 
 
-def _lists(asked: Asked) -> Generator[list[Node] | list[Hypothesis] | None, None, None]:
-    """The results of a call that tells several things at a time; None while there are none."""
-    try:
-        while True:
-            try:
-                result = asked.results.get(timeout=_LOOK)
-            except Empty:
-                yield None
-                continue
-            if result is None:
-                return
-            if isinstance(result, Exception):
-                raise result
-            assert isinstance(result, list)
-            yield result
-    finally:
-        asked.cancel()
+def _lists(asked: Asked, kind: type[T]) -> Generator[list[T] | None, None, None]:
+    return queued_lists(lambda seconds: asked.results.get(timeout=seconds), asked.cancel, kind)
 
 
 def _described(generator: TextService) -> tuple[Any, Any, str]:

@@ -35,6 +35,8 @@ _CHARACTERS_PER_POSITION = 40
 _CONTEXT = 48
 _LEAST_ODDS = 1.0
 
+_LOOK = 0.2  # seconds between looks of who waits for a tree, or for beams
+
 
 class Lost(RuntimeError):
     """Whoever served a request is gone, and nobody else could take it over; try again."""
@@ -186,6 +188,35 @@ class QueuedStream(Stream):
         if self._open:
             self._open = False
             self.leave()
+
+
+def queued_lists(
+    take: Callable[[float], object], leave: Callable[[], None], kind: type[T]
+) -> Generator[list[T] | None, None, None]:
+    """The results of one request where each is a list; closing this ends the work.
+
+    Args:
+        take, leave: as of ``QueuedStream``.
+        kind: of what is in the lists.
+
+    Yields:
+        The lists; None several times a second while there is none.
+    """
+    try:
+        while True:
+            try:
+                result = take(_LOOK)
+            except Empty:
+                yield None
+                continue
+            if result is None:
+                return
+            if isinstance(result, Exception):
+                raise result
+            assert isinstance(result, list)
+            yield [entry for entry in result if isinstance(entry, kind)]
+    finally:
+        leave()
 
 
 class TextService(ABC):

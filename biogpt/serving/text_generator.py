@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from queue import Empty
 from typing import Self, TypeVar
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
@@ -30,15 +29,13 @@ from biogpt.generation.search import Hypothesis, Token, start_search
 from biogpt.generation.tree import Node, Tree, TreeOptions
 from biogpt.runners import runner_for
 from biogpt.serving.engine import Counts, Engine, Result, Slot
-from biogpt.serving.service import FinishReason, Prompt, QueuedStream, Step, Stream, TextService
+from biogpt.serving.service import FinishReason, Prompt, QueuedStream, Step, Stream, TextService, queued_lists
 from biogpt.serving.turns import CLIENT
 from biogpt.serving.wording import word_rules
 from biogpt.serving.worker import Health, Worker
 from biogpt.text.tokenizer import moses_text, settled_part
 
 T = TypeVar("T")
-
-_LOOK = 0.2  # seconds between looks of who waits for a tree, or for beams
 
 
 @dataclass(frozen=True)
@@ -236,16 +233,12 @@ class TextGenerator(TextService):
         tree = Tree(self.model.config, prompt.ids, options, self._unreadable, self.padding)
         slot = Slot(tree, session, client=CLIENT.get())
         self._worker.submit(slot)
-        with closing(self._lists(slot)) as levels:
-            for level in levels:
-                yield None if level is None else [node for node in level if isinstance(node, Node)]
+        yield from self._lists(slot, Node)
 
     def beams(
         self, prompt: Prompt, options: GenerationOptions, session: Hashable = None
     ) -> Generator[list[Hypothesis] | None, None, None]:
-        with closing(self._lists(self._submit(prompt, options, session))) as steps:
-            for step in steps:
-                yield None if step is None else [found for found in step if isinstance(found, Hypothesis)]
+        yield from self._lists(self._submit(prompt, options, session), Hypothesis)
 
     def ask(self, work: Callable[..., T], *arguments: object) -> T:
         return self.run(partial(work, self, *arguments))
@@ -254,23 +247,9 @@ class TextGenerator(TextService):
         """What a task returns or raises that computes with ``model``: ``ask``, for what is here alone."""
         return self._worker.run(task)
 
-    def _lists(self, slot: Slot) -> Generator[list[Hypothesis] | list[Node] | None, None, None]:
-        """The results of a slot that makes several things at a time; None while there are none."""
-        try:
-            while True:
-                try:
-                    result = self._worker.take(slot, _LOOK)
-                except Empty:
-                    yield None
-                    continue
-                if result is None:
-                    return
-                if isinstance(result, Exception):
-                    raise result
-                assert isinstance(result, list)
-                yield result
-        finally:
-            self._worker.cancel(slot)
+    def _lists(self, slot: Slot, kind: type[T]) -> Generator[list[T] | None, None, None]:
+        worker = self._worker
+        return queued_lists(partial(worker.take, slot), partial(worker.cancel, slot), kind)
 
     def _encoded(self, prompt: str | Prompt, options: GenerationOptions) -> Prompt:
         encoded = prompt if isinstance(prompt, Prompt) else self.prompt(prompt)
