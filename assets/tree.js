@@ -18,11 +18,8 @@
   const figure = (value) => value.toFixed(2).replace("-", "\u2212");
   const nth = (rank) => `${rank}${["st", "nd", "rd"][rank - 1] ?? "th"}`;
 
-  // The path that is best while a beam search goes on, and in the end.
-  const leader = ({ beams }) => beams.find(({ state }) => state === "alive") ?? beams[0];
-
   // How the paths of a beam search stand, in words, by the numbers of their last nodes; all nodes of those that were
-  // not dropped; and of each node its place by the best path through it, that of the leader first.
+  // not dropped; and of each node its place by the best path through it.
   function standing({ nodes, search }) {
     const [words, lives, places] = [new Map(), new Set(), new Map()];
     let rank = 0;
@@ -31,11 +28,11 @@
         rank += 1;
         words.set(node, `${search.is_over && rank === 1 ? "best" : nth(rank)}, ${figure(score)}`);
       } else words.set(node, state === "alive" ? "alive" : `dropped at ${step}`);
-      if (state !== "dropped") for (let at = node; at >= 0; at = nodes[at].parent) lives.add(at);
+      for (let at = node; at >= 0; at = nodes[at].parent) {
+        if (!places.has(at)) places.set(at, places.size);
+        if (state !== "dropped") lives.add(at);
+      }
     }
-    const inOrder = search ? [leader(search), ...search.beams] : [];
-    for (const { node } of inOrder)
-      for (let at = node; at >= 0 && !places.has(at); at = nodes[at].parent) places.set(at, places.size);
     return { words, lives, places };
   }
 
@@ -96,12 +93,12 @@
 
   const COUNT = "Of each branch: its probability, and that of the path from the start.";
 
-  const HOW = "Of each path: the sum of its log-probabilities. What has ended is ranked by";
+  const HOW = "Of each path: the sum of its log-probabilities; nearer 0 is likelier. What has ended is ranked by";
 
   function remarkOf(search) {
     if (!search) return COUNT;
     const power = { 0: "", 1: " / tokens" }[search.length_penalty] ?? ` / tokens<sup>${search.length_penalty}</sup>`;
-    return `${HOW} sum${power}.`;
+    return `${HOW} sum${power}, after penalties.`;
   }
 
   function tree(value) {
@@ -116,7 +113,7 @@
       chosen = false;
     }
     size = nodes.length;
-    if (search && !chosen) selected = leader(search).node;
+    if (search && !chosen) selected = search.beams[0].node;
     const rowOf = (number) => {
       while (children.get(number)?.length === 1) [number] = children.get(number);
       return number;

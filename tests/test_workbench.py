@@ -130,12 +130,13 @@ def test_a_beam_search_shows_what_it_dropped_and_its_winner_is_the_text_of_gener
     beams = tree["search"]["beams"]
     assert tree["search"]["is_over"]
     assert [beam["state"] for beam in beams][:4] == ["finished"] * 3 + ["dropped"]
-    path, at = [], beams[0]["node"]
-    while at >= 0:
-        path.append(tree["nodes"][at])
-        at = path[-1]["parent"]
-    assert [node["id"] for node in reversed(path)] == expected.ids
-    assert beams[0]["score"] == pytest.approx(path[0]["total"] / len(path) ** 0.5, abs=1e-3)
+
+    def path(at: int) -> list[Any]:
+        return [*path(tree["nodes"][at]["parent"]), tree["nodes"][at]] if at >= 0 else []
+
+    winner, dropped = (path(beams[place]["node"]) for place in (0, 3))
+    assert [node["id"] for node in winner] == expected.ids
+    assert beams[0]["score"] == pytest.approx(winner[-1]["total"] / len(winner) ** 0.5, abs=1e-3)
 
     words = page.locator("#tree .node b").all_text_contents()
     assert sum(word.startswith("dropped at ") for word in words) == len(beams) - 3
@@ -146,6 +147,15 @@ def test_a_beam_search_shows_what_it_dropped_and_its_winner_is_the_text_of_gener
     )
     assert page.locator("#tree [data-do=expand]").count() == 0
     assert faults(page) == []
+
+    page.locator("#tree [aria-selected=true]").focus()
+    page.keyboard.press("Home")
+    reached = []
+    for _ in range(page.locator("#tree [role=treeitem]").count()):
+        reached.append(int(page.locator("#tree [role=treeitem]:focus").get_attribute("data-node")))
+        page.keyboard.press("ArrowDown")
+    assert {beam["node"] for beam in beams} <= {*reached}
+    page.keyboard.press("End")
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator("#tree [data-do=keep]").click()
@@ -154,6 +164,11 @@ def test_a_beam_search_shows_what_it_dropped_and_its_winner_is_the_text_of_gener
     page.locator("#text textarea").scroll_into_view_if_needed()
     click_token(page, 0)
     page.locator("#choices li").nth(7).wait_for()
+    page.locator("#choices .close").click()
+
+    page.locator(f"#tree [data-node='{beams[3]['node']}'] > .node").click()
+    page.locator("#tree [data-do=keep]").click()
+    wait_for_text(page, PROMPT + "".join(node["text"] for node in dropped if not node["ended"]))
 
 
 @pytest.mark.parametrize("kind", ["Likely branches", "Beam search"])

@@ -37,8 +37,8 @@ class BeamSearch:
     Attributes:
         most, length_penalty: as ``num_beams`` and ``length_penalty`` of ``GenerationOptions``.
         steps: that were taken.
-        beams: by the numbers of their last nodes; best finished first, then best living, then what was
-            dropped last.
+        beams: by the numbers of their last nodes; those alive, best first, then those finished, best first,
+            then what was dropped, the last first.
         revised: how often another text became the best one, and not a longer one.
         is_over: it came to its end, and its first beam is the result.
     """
@@ -205,11 +205,8 @@ def _take(
         if number not in now and (beam.state != "alive" or number not in gone_on)
     }
     best = next(iter(now))
-    before = next((number for number, beam in search.beams.items() if beam.state == "alive"), best)
-    search.revised += before not in tree.path(best)
-    finished = {number: beam for number, beam in now.items() if beam.state == "finished"}
-    newest_first = dict(sorted(dropped.items(), key=lambda pair: -pair[1].step))
-    search.beams = finished | now | newest_first
+    search.revised += next(iter(search.beams), best) not in tree.path(best)
+    search.beams = now | dict(sorted(dropped.items(), key=lambda pair: -pair[1].step))
 
 
 def _within(prompt: Prompt, tokens: int) -> int:

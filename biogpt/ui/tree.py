@@ -107,16 +107,16 @@ def tree_panel(
     """
     planted = gr.State(None, time_to_live=KEEP)
     with gr.Accordion("Tree of continuations", open=False, elem_id="tree-panel"):
-        kind = gr.Radio([_LIKELY, _BEAMS], value=_LIKELY, show_label=False, elem_id="tree-kind")
+        kind = gr.Radio([_LIKELY, _BEAMS], value=_LIKELY, label="Kind", show_label=False, elem_id="tree-kind")
         gr.HTML(_OF_LIKELY, elem_classes="likely")
         gr.HTML(_OF_BEAMS, elem_classes="beams")
         gr.HTML(_INTRO)
         with gr.Row(elem_classes="likely"):
             branches = gr.Slider(1, 5, 3, step=1, label="Branches", info="Of each node, at most.")
-            depth = gr.Slider(1, 16, 5, step=1, label="Depth", info="Tokens of a path.")
+            depth = gr.Slider(1, 16, 5, step=1, label="Depth", info="Tokens of the longest path.")
             least = gr.Slider(0, 50, 10, step=1, label="At least, %", info="Leave out less likely ones.")
         with gr.Row(elem_classes="beams"):
-            most = gr.Slider(2, 8, 4, step=1, label="Width", info="Beams at each step.")
+            most = gr.Slider(2, 8, 4, step=1, label="Width", info="Paths kept.")
             tokens = gr.Slider(1, 32, 12, step=1, label="Tokens", info="Of the longest path.")
             penalty = gr.Slider(0, 2, 1, step=0.1, label="Length penalty", info="0: short texts win.")
         with gr.Row(elem_classes="actions"):
