@@ -437,7 +437,7 @@ def started(*arguments):
 
 
 def test_output_that_nobody_reads_ends_the_work_silently():
-    with started("generate", "COVID-19 is", "--max-new-tokens", "300") as process:
+    with started("generate", "COVID-19 is", "--min-new-tokens", "900", "--max-new-tokens", "900") as process:
         assert process.stdout.read(5) == b"COVID"
         process.stdout.close()
         error = process.stderr.read()
@@ -447,7 +447,7 @@ def test_output_that_nobody_reads_ends_the_work_silently():
 
 
 def test_an_interrupt_ends_without_a_traceback():
-    with started("generate", "COVID-19 is", "--max-new-tokens", "500") as process:
+    with started("generate", "COVID-19 is", "--min-new-tokens", "900", "--max-new-tokens", "900") as process:
         process.stdout.read(30)
         os.killpg(process.pid, signal.SIGINT)
         error = process.stderr.read()
