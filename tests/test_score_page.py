@@ -401,15 +401,20 @@ def test_generate_writes_at_the_cursor_and_what_follows_stays(page, browser, ser
     wait_for_status(page, "Stopped")
 
 
-def test_what_is_suggested_is_taken_word_by_word_or_whole(page) -> None:
-    whole = f"{PROMPT} in the rest"
+def suggested_in(page: Any, whole: str) -> list[str]:
+    """The words that are suggested after the prompt in a text that begins with it."""
     type_text(page, whole)
     put_cursor(page, len(PROMPT) + 1)
     page.locator("#suggest").click()
     wait_for_status(page, "Suggested")
     page.locator("#generate:enabled").wait_for()
+    return page.locator("#ink .ghost").text_content().split()
+
+
+def test_what_is_suggested_is_taken_word_by_word_or_whole(page) -> None:
+    whole = f"{PROMPT} in the rest"
+    words = suggested_in(page, whole)
     ghost = page.locator("#ink .ghost")
-    words = ghost.text_content().split()
     assert len(words) >= 4
     assert text_of(page) == whole, "nothing is taken yet"
     assert page.locator("#ink").text_content().rstrip("\u200b") == f"{PROMPT} {' '.join(words)} in the rest"
@@ -472,12 +477,7 @@ def test_what_is_suggested_is_taken_word_by_word_or_whole(page) -> None:
 
 def test_of_two_words_taken_at_once_none_is_lost_though_the_first_answer_is_late(page) -> None:
     whole = f"{PROMPT} in the rest"
-    type_text(page, whole)
-    put_cursor(page, len(PROMPT) + 1)
-    page.locator("#suggest").click()
-    wait_for_status(page, "Suggested")
-    page.locator("#generate:enabled").wait_for()
-    words = page.locator("#ink .ghost").text_content().split()
+    words = suggested_in(page, whole)
     held: list[Any] = []
 
     def tells(request: Any) -> bool:

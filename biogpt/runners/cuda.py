@@ -45,7 +45,7 @@ class CudaRunner(PlainRunner):
 
     Attributes:
         row_counts: G that programs are for, beside all rows.
-        key_counts: K that programs are for, beside the model's length.
+        key_counts: K that programs are for, beside the model's length, where attention is ``masked``.
         lengths: T that pieces of prompts are padded to, rising; the last one is the longest piece, by which
             others are held up.
         short: B, prompts of the least length that are read at once.
