@@ -505,6 +505,9 @@ def test_what_is_kept_of_calls_and_of_those_who_left_is_bounded(echo: tuple[Page
     kept = set(page.state_holder.session_data)
     assert "later-39" in kept
     assert len(kept) <= 20 + 1
+    assert page.lines.events_recorded > 300
+    assert not page.lines.event_analytics
+    assert page.lines.cached_event_analytics_summary == {"functions": {}}, "nobody counts them anew each time"
 
 
 @pytest.mark.parametrize("unread", [0.2, 3600.0], ids=["given up", "kept"])

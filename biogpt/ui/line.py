@@ -53,6 +53,7 @@ class FairQueue(Queue):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.ANALYTICS_MAX_EVENTS = 0  # Gradio keeps 10,000, and counts them anew after each call
         self.most = WAITING_LINE
         self.requests = Requests()
         self._turns: defaultdict[str, Turns] = defaultdict(Turns)
