@@ -5,6 +5,7 @@ They take minutes, and run when they are asked for: ``python -m pytest -n 0 -m r
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -47,6 +48,12 @@ def replica(generator: TextGenerator) -> tuple[int, int]:
     """The process that serves this, and how many texts it writes."""
     engine = generator._worker.engine
     return os.getpid(), len(engine.running) + len(engine.waiting)
+
+
+def node(_: TextGenerator) -> tuple[int, str]:
+    import ray
+
+    return os.getpid(), ray.get_runtime_context().get_node_id()
 
 
 def pace(generator: TextGenerator, seconds: float) -> tuple[int, float]:
@@ -196,6 +203,40 @@ def test_deploying_anew_drops_no_text(serving: Serving) -> None:
     deploying.join()
     wait_for(lambda: len(found := serving.pids()) == 2 and not found & before)
     assert ids(serving.far.stream(TEXT, LONG)) == expected
+
+
+def test_a_machine_is_lost_and_no_text_is(serving: Serving) -> None:
+    import ray
+
+    from biogpt.cluster.replicas import run
+
+    expected = serving.expected(LONG)
+    address = ray.get_runtime_context().gcs_address
+    command = ["-m", "ray.scripts.scripts", "start", "--block", "--address", address, "--num-cpus", "1"]
+    other = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        here = ray.get_runtime_context().get_node_id()
+        apart = deepcopy(serving.config)
+        apart["applications"][0]["deployments"][0]["max_replicas_per_node"] = 1
+        run(apart)
+        nodes = wait_for(lambda: len(set((found := serving.on_both(node)).values())) == 2 and found)
+        [there] = [pid for pid, place in nodes.items() if place != here]
+        streams, given = begun(serving, 6)
+        assert serving.busy()[there] > 0
+        os.killpg(other.pid, signal.SIGKILL)
+        for stream, first in zip(streams, given, strict=True):
+            assert first + ids(stream) == expected
+        assert serving.pids() == set(nodes) - {there}
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+    run(serving.config)
+    wait_for(lambda: len(serving.pids()) == 2)
 
 
 def test_a_job_runs_on_what_replicas_leave(serving: Serving, tmp_path: Path) -> None:
