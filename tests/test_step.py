@@ -8,10 +8,14 @@ from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
 from biogpt.runners import packing
 from biogpt.runners.byte_cache import BYTES, Int8KVCache
+from biogpt.runners.float_cache import PAGED, FloatKVCache
 from biogpt.runners.kernels import Int8Kernel
 from biogpt.runners.layers import can_pack
 from biogpt.runners.packing import pack
 from biogpt.runners.step import FLOATS, DecodeStep
+
+KINDS = {KVCache: FLOATS, Int8KVCache: BYTES, FloatKVCache: PAGED}
+SERVED = [KVCache, FloatKVCache]  # of float models: what any device has, and what a CPU's runner takes
 
 
 def kernels() -> list[Int8Kernel]:
@@ -29,7 +33,7 @@ def steps_equal(
 ) -> None:
     """The scripted step gives the bits of the plain one, with rows that do not all begin at once."""
     body = model.biogpt.eval()
-    kind = FLOATS if cache is KVCache else BYTES
+    kind = KINDS[cache]
     plain, scripted = DecodeStep(body, kind), DecodeStep(body, kind, scripted=True)
     assert not isinstance(scripted._layers, torch.nn.Module), "it compiled"
     for rows in numbers:
@@ -48,17 +52,18 @@ def steps_equal(
                 assert torch.equal(mine, yours)
 
 
-def test_steps_of_rows_of_any_length_are_one_pass_over_each(config, lively) -> None:
+@pytest.mark.parametrize("cache", SERVED)
+def test_steps_of_rows_of_any_length_are_one_pass_over_each(cache, config, lively) -> None:
     """The step is the decoder's own arithmetic: each row gets what the decoder gives for its whole text."""
     model = lively(BioGptForCausalLM, config)
-    step = DecodeStep(model.biogpt)
+    step = DecodeStep(model.biogpt, KINDS[cache])
     lengths = (1, 4, 9)
     random = torch.Generator().manual_seed(0)
     texts = [torch.randint(4, 40, (length + 3,), generator=random) for length in lengths]
-    caches = [KVCache(config, 1, 16) for _ in lengths]
+    caches = [cache(config, 1, 16) for _ in lengths]
     with torch.inference_mode():
-        for text, cache, length in zip(texts, caches, lengths, strict=True):
-            model.biogpt(text[None, :length], past_key_values=cache)
+        for text, own, length in zip(texts, caches, lengths, strict=True):
+            model.biogpt(text[None, :length], past_key_values=own)
         for position in range(3):
             ids = torch.stack([text[length + position] for text, length in zip(texts, lengths, strict=True)])
             found = step(ids, caches)
@@ -67,10 +72,11 @@ def test_steps_of_rows_of_any_length_are_one_pass_over_each(config, lively) -> N
                 torch.testing.assert_close(found[row], wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("cache", SERVED)
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
-def test_plain_layers(activation, config, lively) -> None:
+def test_plain_layers(activation, cache, config, lively) -> None:
     model = lively(BioGptForCausalLM, BioGptConfig(**vars(config) | {"hidden_act": activation}))
-    steps_equal(model)
+    steps_equal(model, cache=cache)
 
 
 @pytest.mark.parametrize("kernel", kernels(), ids=str)
@@ -78,24 +84,27 @@ def test_int8_layers(kernel, config, lively, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(packing, "int8_kernel", lambda: kernel)
     lively(BioGptForCausalLM, config).save_pretrained(tmp_path)
     model = BioGptForCausalLM.from_pretrained(tmp_path, device="cpu", precision="int8")
-    for cache in (KVCache, Int8KVCache):
+    for cache in KINDS:
         steps_equal(model, cache=cache)
 
 
+@pytest.mark.parametrize("cache", SERVED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_layers(dtype, config, lively) -> None:
+def test_packed_layers(dtype, cache, config, lively) -> None:
     if not can_pack(dtype):
         pytest.skip(f"this build of torch packs no {dtype} weights here")
     model = lively(BioGptForCausalLM, config).to(dtype)
     pack(model)
-    steps_equal(model, (1, 4))
+    steps_equal(model, (1, 4), cache)
 
 
-def test_rows_of_several_beams_and_padding(config, lively) -> None:
+@pytest.mark.parametrize("cache", SERVED)
+def test_rows_of_several_beams_and_padding(cache, config, lively) -> None:
     body = lively(BioGptForCausalLM, config).biogpt.eval()
     ids = torch.tensor([5, 9, 11, 4, 0, 0])
-    caches = [[KVCache(config, rows, 8) for rows in (3, 1)] for _ in range(2)]
-    plain, scripted = DecodeStep(body), DecodeStep(body, scripted=True)
+    caches = [[cache(config, rows, 8) for rows in (3, 1)] for _ in range(2)]
+    kind = KINDS[cache]
+    plain, scripted = DecodeStep(body, kind), DecodeStep(body, kind, scripted=True)
     for _ in range(3):
         assert torch.equal(scripted(ids, caches[0])[:4], plain(ids, caches[1])[:4])
 

@@ -1,4 +1,4 @@
-"""A runner for CPUs: a scripted step, rows in the numbers that are fastest, a cache of bytes for int8.
+"""A runner for CPUs: a scripted step, rows in the numbers that are fastest, caches in shared pages.
 
 What each of these gives is in ``assets/benchmarks/README.md``.
 """
@@ -13,7 +13,9 @@ from torch import Tensor
 from biogpt.generation.search import Choice, Rules
 from biogpt.model.cache import KVCache
 from biogpt.model.heads import LanguageModel
-from biogpt.runners.byte_cache import BYTES, Int8KVCache, Pages
+from biogpt.runners.byte_cache import BYTES, Int8KVCache
+from biogpt.runners.float_cache import PAGED, FloatKVCache
+from biogpt.runners.paged_cache import PagedCache, Pages
 from biogpt.runners.plain import PlainRunner
 from biogpt.runners.precision import describe
 from biogpt.runners.steady import is_steady_alone, steady_sizes, swift_sizes
@@ -37,8 +39,12 @@ class CpuRunner(PlainRunner):
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(model)
         self.threads: int | None = None
-        self._has_bytes = model.layout == "int8" and Int8KVCache.fits(model.config)
-        self.cache_kind = BYTES if self._has_bytes else FLOATS
+        self._cache: type[PagedCache] | None = None
+        self.cache_kind = FLOATS
+        if model.layout == "int8" and Int8KVCache.fits(model.config):
+            self._cache, self.cache_kind = Int8KVCache, BYTES
+        elif FloatKVCache.fits(model.config):
+            self._cache, self.cache_kind = FloatKVCache, PAGED
         self._pages: Pages | None = None
         self._halves = False  # whether two threads may compute half of the rows each
 
@@ -63,17 +69,17 @@ class CpuRunner(PlainRunner):
         rest_threads()  # so that this process may be forked
 
     def cache_bytes(self, rows: int, length: int) -> int:
-        if self._has_bytes:
-            return Int8KVCache.size(self.config, rows, length)
+        if self._cache is not None:
+            return self._cache.size(self.config, rows, length)
         return super().cache_bytes(rows, length)
 
     def limit(self, cache_bytes: int) -> None:
-        if self._has_bytes:
-            self._pages = Pages.within(self.config, cache_bytes)
+        if self._cache is not None:
+            self._pages = self._cache.kind.within(self.config, cache_bytes)
 
     def open(self, rows: int, length: int) -> KVCache:
-        if self._has_bytes:
-            return Int8KVCache(self.config, 1, length, self._pages)
+        if self._cache is not None:
+            return self._cache(self.config, 1, length, self._pages)
         return super().open(rows, length)
 
     @torch.inference_mode()

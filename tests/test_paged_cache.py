@@ -1,6 +1,6 @@
-"""The cache of bytes.
+"""The caches in pages, of bytes and of floats.
 
-What it holds and computes, against plain attention, in any company and after any history.
+What they hold and compute, against plain attention, in any company and after any history.
 """
 
 import math
@@ -15,19 +15,25 @@ from torch import Tensor
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions, start_search
 from biogpt.model.config import BioGptConfig
-from biogpt.runners import byte_cache as pages_module
-from biogpt.runners import runner_for
-from biogpt.runners.byte_cache import PAGE, Int8KVCache, Pages, attend, encode, places
+from biogpt.runners import byte_cache, float_cache, runner_for
+from biogpt.runners.byte_cache import Int8KVCache
+from biogpt.runners.float_cache import FloatKVCache
+from biogpt.runners.paged_cache import PagedCache, Pages
 from biogpt.serving.engine import Engine, Slot
 
 CONFIG = BioGptConfig(
     vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=520
 )
 
-pytestmark = pytest.mark.skipif(not Int8KVCache.fits(CONFIG), reason="no fbgemm, or no madvise, here")
+pytestmark = [
+    pytest.mark.skipif(not Int8KVCache.fits(CONFIG), reason="no fbgemm, or no madvise, here"),
+    pytest.mark.parametrize("kind", [Int8KVCache, FloatKVCache]),
+]
+STEPS = {Int8KVCache: byte_cache.BYTES, FloatKVCache: float_cache.PAGED}
+Kind = type[PagedCache]
 
 
-def write(cache: Int8KVCache, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def write(cache: PagedCache, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Random positions in both layers.
 
     Returns keys and values [L, B, H, T, D], one head far larger than another.
@@ -41,11 +47,14 @@ def write(cache: Int8KVCache, count: int, seed: int = 0) -> tuple[Tensor, Tensor
     return new[:, 0], new[:, 1]
 
 
-def held(cache: Int8KVCache, layer: int) -> tuple[Tensor, Tensor]:
-    return cache._floats(layer, cache.length)
+def held(cache: PagedCache, layer: int) -> tuple[Tensor, Tensor]:
+    if isinstance(cache, Int8KVCache):
+        return cache.floats(layer, cache.length)
+    keys, values = cache.stored(slice(layer, layer + 1), slice(None), 0, cache.length)
+    return keys[0], values[0]
 
 
-def step(caches: Sequence[Int8KVCache], seed: int = 0) -> tuple[Tensor, Tensor]:
+def step(caches: Sequence[PagedCache], seed: int = 0) -> tuple[Tensor, Tensor]:
     """Attend from a new position of every row, in layer 1: the queries [R, H, D] and what they found."""
     rows = sum(cache.batch_size for cache in caches)
     random = torch.Generator().manual_seed(seed)
@@ -54,7 +63,8 @@ def step(caches: Sequence[Int8KVCache], seed: int = 0) -> tuple[Tensor, Tensor]:
     return query, attended(caches, query, key, value)
 
 
-def attended(caches: Sequence[Int8KVCache], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attended(caches: Sequence[PagedCache], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    places, encode, attend = STEPS[type(caches[0])]
     of_layer = places(caches)[1]
     counts = [len(place[0]) for place in of_layer]
     parts = zip(query.split(counts), key.split(counts), value.split(counts), of_layer, strict=True)
@@ -65,9 +75,9 @@ def attended(caches: Sequence[Int8KVCache], query: Tensor, key: Tensor, value: T
 
 @given(data=st.data(), rows=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
-def test_any_history_is_held_to_half_a_step(data, rows) -> None:
-    pages = Pages(CONFIG, 40)
-    cache = Int8KVCache(CONFIG, rows, pages=pages)
+def test_any_history_is_held_to_half_a_step(data, rows, kind) -> None:
+    pages = kind.kind(CONFIG, 40)
+    cache = kind(CONFIG, rows, pages=pages)
     keys = values = torch.zeros(2, rows, 4, 0, 8)
     for number in range(data.draw(st.integers(1, 6))):
         match data.draw(st.sampled_from(["write", "cut", "reorder"])):
@@ -90,6 +100,8 @@ def test_any_history_is_held_to_half_a_step(data, rows) -> None:
         for layer in range(2):
             for found, wanted in zip(held(cache, layer), (keys[layer], values[layer]), strict=True):
                 assert found.shape == wanted.shape
+                if kind is FloatKVCache:
+                    assert torch.equal(found, wanted)
                 # 254 steps from -greatest to greatest, and 255 from least to greatest: never more than this.
                 most = wanted.abs().amax(dim=-1, keepdim=True) / 254
                 assert ((found - wanted).abs() <= 1.02 * most).all()
@@ -97,26 +109,26 @@ def test_any_history_is_held_to_half_a_step(data, rows) -> None:
     assert sorted(pages._free) == list(range(40))
 
 
-@pytest.mark.parametrize("length", [0, 1, 77, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE - 1])
-def test_attention_is_that_over_the_numbers_it_holds(length) -> None:
-    cache = Int8KVCache(CONFIG, 2, 400)
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 77, 127, 128, 129, 383])
+def test_attention_is_that_over_the_numbers_it_holds(length, kind) -> None:
+    cache = kind(CONFIG, 2, 400)
     if length:
         write(cache, length)
     query, found = step([cache])
     cache.advance(1)
     keys, values = held(cache, 1)
     wanted = (query[:, :, None] @ keys.transpose(2, 3)).softmax(dim=-1) @ values
-    torch.testing.assert_close(found, wanted[:, :, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, wanted[:, :, 0], rtol=1e-3, atol=1e-5)
     assert keys.shape[2] == length + 1
 
 
-def test_a_row_gets_the_same_bits_in_any_company() -> None:
+def test_a_row_gets_the_same_bits_in_any_company(kind) -> None:
     """Of different lengths, with one page or four, one row or more, in pages of their own or shared."""
     lengths = [3, 130, 127, 500, 128, 1, 256]
 
-    def company(shared: bool) -> list[Int8KVCache]:
-        pages = Pages(CONFIG, 40) if shared else None
-        caches = [Int8KVCache(CONFIG, 1 + (length == 130), pages=pages) for length in lengths]
+    def company(shared: bool) -> list[PagedCache]:
+        pages = kind.kind(CONFIG, 40) if shared else None
+        caches = [kind(CONFIG, 1 + (length == 130), pages=pages) for length in lengths]
         for number, (cache, length) in enumerate(zip(caches, lengths, strict=True)):
             write(cache, length, number)
         return caches
@@ -132,37 +144,38 @@ def test_a_row_gets_the_same_bits_in_any_company() -> None:
     assert first == 8
 
 
-def test_a_page_carries_nothing_over_from_whoever_had_it() -> None:
-    pages = Pages(CONFIG, 3)
-    broken = Int8KVCache(CONFIG, 1, pages=pages)
+def test_a_page_carries_nothing_over_from_whoever_had_it(kind) -> None:
+    pages = kind.kind(CONFIG, kind.kind.of(200))
+    broken = kind(CONFIG, 1, pages=pages)
     for layer in range(2):
         broken.write(layer, *torch.full((2, 1, 4, 200, 8), math.nan))
     broken.advance(200)
     broken.release()
-    cache = Int8KVCache(CONFIG, 1, pages=pages)
+    cache = kind(CONFIG, 1, pages=pages)
     write(cache, 130)
     assert step([cache])[1].isfinite().all()
 
 
-def test_pages_that_are_given_back_leave_the_memory() -> None:
+def test_pages_that_are_given_back_leave_the_memory(kind) -> None:
     config = BioGptConfig(num_hidden_layers=2, vocab_size=40)  # pages of BioGPT's size
-    pages = Pages(config, 2)
-    cache = Int8KVCache(config, 1, 200, pages)
+    pages = kind.kind(config, kind.kind.of(200))
+    cache = kind(config, 1, 200, pages)
     for layer in range(2):
         cache.write(layer, *torch.ones(2, 1, 16, 200, 64))
-    assert cache.nbytes == Int8KVCache.size(config, 1, 200)
-    assert all(part.view(torch.uint8).any() for part in (pages.keys, pages.steps, pages.values))
+    assert cache.nbytes == kind.size(config, 1, 200)
+    assert all(part.view(torch.uint8).any() for part in pages.held)
     cache.release()
-    assert not any(part.view(torch.uint8).any() for part in (pages.keys, pages.steps, pages.values))
+    assert not any(part.view(torch.uint8).any() for part in pages.held)
 
 
-def test_no_page_is_taken_twice() -> None:
-    pages = Pages(CONFIG, 2)
-    one, other = (Int8KVCache(CONFIG, 1, pages=pages) for _ in range(2))
+def test_no_page_is_taken_twice(kind) -> None:
+    count = 2 * kind.kind.of(100)
+    pages = kind.kind(CONFIG, count)
+    one, other = (kind(CONFIG, 1, pages=pages) for _ in range(2))
     write(one, 100)
     write(other, 100)
     before = held(other, 0)
-    with pytest.raises(MemoryError, match="all 2 pages"):
+    with pytest.raises(MemoryError, match=f"all {count} pages"):
         write(one, 100)
     assert all(map(torch.equal, before, held(other, 0)))
     other.release()
@@ -170,16 +183,20 @@ def test_no_page_is_taken_twice() -> None:
     assert one.length == 200
 
 
-def test_pages_are_as_many_as_memory_allows() -> None:
-    assert Pages.within(CONFIG, 10 * Pages.size(CONFIG) + 1).count == 10
-    assert Pages.within(CONFIG, 0).count == 1
-    count = Pages.within(BioGptConfig(), 2**62).count
-    assert 0 < count * Pages.size(BioGptConfig()) < 2**50
+def test_pages_are_as_many_as_memory_allows(kind) -> None:
+    pages = kind.kind
+    assert pages.within(CONFIG, 10 * pages.size(CONFIG) + 1).count == 10
+    assert pages.within(CONFIG, 0).count == 1
+    count = pages.within(BioGptConfig(), 2**62).count
+    assert 0 < count * pages.size(BioGptConfig()) < 2**50
 
 
 @pytest.fixture(scope="module")
-def int8_model() -> BioGptForCausalLM:
-    return BioGptForCausalLM.from_pretrained("mini", device="cpu", precision="int8")
+def models() -> dict[Kind, BioGptForCausalLM]:
+    return {
+        kind: BioGptForCausalLM.from_pretrained("mini", device="cpu", precision=precision)
+        for kind, precision in ((Int8KVCache, "int8"), (FloatKVCache, "float32"))
+    }
 
 
 def results(engine: Engine, ids: Sequence[int], options: GenerationOptions, session: str | None) -> list:
@@ -190,37 +207,39 @@ def results(engine: Engine, ids: Sequence[int], options: GenerationOptions, sess
     return list(iter(slot.results.get, None))
 
 
-@pytest.mark.parametrize("kind", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "temperature": 1.0}])
-def test_a_reused_prompt_gives_the_same_bits(kind, int8_model, monkeypatch) -> None:
-    options = GenerationOptions(max_new_tokens=12, seed=3, **kind)
+@pytest.mark.parametrize("way", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "temperature": 1.0}])
+def test_a_reused_prompt_gives_the_same_bits(way, kind, models, monkeypatch) -> None:
+    model = models[kind]
+    options = GenerationOptions(max_new_tokens=12, seed=3, **way)
     ids = [2, *torch.randint(4, 8000, (300,), generator=torch.Generator().manual_seed(0)).tolist()]
-    engine = Engine(runner_for(int8_model))
+    engine = Engine(runner_for(model))
     first = results(engine, ids, options, "one")
     read = []
-    forward = int8_model.biogpt.forward
+    forward = model.biogpt.forward
     monkeypatch.setattr(
-        int8_model.biogpt, "forward", lambda ids, **rest: read.append(ids.shape[1]) or forward(ids, **rest)
+        model.biogpt, "forward", lambda ids, **rest: read.append(ids.shape[1]) or forward(ids, **rest)
     )
     assert results(engine, ids, options, "one") == first
-    assert sum(read) == 301 - 2 * PAGE
+    assert sum(read) == 301 - 256
     assert results(engine, ids, options, "another") == first
-    assert sum(read) == 2 * 301 - 2 * PAGE
+    assert sum(read) == 2 * 301 - 256
     assert len(engine.runner._pages._free) == engine.runner._pages.count
 
 
-def test_the_engine_pages_what_it_promised(int8_model, monkeypatch) -> None:
+def test_the_engine_pages_what_it_promised(kind, models, monkeypatch) -> None:
     """As many requests run as the limit has room for, and the pages suffice for each of them."""
-    most = Int8KVCache.size(int8_model.config, 1, 140)
-    engine = Engine(runner_for(int8_model), cache_bytes=3 * most)
+    model = models[kind]
+    most = kind.size(model.config, 1, 140)
+    engine = Engine(runner_for(model), cache_bytes=3 * most)
     taken = []
-    take = pages_module.Pages.take
-    monkeypatch.setattr(pages_module.Pages, "take", lambda self: taken.append(len(self._free)) or take(self))
+    take = Pages.take
+    monkeypatch.setattr(Pages, "take", lambda self: taken.append(len(self._free)) or take(self))
     options = GenerationOptions(max_new_tokens=20, min_new_tokens=20)
-    slots = [Slot(start_search(int8_model.config, list(range(4, 124)), options)) for _ in range(5)]
+    slots = [Slot(start_search(model.config, list(range(4, 124)), options)) for _ in range(5)]
     for slot in slots:
         engine.submit(slot)
     while engine.has_work:
         engine.step()
         assert len(engine.running) <= 3
     assert [len(list(iter(slot.results.get, None))) for slot in slots] == [20] * 5
-    assert min(taken) == 1, "the last of six pages was taken, too"
+    assert min(taken) == 1, "the last page was taken, too"
