@@ -425,9 +425,13 @@ def test_who_asks_for_more_memory_than_there_is_fails_alone_and_a_kill_leaves_no
         assert heaps_of_threads(process.pid) == 0, "what one thread gives back, another could not use"
         status = Path(f"/proc/{process.pid}/status").read_text()
         [used] = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmSize")]
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINITY))
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (used + 120_000_000, resource.RLIM_INFINITY))
         other = pool.submit(call, url, "generate", **LENGTHY)
-        assert call(url, "generate", **LENGTHY | {"max_new_tokens": 900, "num_beams": 8})[0] == "error"
+        labels = [
+            f"{size} {kind}" for size in ("small", "large") for kind in ("trial", "gene", "tumor", "cell")
+        ]
+        event, why = call(url, "classify", text="A gene in cells. " * 150, labels=labels)
+        assert event == "error", f"keys and values of each label take 25 MB; {why}"
         event, data = other.result()
         assert (event, data[0]["text"]) == ("complete", alone[1][0]["text"])
         assert json.load(urllib.request.urlopen(f"{url}health")) == {"status": "serving"}
