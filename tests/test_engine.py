@@ -5,6 +5,7 @@ What each gets is what it gets alone, and none holds memory it does not need.
 
 import copy
 import random
+import re
 import time
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from biogpt.checkpoint.pretrained import BioGptForCausalLM
 from biogpt.generation.search import GenerationOptions, Token, start_search
 from biogpt.model.cache import KVCache
 from biogpt.model.decoder import DecoderLayer
-from biogpt.runners import plain
+from biogpt.runners import plain, runner_for
 from biogpt.runners.cpu import CpuRunner
 from biogpt.runners.plain import PlainRunner
 from biogpt.runners.steady import steady_sizes, swift_sizes
@@ -207,13 +208,13 @@ def test_a_slot_leaves_within_one_step_and_gives_its_memory_back(model) -> None:
     first.cancelled = True
     engine.step()
     assert engine.running == [second]
-    assert cache.keys.numel() == 0
+    assert cache.nbytes == 0
     assert len(taken(first)) == 2
 
 
 def test_cache_memory_is_bounded_and_the_line_keeps_its_order(model) -> None:
     """A small request does not pass a large one that waits for room."""
-    size = KVCache.size(model.config, 1, 23, torch.float32)
+    size = runner_for(model).cache_bytes(1, 23)
     engine = engine_of(model, cache_bytes=2 * size)
     slots = [submit(engine, prompt(3, seed=i), LONG) for i in range(4)]
     slots.append(submit(engine, prompt(2), replace(LONG, max_new_tokens=20)))
@@ -223,16 +224,18 @@ def test_cache_memory_is_bounded_and_the_line_keeps_its_order(model) -> None:
     while engine.has_work:
         engine.step()
         caches = [slot.cache for slot in engine.running]
-        held = max(held, sum(cache.keys.nbytes + cache.values.nbytes for cache in caches))
+        held = max(held, sum(cache.nbytes for cache in caches))
     assert held == 2 * size
     assert [slot.made for slot in slots] == [20] * 5
 
 
 def test_a_request_beyond_the_budget_is_refused_with_both_numbers(model) -> None:
-    engine = engine_of(model, cache_bytes=40_000)
-    with pytest.raises(
-        ValueError, match=r"0\.1 MB of cache for 3 rows of 23 positions, and the limit is 0\.0"
-    ):
+    least = runner_for(model).cache_bytes(1, 23)
+    engine = engine_of(model, cache_bytes=least)
+    sizes = (
+        f"{3 * least / 1e6:.1f} MB of cache for 3 rows of 23 positions, and the limit is {least / 1e6:.1f}"
+    )
+    with pytest.raises(ValueError, match=re.escape(sizes)):
         submit(engine, prompt(3), replace(LONG, num_beams=3))
     submit(engine, prompt(3), LONG)
 
@@ -381,7 +384,7 @@ def test_reuse_of_a_prompt_changes_nothing_but_the_work(model, small_chunks, mon
 def test_a_prompt_too_long_for_the_room_keeps_its_beginning(model, small_chunks) -> None:
     """Chunks are found from the first on: without it the others would be held for nothing."""
     engine, ids = engine_of(model), prompt(25)
-    chunk = engine.runner.cache_bytes(1, 8)
+    chunk = KVCache.size(model.config, 1, 8, torch.float32)
     slot = submit(engine, ids, replace(LONG, max_new_tokens=1, min_new_tokens=1), session="a")
     engine.cache_bytes = engine.need(slot) + 2 * chunk
     while engine.has_work:
@@ -397,8 +400,8 @@ def test_a_prompt_too_long_for_the_room_keeps_its_beginning(model, small_chunks)
 
 
 def test_what_is_kept_for_reuse_stays_within_the_budget_and_goes_first(model, small_chunks) -> None:
-    size = KVCache.size(model.config, 1, 8, torch.float32)
-    engine = engine_of(model, cache_bytes=9 * size)
+    size = runner_for(model).cache_bytes(1, 72)
+    engine = engine_of(model, cache_bytes=size)
     short = GenerationOptions(max_new_tokens=8, min_new_tokens=8)
     for seed in range(6):
         submit(engine, prompt(24, seed), short, session="a")
