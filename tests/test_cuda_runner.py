@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_engine import LONG, mixed_requests, once, prompt, submit, taken
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM
@@ -52,16 +53,27 @@ class Recording(TorchDispatchMode):
         if name in WAITS or by_mask:
             pytest.fail(f"{function} cannot be captured")
         result = function(*args, **(kwargs or {}))
-        self.calls.append((function, args, kwargs or {}, result))
+        self.calls.append((function, args, kwargs or {}, attention_kernels(), result))
         return result
 
     def replay(self) -> None:
         with torch.inference_mode():
-            for function, args, kwargs, result in self.calls:
-                again = function(*args, **kwargs)
+            for function, args, kwargs, kernels, result in self.calls:
+                with sdpa_kernel(kernels):
+                    again = function(*args, **kwargs)
                 for old, new in zip(tensors(result), tensors(again), strict=True):
                     if old.data_ptr() != new.data_ptr():  # else a view, or written in place
                         old.copy_(new)
+
+
+def attention_kernels() -> list[SDPBackend]:
+    """Those that attention may use at the moment; a program keeps the one that it was captured with."""
+    may = {
+        SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled(),
+        SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled(),
+    }
+    return [kernel for kernel, is_on in may.items() if is_on]
 
 
 def tensors(result) -> Iterator[Tensor]:

@@ -4,7 +4,10 @@ What they hold and compute, against plain attention, in any company and after an
 """
 
 import math
+import os
+import resource
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,6 +194,29 @@ def test_pages_are_as_many_as_memory_allows(kind) -> None:
     assert pages.within(CONFIG, 0).count == 1
     count = pages.within(BioGptConfig(), 2**62).count
     assert 0 < count * pages.size(BioGptConfig()) < 2**50
+
+
+def test_a_process_with_more_pages_than_memory_can_be_forked(kind) -> None:
+    """As a Space does for each call; the system must not count address space as memory in use."""
+    many = [kind.kind.within(BioGptConfig(), 2**62) for _ in range(4)]
+    child = os.fork()
+    if child == 0:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert all(pages.take() >= 0 for pages in many)
+
+
+def test_where_less_address_space_is_granted_there_are_fewer_pages(kind) -> None:
+    wanted = 1000
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    size = kind.kind.size(BioGptConfig())
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 300 * size, before[1]))
+    try:
+        pages = kind.kind.within(BioGptConfig(), wanted * size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert 100 < pages.count < 300
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ a page.
 import math
 import mmap
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -31,6 +32,10 @@ from torch import Tensor
 from biogpt.model.cache import KVCache
 from biogpt.model.config import BioGptConfig
 from biogpt.runners.step import Places
+
+# Address space is no promise to use it: Linux would count all of it again for each process that is forked,
+# and refuse. Python names the flag from 3.13 on.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class Pages(ABC):
@@ -59,7 +64,9 @@ class Pages(ABC):
         self._starts = [0, *accumulate(count * size for size in self._sizes)]
         self._stride = -(-item * (self._starts[-1] + self.spill) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._memory = mmap.mmap(
-            -1, config.num_hidden_layers * self._stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            -1,
+            config.num_hidden_layers * self._stride,
+            flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE,
         )
         self.every = torch.frombuffer(self._memory, dtype=self.dtype).view(config.num_hidden_layers, -1)
         self.parts = [
@@ -98,10 +105,27 @@ class Pages(ABC):
 
     @classmethod
     def within(cls, config: BioGptConfig, limit: int) -> Self:
-        """As many pages as fit in so many bytes, the machine, and the numbers that bags count rows with."""
+        """As many pages as fit in so many bytes, the machine, and the numbers that bags count rows with.
+
+        Raises:
+            OSError: the system grants no address space, not even of one page.
+        """
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         most = (2**31 - 1) // (config.num_attention_heads * max(config.head_dim, cls.positions))
-        return cls(config, max(1, min(most, min(limit, memory) // cls.size(config))))
+        count = max(1, min(most, min(limit, memory) // cls.size(config)))
+        asked = count
+        while True:
+            try:
+                pages = cls(config, count)
+            except OSError:  # there is a limit (``ulimit -v``), or no more is promised than there is
+                if count == 1:
+                    raise
+                count //= 2
+                continue
+            if count == asked:
+                return pages
+            del pages  # half of what is granted is for all else
+            return cls(config, max(1, count // 2))
 
     def take(self) -> int:
         """A page that is ready to be written to.

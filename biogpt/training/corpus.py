@@ -4,7 +4,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +66,15 @@ def tokenize_file(path: str | Path, tokenizer: BioGptTokenizer, folder: Path, pr
             return Documents(arrays["ids"], arrays["ends"])
     lines = read_texts(path)
     chunks = [lines[start : start + _LINES_AT_ONCE] for start in range(0, len(lines), _LINES_AT_ONCE)]
-    with interrupts_ignored():
-        pool = Pool(processes, initializer=_keep_tokenizer, initargs=(tokenizer.vocab, tokenizer.merges))
-    with pool:
-        encoded = [document for chunk in pool.imap(_encode_lines, chunks) for document in chunk]
+    if processes == 1:
+        _keep_tokenizer(tokenizer.vocab, tokenizer.merges)
+        encoded = [document for chunk in chunks for document in _encode_lines(chunk)]
+    else:
+        # Threads may be running by now: a forked child could inherit a lock that nobody frees.
+        with interrupts_ignored():
+            pool = get_context("spawn").Pool(processes, _keep_tokenizer, (tokenizer.vocab, tokenizer.merges))
+        with pool:
+            encoded = [document for chunk in pool.imap(_encode_lines, chunks) for document in chunk]
     documents = Documents(np.concatenate(encoded), np.cumsum([len(document) for document in encoded]))
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder, tokens_path.name) as (unfinished,), unfinished.open("wb") as file:
