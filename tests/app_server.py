@@ -51,14 +51,14 @@ def last_event(url: str, endpoint: str, event_id: str) -> tuple[str, Any]:
     return event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 
 
-def save_tiny(folder: Path) -> None:
-    """A small language model of random weights, in no time at its end."""
+def save_tiny(folder: Path, layers: int = 1) -> None:
+    """A small language model of random weights, with one layer in no time at its end."""
     tokens = ["<s>", "<pad>", "</s>", "<unk>", "a", "b</w>", "ab</w>"]
     tokenizer = BioGptTokenizer({token: index for index, token in enumerate(tokens)}, [("a", "b</w>")])
     config = BioGptConfig(
         vocab_size=len(tokens),
         hidden_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=16,
         max_position_embeddings=1024,

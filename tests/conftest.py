@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 # Before torch is loaded, and for all processes that tests start: on two cores, threads that turn round and
 # round while they wait take the time of page, browser and tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A shell that starts the tests in the background lets them ignore Ctrl+C, and with them all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

@@ -24,6 +24,7 @@ from biogpt import (
 from biogpt.cli import main
 from biogpt.model.config import BioGptConfig
 from biogpt.text.documents import read_documents
+from biogpt.training.extending import with_types
 from biogpt.training.finetune import Example, FinetuneLoop, _batches, _Dropout, finetune, label_loss
 from biogpt.training.labelled import LabelledText
 from biogpt.training.objectives import EntityCorpus, EntityObjective, TextObjective
@@ -135,6 +136,83 @@ def test_above_a_frozen_decoder_a_word_encoder_learns_what_follows(base, tmp_pat
     assert not [key for key in load_file(folder / "model.safetensors") if key.startswith("biogpt.")]
     assert json.loads((folder / "config.json").read_text())["base_model_name_or_path"] == str(base)
     assert not (folder / "vocab.json").exists()
+
+
+@pytest.fixture(scope="module")
+def drug_tagger(base, corpora, tmp_path_factory):
+    """A head with a word encoder that finds drugs."""
+    corpus = EntityCorpus.read(corpora / "drugs.tsv")
+    task = EntityObjective([corpus], [corpus], {"word_encoder_size": 8, "read_layers": 1})
+    out = tmp_path_factory.mktemp("drug-tagger")
+    return finetune(task, options(out, base, epochs=8, frozen_epochs=8, lr=2e-2, batch_tokens=64))
+
+
+@pytest.fixture
+def genes_and_verbs(corpora, tmp_path):
+    """The corpus of genes, in which verbs are marked, too."""
+    path = tmp_path / "both.tsv"
+    text = (corpora / "genes.tsv").read_text()
+    path.write_text(re.sub(r"^(inhibits|binds|reduces|raises)\tO$", r"\1\tB-Verb", text, flags=re.MULTILINE))
+    return path
+
+
+TEXT = "naloxone raises EGFR here ."
+
+
+def parts_of(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_tagger_is_extended_and_its_own_types_stay_to_the_bit(drug_tagger, genes_and_verbs, tmp_path):
+    arguments = ["train", "ner", "--model", str(drug_tagger), "--extend", "--out", str(tmp_path / "run")]
+    files = ["--train", str(genes_and_verbs), "--dev", f"{genes_and_verbs}:Gene=Gene"]
+    numbers = ["--epochs", "8", "--lr", "0.02", "--arithmetic", "float32", "--batch-tokens", "64"]
+    assert main([*arguments, *files, *numbers, "--auxiliary", "Verb", "--alone", "1"]) == 0
+    folder = tmp_path / "run" / "best"
+    before, after = (EntityRecognizer.from_pretrained(each) for each in (drug_tagger, folder))
+    assert after.model.config.labels == ("O", "B-Drug", "I-Drug", "B-Gene", "I-Gene")
+    [genes] = after.batch([TEXT], types=["Gene"])
+    assert [(entity.label, entity.text) for entity in genes] == [("Gene", "EGFR")]
+    drugs = after.batch([TEXT], types=["Drug"])
+    assert [entity.text for entity in drugs[0]] == ["naloxone"]
+    assert drugs == before.batch([TEXT]), "with the very same scores"
+    old, new = parts_of(drug_tagger), parts_of(folder)
+    changed = {name for name in old if name not in new or not torch.equal(new[name], old[name])}
+    assert changed == {"classifier.weight", "classifier.bias", "chain.transitions"}, "which have grown"
+    assert (
+        json.loads((folder / "metrics.json").read_text())["dev"][f"{tmp_path.name}/both"]["micro"]["f1"] == 1
+    )
+
+
+def test_types_that_a_tagger_has_are_learned_on(drug_tagger, corpora, tmp_path):
+    corpus = EntityCorpus.read(corpora / "drugs.tsv")
+    head = BioGptForTokenClassification.from_pretrained(drug_tagger, precision="float32")
+    task = EntityObjective([corpus], [corpus], {}, extends=head)
+    rate = 1e-6  # at which nothing is learned that was not known before
+    folder = finetune(task, options(tmp_path, drug_tagger, epochs=1, lr=rate))
+    old, new = parts_of(drug_tagger), parts_of(folder)
+    assert old.keys() == new.keys()
+    for name in old:
+        torch.testing.assert_close(new[name], old[name], atol=1e-3, rtol=1e-3)
+
+
+def test_what_a_tagger_cannot_be_extended_by_is_refused(
+    base, drug_tagger, corpora, genes_and_verbs, tmp_path
+):
+    drugs, both = EntityCorpus.read(corpora / "drugs.tsv"), EntityCorpus.read(genes_and_verbs)
+    genes = EntityCorpus.read(corpora / "genes.tsv")
+    plain = BioGptForTokenClassification.from_pretrained(base, labels=("O", "B-Drug"))
+    with pytest.raises(ValueError, match="labels tokens without a word encoder"):
+        EntityObjective([genes], [], {}, extends=plain)
+    head = BioGptForTokenClassification.from_pretrained(drug_tagger, precision="float32")
+    with pytest.raises(ValueError, match="Gene: read by one layer with Verb; give texts in which all"):
+        EntityObjective([genes], [], {}, extends=with_types(head, ["Gene", "Verb"]))
+    with pytest.raises(ValueError, match="all types are auxiliary, Drug"):
+        EntityObjective([drugs], [], {}, auxiliary=["Drug"])
+    with pytest.raises(ValueError, match="Cell"):
+        EntityObjective([both], [], {}, auxiliary=["Cell"])
+    with pytest.raises(ValueError, match="Verb"):
+        EntityObjective([both], [both], {}, auxiliary=["Verb"])
 
 
 def test_types_that_some_corpus_annotates_together_share_a_reader(corpora):

@@ -147,10 +147,8 @@ def test_a_row_gets_the_same_bits_in_any_company(kind) -> None:
     assert first == 8
 
 
-def test_a_page_carries_nothing_over_from_whoever_had_it(kind, monkeypatch) -> None:
+def test_a_page_carries_nothing_over_from_whoever_had_it(kind) -> None:
     pages = kind.kind(CONFIG, kind.kind.of(200))
-    # The system takes whole pages of its own, and leaves the edges: here all of it is left.
-    monkeypatch.setattr(pages, "give", lambda numbers: pages._free.extend(numbers))
     broken = kind(CONFIG, 1, pages=pages)
     for layer in range(2):
         broken.write(layer, *torch.full((2, 1, 4, 200, 8), math.nan))
@@ -161,16 +159,22 @@ def test_a_page_carries_nothing_over_from_whoever_had_it(kind, monkeypatch) -> N
     assert step([cache])[1].isfinite().all()
 
 
-def test_pages_that_are_given_back_leave_the_memory(kind) -> None:
+def test_pages_that_are_given_back_leave_the_memory_but_for_what_a_text_takes(kind) -> None:
     config = BioGptConfig(num_hidden_layers=2, vocab_size=40)  # pages of BioGPT's size
-    pages = kind.kind(config, kind.kind.of(200))
-    cache = kind(config, 1, 200, pages)
-    for layer in range(2):
-        cache.write(layer, *torch.ones(2, 1, 16, 200, 64))
-    assert cache.nbytes == kind.size(config, 1, 200)
-    assert all(part.view(torch.uint8).any() for part in pages.held)
-    cache.release()
-    assert not any(part.view(torch.uint8).any() for part in pages.held)
+    pages = kind.kind(config, 40)
+    numbers = [pages.take() for _ in range(40)]
+    for layers in pages.held:
+        layers.view(torch.uint8).fill_(1)
+    pages.give(numbers)
+
+    def in_memory() -> set[int]:
+        return {page for part in pages.held for page in range(40) if part[:, page].view(torch.uint8).any()}
+
+    left = kind.kind.of(config.max_position_embeddings)
+    assert in_memory() == set(numbers[-left:])
+    assert {pages.take() for _ in range(left)} == set(numbers[-left:]), "the next text has them"
+    pages.give(numbers[-left:][:3])
+    assert in_memory() == set(numbers[-left:])
 
 
 def test_no_page_is_taken_twice(kind) -> None:

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from biogpt.checkpoint.pretrained import BioGptForTokenClassification
 from biogpt.checkpoint.push import check_hub_id, push_to_hub
 from biogpt.cli.arguments import add_model, flag, whole
 from biogpt.cli.labelled import (
@@ -21,6 +22,8 @@ from biogpt.training.finetune import Objective, finetune
 from biogpt.training.objectives import EntityObjective
 from biogpt.training.options import ARITHMETIC, FinetuneOptions, PretrainOptions
 from biogpt.training.pretrain import pretrain
+
+_OF_A_NEW_HEAD = {"copies": 1, "bidirectional_layers": 0, "word_encoder": 0, "read_layers": 0}
 
 
 def add_lm(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +81,24 @@ def add_ner(parser: argparse.ArgumentParser) -> None:
         help="read the words both ways above the decoder, this wide; 0: do not (%(default)s)",
     )
     _add_read_layers(parser)
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="keep the head of --model: its types stay as they are, and those of --train are added, or "
+        "learned on; the decoder is frozen",
+    )
+    parser.add_argument(
+        "--auxiliary",
+        default="",
+        metavar="TYPE,…",
+        help="types of --train that are learned, as it helps to tell the others from them, and not kept",
+    )
+    parser.add_argument(
+        "--alone",
+        type=_share,
+        metavar="SHARE",
+        help="of passages that are a single sentence; the others fill the window (0.3; of CoNLL files 0.85)",
+    )
     _add_finetuning(parser)
     parser.set_defaults(run=_train_ner)
 
@@ -190,8 +211,24 @@ def _train_ner(chosen: argparse.Namespace) -> None:
         "word_encoder_size": chosen.word_encoder,
         "read_layers": chosen.read_layers,
     }
-    data = {"train": chosen.train, "dev": chosen.dev} | settings
-    _finetune(chosen, options, EntityObjective(train, dev, settings), data)
+    auxiliary = [kind for kind in chosen.auxiliary.split(",") if kind]
+    extends = None
+    if chosen.extend:
+        if given := [flag(name) for name, value in _OF_A_NEW_HEAD.items() if getattr(chosen, name) != value]:
+            raise ValueError(f"{', '.join(given)}: for a new head; one that is extended stays as it is")
+        extends = BioGptForTokenClassification.from_pretrained(
+            options.model, precision="float32", device="cpu"
+        )
+    objective = EntityObjective(train, dev, settings, extends, auxiliary, chosen.alone)
+    how = {"extend": chosen.extend, "auxiliary": auxiliary, "alone": chosen.alone}
+    _finetune(chosen, options, objective, {"train": chosen.train, "dev": chosen.dev} | settings | how)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share; expected 0 to 1")
+    return value
 
 
 def _train_classify(chosen: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ import mmap
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import ClassVar, Self
@@ -41,7 +41,8 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" e
 class Pages(ABC):
     """Address space for so many pages of all layers, and which of them are free.
 
-    Memory is taken as pages are written to, and given back with them.
+    Memory is taken as pages are written to, and given back with them; but what one text of full length takes
+    is kept for the next one, as to take it anew costs time.
 
     Attributes:
         parts: what a page is made of, [L, P, H, …] each, in items of ``dtype``.
@@ -73,7 +74,9 @@ class Pages(ABC):
             self.every[:, start : start + count * size].unflatten(1, (count, *shape))
             for start, size, shape in zip(self._starts, self._sizes, shapes, strict=False)
         ]
-        self._free = list(range(count - 1, -1, -1))
+        self._free = list(range(count - 1, -1, -1))  # the next one last
+        self._kept: dict[int, None] = {}  # those of them that have their memory still, the oldest first
+        self._most_kept = self.of(config.max_position_embeddings)
 
     @staticmethod
     @abstractmethod
@@ -135,21 +138,30 @@ class Pages(ABC):
         """
         if not self._free:
             raise MemoryError(f"all {self.count} pages of the cache are taken")
-        return self._free.pop()
+        page = self._free.pop()
+        self._kept.pop(page, None)
+        return page
 
     def give(self, pages: Iterable[int]) -> None:
-        """Take pages back, and give their memory to the system."""
-        item = self.dtype.itemsize
+        """Take pages back, and give the memory of most to the system."""
         for page in pages:
             self._free.append(page)
-            for layer in range(0, len(self._memory), self._stride):
-                for start, size in zip(self._starts, self._sizes, strict=False):
-                    first = -(-(layer + item * (start + page * size)) // mmap.PAGESIZE)
-                    last = (layer + item * (start + (page + 1) * size)) // mmap.PAGESIZE
-                    if last > first:
-                        self._memory.madvise(
-                            mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
-                        )
+            self._kept[page] = None
+        while len(self._kept) > self._most_kept:
+            page = next(iter(self._kept))
+            del self._kept[page]
+            self._empty(page)
+
+    def _empty(self, page: int) -> None:
+        item = self.dtype.itemsize
+        for layer in range(0, len(self._memory), self._stride):
+            for start, size in zip(self._starts, self._sizes, strict=False):
+                first = -(-(layer + item * (start + page * size)) // mmap.PAGESIZE)
+                last = (layer + item * (start + (page + 1) * size)) // mmap.PAGESIZE
+                if last > first:
+                    self._memory.madvise(
+                        mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
+                    )
 
 
 class PagedCache(KVCache):
@@ -208,35 +220,42 @@ class PagedCache(KVCache):
 
     def store(self, layers: slice, keys: Tensor, *others: Tensor) -> None:
         """Put new positions, [L, B, H, T, …] each as ``Pages.held`` has them, after those that are held."""
-        first, end = self.length, self.length + keys.shape[3]
         self.reserve(keys.shape[3])
-        size = self.kind.positions
         held_keys, *held = self.pages.held
-        for row, table in enumerate(self.tables):
-            for number in range(first // size, self.kind.of(end)):
-                low, high = max(first, number * size), min(end, (number + 1) * size)
-                page, to = table[number], slice(low - number * size, high - number * size)
-                of = slice(low - first, high - first)
-                held_keys[layers, page, :, :, to] = keys[:, row, :, of].transpose(-1, -2)
-                for part, new in zip(held, others, strict=True):
-                    part[layers, page, :, to] = new[:, row, :, of]
+        for row, page, of, to in self._parts(slice(None), self.length, self.length + keys.shape[3]):
+            held_keys[layers, page, :, :, to] = keys[:, row, :, of].transpose(-1, -2)
+            for part, new in zip(held, others, strict=True):
+                part[layers, page, :, to] = new[:, row, :, of]
 
     def stored(self, layers: slice, rows: slice, first: int, last: int) -> list[Tensor]:
         """Some positions of some rows, as ``store`` takes them."""
-        size = self.kind.positions
-        start, stop = first // size, self.kind.of(last)
-        own = torch.tensor([table[start:stop] for table in self.tables[rows]], dtype=torch.int64)
-        keys, *others = (
-            part[layers].index_select(1, own.view(-1)).unflatten(1, own.shape) for part in self.pages.held
-        )  # [L, B, pages, H, …]
-        of = slice(first - start * size, last - start * size)
-        return [
-            part.transpose(2, 3).contiguous().flatten(3, 4)[:, :, :, of]
+        keys, *others = (part[layers] for part in self.pages.held)
+        count = len(self.tables[rows])
+        found_keys, *found = (
+            part.new_empty(len(part), count, part.shape[2], last - first, *part.shape[4:])
             for part in (keys.transpose(-1, -2), *others)
-        ]
+        )
+        for row, page, to, of in self._parts(rows, first, last):
+            found_keys[:, row, :, to] = keys[:, page, :, :, of].transpose(-1, -2)
+            for part, new in zip(others, found, strict=True):
+                new[:, row, :, to] = part[:, page, :, of]
+        return [found_keys, *found]
+
+    def _parts(self, rows: slice, first: int, last: int) -> Iterator[tuple[int, int, slice, slice]]:
+        """Where positions lie: the row, the page, which of them are in it, and where in it."""
+        size = self.kind.positions
+        for row, table in enumerate(self.tables[rows]):
+            for number in range(first // size, self.kind.of(last)):
+                low, high = max(first, number * size), min(last, (number + 1) * size)
+                yield (
+                    row,
+                    table[number],
+                    slice(low - first, high - first),
+                    slice(low % size, (high - 1) % size + 1),
+                )
 
     def copy(self, first: int, last: int) -> list[Tensor]:
-        return [part.contiguous() for part in self.stored(slice(None), slice(0, 1), first, last)]
+        return self.stored(slice(None), slice(0, 1), first, last)
 
     def append(self, copied: Sequence[Tensor]) -> None:
         count = copied[0].shape[3]

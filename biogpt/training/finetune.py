@@ -31,6 +31,7 @@ from biogpt.model.readers import pooled
 from biogpt.runners.precision import bfloat16_pays, choose_device
 from biogpt.tasks.batching import spans_of
 from biogpt.tasks.words import forms_of
+from biogpt.training.extending import Learned, with_types, without_types
 from biogpt.training.loop import TrainingProgress, TrainingRun
 from biogpt.training.optimizer import make_optimizers
 from biogpt.training.options import FinetuneOptions
@@ -55,6 +56,7 @@ class Example:
             labelled as a whole. One label a read: any of those with 1 counts as right; multi-label: all do.
         words: [R] the words that are read, for a word encoder.
         types: of entities that are annotated here, the only ones that a word encoder scores.
+        left_out: indices of labels that a word encoder does not score here.
         begins: [R], for a head that pools, where the tokens begin whose mean is read, up to the read.
         states: [R, D] bfloat16, what a frozen decoder says at the reads, once that was kept.
     """
@@ -64,6 +66,7 @@ class Example:
     targets: np.ndarray
     words: Sequence[str] = ()
     types: Collection[str] = ()
+    left_out: Sequence[int] = ()
     begins: Sequence[int] = ()
     states: Tensor | None = None
 
@@ -91,8 +94,14 @@ class Objective(Protocol):
         labels: N labels of the head.
         multi_label: whether a read may have several labels at once.
         settings: fields of the config that it decides, such as ``problem_type``.
+        extends: a tagger whose own types stay as they are, and to which those of ``learned`` are added.
+        learned: types of a tagger.
+        auxiliary: types among these that are not kept: to tell them from the others helps.
     """
 
+    extends: BioGptForTokenClassification | None = None
+    learned: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...] = ()
     labels: tuple[str, ...]
     multi_label: bool
     settings: dict[str, Any]
@@ -161,6 +170,9 @@ class FinetuneLoop:
         self.device = choose_device(options.device)
         torch.manual_seed(options.seed)
         self.model = _model(objective, options).to(self.device)
+        self._learned: Learned | None = None
+        if objective.extends is not None and isinstance(self.model, BioGptForTokenClassification):
+            self._learned = Learned(self.model, objective.learned)
         self.progress = FinetuneProgress()
         self.run = TrainingRun(
             options.out,
@@ -186,6 +198,8 @@ class FinetuneLoop:
         options, progress, run = self.options, self.progress, self.run
         self.model.train()
         self.model.biogpt.train(not self.frozen)
+        if self._learned is not None:
+            self._learned.train()
         examples = self._examples()
         weights = self.label_weights(examples)
         batches = list(_batches(examples, options, self._random(progress.epoch)))
@@ -205,6 +219,8 @@ class FinetuneLoop:
             whole_step = progress.batch % options.accumulation == 0
             if whole_step or progress.batch == len(batches):
                 run.update(options.learning_rate(share))
+                if self._learned is not None:
+                    self._learned.restore()
             run.count(loss.item())
             bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
             if whole_step and run.unsaved_for(options.minutes_between):
@@ -243,7 +259,7 @@ class FinetuneLoop:
     @property
     def frozen(self) -> bool:
         """Whether the decoder stays as it is in this epoch."""
-        return self.progress.epoch < self.options.frozen_epochs
+        return self._learned is not None or self.progress.epoch < self.options.frozen_epochs
 
     def stalled(self) -> bool:
         """Whether the dev score has not risen for ``patience`` epochs."""
@@ -280,7 +296,10 @@ class FinetuneLoop:
         options, progress, run = self.options, self.progress, self.run
         self.model.eval()
         run.check_weights()
-        evaluation = self.objective.evaluate(self.model, run.tokenizer)
+        model = self.model
+        if self.objective.auxiliary and isinstance(model, BioGptForTokenClassification):
+            model = without_types(model, self.objective.auxiliary)
+        evaluation = self.objective.evaluate(model, run.tokenizer)
         entry: dict[str, Any] = {
             "epoch": progress.epoch,
             "hours": round(progress.seconds / 3600, 3),
@@ -297,7 +316,7 @@ class FinetuneLoop:
         report = {"options": self._settings(), "data": self.metadata, "training": entry}
         if evaluation is not None:
             report["dev"] = evaluation.metrics
-        run.keep_best("metrics.json", report, options.shard_bytes)
+        run.keep_best("metrics.json", report, options.shard_bytes, model)
         if evaluation is not None and evaluation.confusion is not None:
             with written_whole(options.out / "best", "confusion.png") as (picture,):
                 confusion_plot(*evaluation.confusion, picture)
@@ -347,7 +366,9 @@ class FinetuneLoop:
 
 
 def _model(objective: Objective, options: FinetuneOptions) -> Head:
-    """The checkpoint with a new head and the objective's settings, in float32."""
+    """The checkpoint in float32, with a new head, or with types added to its own."""
+    if objective.extends is not None:
+        return _for_training(with_types(objective.extends, objective.learned), options)
     base = objective.head.from_pretrained(
         options.model, precision="float32", device="cpu", labels=objective.labels
     )
@@ -362,6 +383,10 @@ def _model(objective: Objective, options: FinetuneOptions) -> Head:
     model = objective.head(config)
     model.biogpt.load_state_dict(base.biogpt.state_dict())
     model.base = base.base
+    return _for_training(model, options)
+
+
+def _for_training(model: Head, options: FinetuneOptions) -> Head:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Dropout):
             model.set_submodule(name, _Dropout(module.p))
@@ -412,7 +437,13 @@ def head_logits(model: Head, hidden: Tensor, batch: Sequence[Example]) -> Tensor
         return model.read(hidden, counts)
     words = [word for example in batch for word in example.words]
     forms = forms_of(words, model.config, hidden.device)
-    return model.read(hidden, forms, counts, [example.types for example in batch])
+    scores = model.read(hidden, forms, counts, [example.types for example in batch])
+    if any(example.left_out for example in batch):
+        is_out = torch.zeros(scores.shape, dtype=torch.bool)
+        for rows, example in zip(is_out.split(counts), batch, strict=True):
+            rows[:, list(example.left_out)] = True
+        scores = scores.masked_fill(is_out.to(scores.device), -math.inf)
+    return scores
 
 
 def label_loss(logits: Tensor, targets: Tensor, weights: Tensor | None, multi_label: bool) -> Tensor:

@@ -170,18 +170,24 @@ class TrainingRun(Generic[Model]):
                 "training has diverged; choose lower learning rates"
             )
 
-    def keep_best(self, name: str, report: dict[str, Any], shard_bytes: int) -> None:
+    def keep_best(
+        self, name: str, report: dict[str, Any], shard_bytes: int, model: Model | None = None
+    ) -> None:
         """Put the weights into ``best``, in half precision, with the tokenizer and a JSON file about them.
 
         Of a head whose decoder is still its base's, only what is its own.
+
+        Args:
+            model: to be kept in the place of the one that learns.
 
         Raises:
             OSError: something could not be written, as on a full disk.
         """
         best = self.folder / "best"
-        half = type(self.model)(self.model.config)
-        half.load_state_dict(self.model.state_dict())
-        half.base = self.model.base
+        model = model or self.model
+        half = type(model)(model.config)
+        half.load_state_dict(model.state_dict())
+        half.base = model.base
         half.half().save_pretrained(best, shard_bytes)
         if base_name(best) is None:
             self.tokenizer.save_pretrained(best)

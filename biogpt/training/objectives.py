@@ -20,7 +20,8 @@ from biogpt.tasks.words import Words, words_of
 from biogpt.text.documents import is_pubtator, read_pubtator
 from biogpt.text.files import read_text
 from biogpt.text.sentences import sentence_spans
-from biogpt.training.finetune import Evaluation, Example
+from biogpt.training.extending import labels_with
+from biogpt.training.finetune import Evaluation, Example, Objective
 from biogpt.training.labelled import (
     GoldSpan,
     LabelledSentences,
@@ -42,10 +43,11 @@ from biogpt.training.metrics import (
 )
 
 # Share of the passages that are single sentences; the others fill the window. In a CoNLL file, where texts
-# are sentences, about half of the sentences stand alone then.
+# are sentences, that is a window for every six sentences alone.
 _ALONE, _ALONE_OF_SENTENCES = 0.3, 0.85
 _WORD_ENCODER_DROPOUT = 0.4
 _WORD_FORM_ROWS = 16384
+_NOT_AUXILIARY = 0.5  # share of the passages in which words of auxiliary types are O, as they will be
 _ALL_TYPES = 0.15  # share of the passages on which every reader learns, so that two do not claim one word
 
 Renderings = tuple[TaggedText, ...]  # one sentence, written in one or two ways
@@ -116,32 +118,56 @@ class EntityCorpus:
         return cls(str(Path(path.parent.name) / path.stem), tuple(sorted(types)), texts, documents, share)
 
 
-class EntityObjective:
+class EntityObjective(Objective):
     """Entities, from corpora that may each annotate only some of the types.
 
     Args:
         train: corpora to learn from; an ``O`` in one means "none of the types that this corpus annotates".
         dev: corpora to score on, each asked for the types that it annotates; its score is the mean F1.
         settings: of the config: ``passage_copies``, ``bidirectional_layers``, ``word_encoder_size``,
-            ``read_layers``.
+            ``read_layers``. Not for ``extends``, which has its own.
+        extends: a tagger with a word encoder, to which the types are added; its own stay as they are.
+        auxiliary: types that are learned because to tell them from the others helps, and are not kept.
+        alone: share of the passages that are single sentences, the others fill the window; when None, 0.3, or
+            in files of sentences 0.85.
+
+    Raises:
+        ValueError: a type is not annotated in ``train``; nothing would be kept; or as of ``labels_with``.
     """
 
     head = BioGptForTokenClassification
     multi_label = False
 
     def __init__(
-        self, train: Sequence[EntityCorpus], dev: Sequence[EntityCorpus], settings: Mapping[str, Any]
+        self,
+        train: Sequence[EntityCorpus],
+        dev: Sequence[EntityCorpus],
+        settings: Mapping[str, Any],
+        extends: BioGptForTokenClassification | None = None,
+        auxiliary: Sequence[str] = (),
+        alone: float | None = None,
     ) -> None:
-        self.train, self.dev = train, dev
-        self.types = tuple(dict.fromkeys(kind for corpus in train for kind in corpus.types))
-        _check_known({kind for corpus in dev for kind in corpus.types}, self.types)
+        self.train, self.dev, self.extends, self.auxiliary = train, dev, extends, tuple(auxiliary)
+        self._alone = alone
+        self._encoded: list[list[list[list[tuple[Words, np.ndarray]]]]] = []
+        self.learned = tuple(dict.fromkeys(kind for corpus in train for kind in corpus.types))
+        _check_known(set(auxiliary), self.learned)
+        kept = [kind for kind in self.learned if kind not in auxiliary]
+        if not kept:
+            raise ValueError(f"all types are auxiliary, {', '.join(auxiliary)}; name those to keep, too")
+        _check_known({kind for corpus in dev for kind in corpus.types}, kept)
+        if extends is not None:
+            self.labels = labels_with(extends.config, self.learned)
+            self.types = tuple(dict.fromkeys(label[2:] for label in self.labels if label != OUTSIDE))
+            self.settings = {}
+            return
+        self.types = self.learned
         self.labels = (OUTSIDE, *(f"{prefix}-{kind}" for kind in self.types for prefix in "BI"))
         self.settings = {"label_piece": "last", **settings}
         if settings.get("word_encoder_size"):
             self.settings["classifier_dropout"] = _WORD_ENCODER_DROPOUT
             self.settings |= {"label_chain": True, "word_form_rows": _WORD_FORM_ROWS}
             self.settings["word_encoder_groups"] = _groups([corpus.types for corpus in train])
-        self._encoded: list[list[list[list[tuple[Words, np.ndarray]]]]] = []
 
     def examples(
         self, tokenizer: BioGptTokenizer, config: BioGptConfig, random: np.random.Generator
@@ -156,11 +182,16 @@ class EntityObjective:
                 for corpus in self.train
             ]
         room = config.max_position_embeddings // config.passage_copies - 1
+        left_out = [i for i, label in enumerate(self.labels) if label.partition("-")[2] in self.auxiliary]
         examples = []
         for corpus, documents in zip(self.train, self._encoded, strict=True):
             right = self._right_labels(corpus.types)
+            without = right.copy()
+            without[left_out] = right[0]
             for document in documents:
-                alone = _ALONE if len(documents) > 1 else _ALONE_OF_SENTENCES
+                alone = self._alone
+                if alone is None:
+                    alone = _ALONE if len(documents) > 1 else _ALONE_OF_SENTENCES
                 for passage in _passages(document, room, alone, random):
                     if random.random() >= corpus.share:
                         continue
@@ -171,7 +202,11 @@ class EntityObjective:
                         of_window = labels[window.stretch]
                         asked = self.types if random.random() < _ALL_TYPES else corpus.types
                         said = texts[window.stretch]
-                        examples.append(Example(window.ids, window.reads, right[of_window], said, asked))
+                        if left_out and (asked is self.types or random.random() < _NOT_AUXILIARY):
+                            targets, out = without[of_window], left_out
+                        else:
+                            targets, out = right[of_window], []
+                        examples.append(Example(window.ids, window.reads, targets, said, asked, out))
         return examples
 
     def evaluate(self, model: BioGptForTokenClassification, tokenizer: BioGptTokenizer) -> Evaluation | None:
@@ -277,7 +312,7 @@ def _passages(
         yield passage
 
 
-class TextObjective:
+class TextObjective(Objective):
     """Labels of whole texts: one each, or several.
 
     Args:
@@ -343,7 +378,7 @@ class TextObjective:
         return np.array(found), np.array(right, dtype=float)
 
 
-class SentenceObjective:
+class SentenceObjective(Objective):
     """The role of each sentence of an abstract, read after the sentences before it.
 
     Args:
