@@ -21,6 +21,11 @@ from torch import nn
 
 from biogpt.model.config import BioGptConfig
 
+# Tests that run side by side share the cores: with all of them for each, threads wait for one another.
+torch.set_num_threads(
+    max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+)
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels are run by Python; read when Triton is imported
 
@@ -67,6 +72,15 @@ def full_disk() -> Callable[..., AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """Computes with as many threads as there are cores, two at least, whatever else runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, os.cpu_count() or 2))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

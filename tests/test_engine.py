@@ -86,6 +86,7 @@ def mixed_requests(count: int) -> list[tuple[list[int], GenerationOptions]]:
     ]
 
 
+@pytest.mark.usefixtures("every_core")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_request_gets_the_same_bits_alone_and_among_others(model, dtype, small_chunks) -> None:
     """They join at different times, some are cancelled on the way, prompts are read in chunks between steps.

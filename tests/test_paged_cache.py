@@ -7,6 +7,7 @@ import math
 import os
 import resource
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,7 @@ def test_attention_is_that_over_the_numbers_it_holds(length, kind) -> None:
     assert keys.shape[2] == length + 1
 
 
+@pytest.mark.usefixtures("every_core")
 def test_a_row_gets_the_same_bits_in_any_company(kind) -> None:
     """Of different lengths, with one page or four, one row or more, in pages of their own or shared."""
     lengths = [3, 130, 127, 500, 128, 1, 256]
@@ -224,9 +226,11 @@ def test_where_less_address_space_is_granted_there_are_fewer_pages(kind) -> None
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[Kind, BioGptForCausalLM]:
+def models(tmp_path_factory) -> dict[Kind, BioGptForCausalLM]:
+    folder = tmp_path_factory.mktemp("small")
+    BioGptForCausalLM(replace(CONFIG, vocab_size=8000)).save_pretrained(folder)
     return {
-        kind: BioGptForCausalLM.from_pretrained("mini", device="cpu", precision=precision)
+        kind: BioGptForCausalLM.from_pretrained(folder, device="cpu", precision=precision)
         for kind, precision in ((Int8KVCache, "int8"), (FloatKVCache, "float32"))
     }
 

@@ -120,6 +120,7 @@ def test_a_row_that_is_rounded_in_another_way_is_noticed(monkeypatch) -> None:
     kernels_module._one_call_agrees.cache_clear()
 
 
+@pytest.mark.usefixtures("every_core")
 def test_an_int8_row_is_the_same_in_any_company(wide, lively) -> None:
     layer = Int8Linear(*quantize(torch.randn(64, 64)), torch.randn(64), ("fc1",), int8_kernel())
     rows = torch.randn(64, 64) * torch.logspace(-2, 2, 64)[:, None]
@@ -257,6 +258,7 @@ def made(engine: Engine, requests: list) -> list[list]:
     return results
 
 
+@pytest.mark.usefixtures("every_core")
 @pytest.mark.parametrize("precision", ["int8", "float32", "plain"])
 def test_mini_gives_a_request_the_same_bits_in_any_company(precision) -> None:
     """Eighteen requests that join one after another, against each alone; equal logprobs mean equal logits."""
@@ -281,6 +283,7 @@ def test_mini_gives_a_request_the_same_bits_in_any_company(precision) -> None:
         assert is_steady_alone(generator.model, SIZES)
 
 
+@pytest.mark.usefixtures("every_core")
 @pytest.mark.slow
 def test_two_thousand_tokens_in_float32_are_the_same_in_any_company() -> None:
     """Greedy and sampled, prompts of one chunk and of two, joining as others end.
