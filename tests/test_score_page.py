@@ -14,6 +14,7 @@ from test_page import (
     click_token,
     made,
     page,
+    press,
     random_generator,
     server,
     set_length,
@@ -361,11 +362,9 @@ def test_generate_writes_at_the_cursor_and_what_follows_stays(page, browser, ser
     assert second.endswith(", and the rest.")
     assert page.locator("#ink .tok").count() == 8, "the tokens before lose their probabilities"
     for text, count in ((first, 4), (whole, 0)):
-        page.locator("#undo").click()
-        wait_for_text(page, text)
+        press(page, "undo", text)
         wait_for_tokens(page, count)
-    page.locator("#redo").click()
-    wait_for_text(page, first)
+    press(page, "redo", first)
     wait_for_tokens(page, 4)
     page.wait_for_function(
         "n => document.querySelector('#text textarea').selectionEnd === n", arg=len(PROMPT + new)

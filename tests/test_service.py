@@ -412,6 +412,7 @@ def test_what_computes_with_the_model_waits_for_the_step_of_others(generator, th
         own.run(lambda: None) if threaded else own.stream("Aspirin", GenerationOptions(max_new_tokens=4))
 
 
+@pytest.mark.usefixtures("every_core")
 def test_a_small_model_that_shares_cores_computes_in_one_thread_and_others_as_before(generator) -> None:
     own = TextGenerator(generator.model, generator.tokenizer)
     own.share_cores()
@@ -437,6 +438,7 @@ def test_an_int8_model_does_not_pass_for_a_small_one(tiny_config, lively, tmp_pa
         assert runner.threads is None
 
 
+@pytest.mark.usefixtures("every_core")
 def test_no_thread_keeps_helpers_while_another_computes(generator) -> None:
     if _gnu_openmp() is None or torch.get_num_threads() == 1:
         pytest.skip("only GNU's OpenMP, with several threads, has helpers that slow each other down")
