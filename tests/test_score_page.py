@@ -394,8 +394,9 @@ def test_generate_writes_at_the_cursor_and_what_follows_stays(page, browser, ser
     assert text_of(page).startswith(PROMPT)
     assert len(text_of(page)) > len(whole)
     page.locator("#continue:enabled").wait_for()
+    stopped = text_of(page)
     page.locator("#continue").click()
-    page.wait_for_function("old => document.querySelector('#text textarea').value !== old", arg=text_of(page))
+    page.wait_for_function("old => document.querySelector('#text textarea').value !== old", arg=stopped)
     page.keyboard.press("Escape")
     wait_for_status(page, "Stopped")
 
