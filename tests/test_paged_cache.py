@@ -205,11 +205,16 @@ def test_pages_are_as_many_as_memory_allows(kind) -> None:
 def test_a_process_with_more_pages_than_memory_can_be_forked(kind) -> None:
     """As a Space does for each call; the system must not count address space as memory in use."""
     many = [kind.kind.within(BioGptConfig(), 2**62) for _ in range(4)]
+    numbers = [pages.parts[0][0, pages.take(), 0, 0, :1] for pages in many]
+    for number in numbers:
+        number[0] = 5
     child = os.fork()
     if child == 0:
-        os._exit(7)
+        for number in numbers:
+            number[0] = 7
+        os._exit(int(min(numbers).item()))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert all(pages.take() >= 0 for pages in many)
+    assert [number.item() for number in numbers] == [5] * 4, "each process has its own"
 
 
 def test_where_less_address_space_is_granted_there_are_fewer_pages(kind) -> None:

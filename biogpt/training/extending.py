@@ -73,7 +73,7 @@ def _with(head: Tagger, labels: Sequence[str], groups: Sequence[tuple[str, ...]]
             # The last row is the start of a row of words, the last column its end.
             rows, columns = (torch.tensor([*side, -1]) for side in (source, target))
             made.chain.transitions[columns[:, None], columns] = head.chain.transitions[rows[:, None], rows]
-    return made.train(head.training)
+    return made.to(head.device).train(head.training)
 
 
 class Learned:
