@@ -10,7 +10,7 @@ from biogpt.runners import packing
 from biogpt.runners.byte_cache import BYTES, Int8KVCache
 from biogpt.runners.float_cache import PAGED, FloatKVCache
 from biogpt.runners.kernels import Int8Kernel
-from biogpt.runners.layers import can_pack
+from biogpt.runners.layers import Int8Linear, PackedLinear, can_pack
 from biogpt.runners.packing import pack
 from biogpt.runners.step import FLOATS, DecodeStep
 
@@ -119,3 +119,21 @@ def test_what_does_not_compile_is_stepped_as_it_is(config, lively, monkeypatch, 
     assert "do not compile" in caplog.text
     ids, caches = torch.tensor([5]), [KVCache(config, 1, 8) for _ in range(2)]
     assert torch.equal(step(ids, caches[:1]), DecodeStep(body)(ids, caches[1:]))
+
+
+@pytest.mark.parametrize("layer", [Int8Linear, PackedLinear])
+def test_compiling_reads_no_weights_back(layer, config, lively, monkeypatch, tmp_path) -> None:
+    """It would take seconds of those to the first token."""
+
+    def read_back(_: torch.nn.Module) -> None:
+        pytest.fail("the weights were read back")
+
+    model = lively(BioGptForCausalLM, config)
+    if layer is Int8Linear:
+        model.save_pretrained(tmp_path)
+        model = BioGptForCausalLM.from_pretrained(tmp_path, device="cpu", precision="int8")
+    else:
+        pack(model)
+    assert any(isinstance(module, layer) for module in model.modules())
+    monkeypatch.setattr(layer, "weight", property(read_back))
+    DecodeStep(model.biogpt.eval(), scripted=True)

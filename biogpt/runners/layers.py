@@ -67,7 +67,9 @@ class Int8Linear(nn.Module):
         kernel: that multiplies, such as ``biogpt.runners.speeds.int8_kernel()``.
     """
 
+    # Else its weights would be read back twice while it is compiled.
     __jit_unused_properties__: ClassVar[list[str]] = ["weight"]
+    __jit_ignored_attributes__: ClassVar[list[str]] = ["weight"]
 
     def __init__(
         self, weight: Tensor, scale: Tensor, bias: Tensor | None, names: Sequence[str], kernel: Int8Kernel
@@ -155,7 +157,9 @@ class PackedLinear(nn.Module):
         names: as in ``Int8Linear``.
     """
 
+    # Else its weights would be read back twice while it is compiled.
     __jit_unused_properties__: ClassVar[list[str]] = ["weight"]
+    __jit_ignored_attributes__: ClassVar[list[str]] = ["weight"]
 
     def __init__(self, weight: Tensor, bias: Tensor | None, names: Sequence[str] = ()) -> None:
         super().__init__()
