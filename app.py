@@ -267,7 +267,7 @@ def build(options: argparse.Namespace) -> tuple[Any, Any, Callable[[], None]]:
     from biogpt.tasks.entities import EntityRecognizer
     from biogpt.ui.page import build_page
 
-    chosen = {"device": "cpu" if lent else options.device, "precision": "auto" if lent else options.precision}
+    device, precision = ("cpu", "auto") if lent else (options.device, options.precision)
 
     cluster = _cluster_of(options)
 
@@ -276,14 +276,16 @@ def build(options: argparse.Namespace) -> tuple[Any, Any, Callable[[], None]]:
             return cluster.generator(source)
         if lent and source == options.model:
             return LentGenerator.from_pretrained(source, precision=options.precision)
-        generator = TextGenerator.from_pretrained(source, **chosen)
+        generator = TextGenerator.from_pretrained(source, device=device, precision=precision)
         generator.share_cores()
         return generator
 
     def later(kind: Any, source: str) -> LazyModel[Any]:
         [name] = public_names([source])
         if cluster is None:
-            return LazyModel(name, lambda: kind.from_pretrained(source, **chosen), shelf.closed)
+            return LazyModel(
+                name, lambda: kind.from_pretrained(source, device=device, precision=precision), shelf.closed
+            )
         far = cluster.recognizer if kind is EntityRecognizer else cluster.classifier
         return LazyModel(name, lambda: far(source), shelf.closed)
 
