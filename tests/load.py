@@ -79,11 +79,12 @@ class Outcome:
     seconds: float = 0.0
 
 
-def asks(count: int, seed: int = 0) -> list[Ask]:
-    """Requests of all tasks and ways, of mixed lengths."""
+def asks(count: int, seed: int = 0, size: float = 1.0) -> list[Ask]:
+    """Requests of all tasks and ways, of mixed lengths; ``size``: of the longest, in place of the whole."""
     draw = random.Random(seed)
 
     def words(least: int, most: int) -> str:
+        most = round(most * size)
         return " ".join(draw.choices(WORDS, k=draw.randint(least, most))).capitalize()
 
     def writing(name: str) -> dict[str, Any]:

@@ -408,7 +408,7 @@ def heaps_of_threads(process: int) -> int:
     return found
 
 
-LENGTHY = {"prompt": "The gene", "max_new_tokens": 300, "min_new_tokens": 300, "temperature": 0}
+LENGTHY = {"prompt": "The gene", "max_new_tokens": 120, "min_new_tokens": 120, "temperature": 0}
 
 
 @pytest.mark.slow

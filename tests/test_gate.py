@@ -96,7 +96,7 @@ def test_after_each_of_two_hundred_wrong_requests_a_right_one_is_answered_the_sa
 def test_a_hundred_requests_of_eight_clients_get_what_each_gets_alone() -> None:
     """All tasks and lengths mixed, and some leave; ``load.py`` does the same with a thousand."""
     with app_server("--metrics") as (url, process):
-        alone = {ask: answer(url, ask) for ask in asks(24)}
+        alone = {ask: answer(url, ask) for ask in asks(24, size=0.3)}
         load(url, alone, 24, 8)  # what threads there are to be are there
         before = Level.of(process.pid)
         outcome = load(url, alone, 100, 8)
@@ -299,7 +299,7 @@ def test_one_client_cannot_hold_up_another_nor_a_line_another_line(tiny: Path) -
 
 def test_calls_beside_the_line_are_few(url: str) -> None:
     with ThreadPoolExecutor(3) as pool:
-        body = {"data": [LONG[:15_000], None, 0.0]}
+        body = {"data": [LONG[:6_000], None, 0.0]}
         answers = [
             each.result() for each in [pool.submit(post, url, "gradio_api/run/ner", body) for _ in range(3)]
         ]
