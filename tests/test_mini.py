@@ -78,7 +78,7 @@ def test_logits_equal_the_reference_s(generator, reference):
         assert (generator.model(ids).logits - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
-@pytest.mark.parametrize("beams", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("beams", [1, 2, 5])
 def test_greedy_and_beams_give_the_reference_s_ids(generator, reference, beams):
     options = GenerationOptions(max_new_tokens=30, num_beams=beams, num_return_sequences=beams)
     for prompt in PROMPTS:
@@ -148,7 +148,7 @@ def test_the_score_in_the_card_is_the_score_of_the_files(generator, shared_data)
     recorded = json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))["score"]
     assert recorded["texts"] == 2000
     assert f"{recorded['bits_per_byte']:.4f}" in (FOLDER / "README.md").read_text(encoding="utf-8")
-    some = read_texts(shared_data / "text" / "heldout.txt.xz")[::40]
+    some = read_texts(shared_data / "text" / "heldout.txt.xz")[::80]
     assert bits_per_byte(generator.model, generator.tokenizer, some) == pytest.approx(
         recorded["bits_per_byte"], abs=0.04
     )
@@ -156,15 +156,15 @@ def test_the_score_in_the_card_is_the_score_of_the_files(generator, shared_data)
 
 @pytest.mark.slow
 def test_mini_hoc_finds_the_hallmarks_of_the_test_split(shared_data):
-    """A third of what its card scores, from the shipped files through the public class."""
-    texts = read_labelled(shared_data / "classification/hoc-document/test.tsv")[::3]
+    """A sixth of what its card scores, from the shipped files through the public class."""
+    texts = read_labelled(shared_data / "classification/hoc-document/test.tsv")[::6]
     results = TextClassifier.from_pretrained("mini-hoc", precision="float32").batch(
         [text.text for text in texts]
     )
     found = [{score.label for score in result.scores if score.score >= 0.5} for result in results]
     scores = classification_scores([set(text.labels) for text in texts], found)
-    assert scores["micro"].f1 == pytest.approx(0.809, abs=0.002)
-    assert scores["micro"].support == 154
+    assert scores["micro"].f1 == pytest.approx(0.803, abs=0.002)
+    assert scores["micro"].support == 72
 
 
 @pytest.mark.slow
@@ -201,14 +201,14 @@ def test_mini_ner_finds_little_where_there_is_little_to_find():
 
 @pytest.mark.slow
 def test_mini_rct_finds_the_roles_of_the_test_split(shared_data):
-    """A third of what its card scores, from the shipped files through the public class."""
-    abstracts = read_sections(shared_data / "classification/rct-sections/test.txt")[::3]
+    """A sixth of what its card scores, from the shipped files through the public class."""
+    abstracts = read_sections(shared_data / "classification/rct-sections/test.txt")[::6]
     task = SentenceObjective(abstracts, abstracts)
     classifier = TextClassifier.from_pretrained("mini-rct", precision="float32")
     task.labels = classifier.labels
     result = task.evaluate(classifier.model, classifier.tokenizer)
-    assert result.score == pytest.approx(0.945, abs=0.002)
-    assert result.metrics["micro"]["support"] == 886
+    assert result.score == pytest.approx(0.941, abs=0.002)
+    assert result.metrics["micro"]["support"] == 473
     assert result.metrics["calibration_error"] < 0.025
 
 
