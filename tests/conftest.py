@@ -84,6 +84,15 @@ def every_core() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_core() -> Iterator[None]:
+    """Computes with one thread, as a process does where ``OMP_NUM_THREADS`` is 1."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def tiny_config() -> Callable[..., BioGptConfig]:
     """``tiny_config(**changes)``: a config small enough for milliseconds, with every dropout off."""
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -469,31 +470,27 @@ def test_rates_fall_from_the_head_to_the_embeddings(base, tmp_path):
     assert named["biogpt.embed_tokens.weight"] == 0.25
 
 
-RUN = """
-import sys
-from biogpt.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 FROZEN = ("--frozen-epochs", "3", "--editions", "2", "--word-encoder", "8", "--read-layers", "1")
 
 
-def command(base, corpora, out, more):
+def words_of(base, corpora, out, more):
     files = [str(corpora / "drugs.tsv"), str(corpora / "genes.tsv")]
     arguments = ["train", "ner", "--model", str(base), "--out", str(out), "--train", *files, "--dev", *files]
     numbers = ["--epochs", "3", "--batch-tokens", "64", "--arithmetic", "float32", "--minutes-between", "0"]
-    return [sys.executable, "-c", RUN, *arguments, *numbers, "--device", "cpu", *more]
+    return [*arguments, *numbers, "--device", "cpu", *more]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("more", [(), FROZEN], ids=["trained", "frozen"])
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(base, corpora, tmp_path, more):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(base, corpora, whole, more), env=environment, check=True, capture_output=True)
+    assert main(words_of(base, corpora, whole, more)) == 0
     process = subprocess.Popen(
-        command(base, corpora, killed, more), env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "biogpt", *words_of(base, corpora, killed, more)],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:  # until some batches of the second epoch are done
@@ -506,7 +503,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(base,
     process.wait()
     log = (killed / "log.jsonl").read_text().splitlines()
     assert len(log) < 3
-    subprocess.run(command(base, corpora, killed, more), env=environment, check=True, capture_output=True)
+    assert main(words_of(base, corpora, killed, more)) == 0
     ours, theirs = (load_file(folder / "best" / "model.safetensors") for folder in (killed, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

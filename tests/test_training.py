@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from biogpt.checkpoint.pretrained import BioGptForCausalLM, BioGptTokenizer
+from biogpt.cli import main
 from biogpt.model.config import BioGptConfig
 from biogpt.training import corpus
 from biogpt.training import pretrain as pretraining
@@ -371,26 +372,28 @@ def test_training_goes_on_from_another_model_with_its_vocabulary(options):
         pretrain(dataclasses.replace(more, out=options.out / "longer", positions=64))
 
 
-def run_command(options: PretrainOptions, out: Path) -> list[str]:
-    command = [sys.executable, "-m", "biogpt", "train", "lm", "--out", str(out)]
-    command += ["--texts", *map(str, options.texts), "--heldout", str(options.heldout)]
+def words_of(options: PretrainOptions, out: Path) -> list[str]:
+    words = ["train", "lm", "--out", str(out)]
+    words += ["--texts", *map(str, options.texts), "--heldout", str(options.heldout)]
     for field in dataclasses.fields(options):
         if field.type in (int, float):
-            command += [f"--{field.name.replace('_', '-')}", str(getattr(options, field.name))]
-    return command
+            words += [f"--{field.name.replace('_', '-')}", str(getattr(options, field.name))]
+    return words
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_core")
 def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(options, tmp_path):
     """SIGKILL in the middle: the state on disk is whole, and the weights come out the same to the bit."""
     options = dataclasses.replace(options, averaged=10, dropout=0.1, weight_decay=0.1)
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(run_command(options, whole), cwd=root, env=environment, check=True, capture_output=True)
+    assert main(words_of(options, whole)) == 0
 
     process = subprocess.Popen(
-        run_command(options, broken), cwd=root, env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "biogpt", *words_of(options, broken)],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
     )
     log = broken / "log.jsonl"
     deadline = time.monotonic() + 120
@@ -403,10 +406,7 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(options, tmp_path):
     reached = torch.load(broken / "state.pt", weights_only=True)["progress"]["step"]
     assert 0 < reached < options.steps
 
-    done = subprocess.run(
-        run_command(options, broken), cwd=root, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    assert main(words_of(options, broken)) == 0
     one, other = (torch.load(out / "state.pt", weights_only=True) for out in (whole, broken))
     assert one["progress"]["step"] == other["progress"]["step"] == options.steps
     for name, tensor in one["model"].items():
