@@ -1,5 +1,6 @@
 """Fixtures that more than one test file needs."""
 
+import gc
 import math
 import os
 import signal
@@ -47,6 +48,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the long files first, in the order above."""
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there by now out of every search for garbage, which takes a second with it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture
