@@ -289,16 +289,20 @@ PUSH = """
 import sys
 from pathlib import Path
 from biogpt.checkpoint.push import push_to_hub
-try:
-    print(push_to_hub(Path(sys.argv[1]), sys.argv[2]))
-except (OSError, ValueError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+errors = []
+for folder, name in zip(sys.argv[1::2], sys.argv[2::2]):
+    try:
+        print(push_to_hub(Path(folder), name))
+    except (OSError, ValueError) as error:
+        errors.append(f"{type(error).__name__}: {error}")
+sys.exit("\\0".join(errors) or 0)
 """
 
 
-def push(url: str, home: Path, folder: Path, name: str) -> subprocess.CompletedProcess[str]:
+def push(url: str, home: Path, *folders_and_names: Path | str) -> subprocess.CompletedProcess[str]:
+    """Upload each folder by its name, in one process; what it says of those that fail is parted by NUL."""
     return subprocess.run(
-        [sys.executable, "-c", PUSH, str(folder), name],
+        [sys.executable, "-c", PUSH, *map(str, folders_and_names)],
         env=environment(url, home) | {"HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"},
         capture_output=True,
         text=True,
@@ -323,15 +327,20 @@ def test_an_upload_that_is_refused_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     tiny(folder)
     with HubServer({}) as server:
-        refused = push(server.url, tmp_path / "home", folder, "lab/new")
-        wrong = push(server.url, tmp_path / "home", folder, "new")
-        odd = push(server.url, tmp_path / "home", folder, "lab/new--model")
-        empty = push(server.url, tmp_path / "home", tmp_path, "lab/new")
-    assert "ConnectionError" in refused.stderr
-    assert "hf auth login" in refused.stderr
-    assert "'new' is not a Hub id; expected OWNER/NAME" in wrong.stderr
-    assert "'lab/new--model' is not a Hub id: Cannot have -- or .." in odd.stderr
-    assert "config.json" in empty.stderr
+        done = push(
+            server.url,
+            tmp_path / "home",
+            *(folder, "lab/new"),
+            *(folder, "new"),
+            *(folder, "lab/new--model"),
+            *(tmp_path, "lab/new"),
+        )
+    refused, wrong, odd, empty = done.stderr.split("\0")
+    assert "ConnectionError" in refused
+    assert "hf auth login" in refused
+    assert "'new' is not a Hub id; expected OWNER/NAME" in wrong
+    assert "'lab/new--model' is not a Hub id: Cannot have -- or .." in odd
+    assert "config.json" in empty
 
 
 LOAD = """
