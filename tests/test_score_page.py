@@ -10,6 +10,7 @@ import pytest
 from test_page import (
     LIMIT,
     PROMPT,
+    at_leisure,
     browser,
     click_token,
     made,
@@ -29,7 +30,7 @@ from biogpt.serving.shelf import Shelf
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.ui.comparing import Comparer
 
-__all__ = ["browser", "page", "server"]  # fixtures
+__all__ = ["at_leisure", "browser", "page", "server"]  # fixtures
 
 pytestmark = pytest.mark.slow
 
@@ -213,7 +214,7 @@ def test_a_phone_answers_a_tap_within_the_screen(browser, server) -> None:
     page.context.close()
 
 
-def test_runs_are_told_and_the_focus_is_kept(page) -> None:
+def test_runs_are_told_and_the_focus_is_kept(page, at_leisure) -> None:
     page.evaluate(
         """() => { window.said = [];
             new MutationObserver(() => said.push(document.querySelector("#said")?.textContent))
@@ -338,7 +339,7 @@ def wait_for_made(page: Any, words: str) -> None:
     )
 
 
-def test_generate_writes_at_the_cursor_and_what_follows_stays(page, browser, server) -> None:
+def test_generate_writes_at_the_cursor_and_what_follows_stays(page, browser, server, at_leisure) -> None:
     set_length(page, 4)
     whole = f"{PROMPT}, and the rest."
     type_text(page, whole)
