@@ -578,7 +578,7 @@ def test_twelve_tabs_of_one_browser_work(browser, server) -> None:
     context.close()
 
 
-def test_a_closed_tab_stops_its_work(browser, server) -> None:
+def test_a_closed_tab_stops_its_work(browser, server, at_leisure) -> None:
     tab = browser.new_page()
     tab.goto(server.url)
     tab.locator("#model-state", has_text="ready").wait_for()
