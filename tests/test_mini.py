@@ -209,7 +209,7 @@ def test_mini_rct_finds_the_roles_of_the_test_split(shared_data):
     result = task.evaluate(classifier.model, classifier.tokenizer)
     assert result.score == pytest.approx(0.941, abs=0.002)
     assert result.metrics["micro"]["support"] == 473
-    assert result.metrics["calibration_error"] < 0.025
+    assert result.metrics["calibration_error"] < 0.03
 
 
 def test_of_a_prompt_only_the_last_position_is_projected_when_a_text_is_read_back(generator):
