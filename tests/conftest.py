@@ -85,22 +85,26 @@ def full_disk() -> Callable[..., AbstractContextManager[None]]:
     return limit
 
 
+@contextmanager
+def _computing_with(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def every_core() -> Iterator[None]:
     """Computes with as many threads as there are cores, two at least, whatever else runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(2, os.cpu_count() or 2))
-    yield
-    torch.set_num_threads(before)
+    with _computing_with(max(2, os.cpu_count() or 2)):
+        yield
 
 
 @pytest.fixture
 def one_core() -> Iterator[None]:
     """Computes with one thread, as a process does where ``OMP_NUM_THREADS`` is 1."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with _computing_with(1):
+        yield
 
 
 @pytest.fixture
