@@ -124,8 +124,8 @@
   /* Buttons of a form, the last of which stops what the others begin. They are switched here, since Stop also
    * has to work while a run waits in line. The end of a stopped run is told by its stream, as an end or as a failure, and
    * as both, the failure first, once the server has answered: in any order, each as late as the line is slow. Were one
-   * of them heeded, a run that began meanwhile could not be stopped. So none begins before that answer, and of what is
-   * told soon after, only that counts which the status line bears out. */
+   * of them heeded, a run that began meanwhile could not be stopped. So none begins before that answer, and no end
+   * counts while the status line tells of a run. */
 
   const stopping = new Map(); // by the names of forms
   const stoppedAt = new Map(); // by the names of forms, in milliseconds
@@ -187,14 +187,18 @@
     return [...Array(cleared).fill(""), ...switched(form, count, true)];
   }
 
-  function ended(form, count) {
-    const asIs = Array(count).fill(update());
-    if (stopping.has(form)) {
-      stopping.get(form).ended();
-      return asIs;
-    }
-    const soon = Date.now() - stoppedAt.get(form) < LATE;
-    return soon && statusLine(form)?.matches(".busy, .before") ? asIs : over(form, count);
+  // Whether the status line tells of a run that goes on, or, soon after one was stopped, of none yet.
+  function goesOn(form) {
+    const line = statusLine(form);
+    if (line?.matches(".before")) return Date.now() - stoppedAt.get(form) < LATE;
+    return line?.matches(".busy");
+  }
+
+  async function ended(form, count) {
+    if (!stopping.has(form) && goesOn(form)) await wait(SETTLE); // its last line may not be drawn yet
+    if (!stopping.has(form)) return goesOn(form) ? Array(count).fill(update()) : over(form, count);
+    stopping.get(form).ended();
+    return Array(count).fill(update());
   }
 
   // By a refusal of Gradio's or a fault, which no status line tells; or because it is stopped.
