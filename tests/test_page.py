@@ -501,9 +501,8 @@ def test_what_is_told_late_of_a_stopped_run_does_not_end_the_next(page) -> None:
     assert given(clicks.ended) == as_it_was, "it could not be stopped"
     assert given(clicks.broken_off) == idle
     line("Writing")
-    page.evaluate(
-        f"setTimeout(() => {{ document.querySelector('#status .status').outerHTML = {status('Finished')!r} }}, 100)"
-    )
+    draw = "(line) => setTimeout(() => (document.querySelector('#status .status').outerHTML = line), 100)"
+    page.evaluate(draw, status("Finished"))
     assert given(clicks.ended) == idle, "its last line is drawn after its end is told"
     page.evaluate(clicks.begun)
     assert given(clicks.ended) == idle, "it was refused in the words of the one before"
