@@ -39,6 +39,7 @@ from biogpt.serving.tree import TextTree, grown
 from biogpt.tasks.classification import TextClassifier
 from biogpt.tasks.entities import EntityRecognizer
 from biogpt.training.metrics import bits_per_byte
+from biogpt.ui import api
 from biogpt.ui.api import api_of
 from biogpt.ui.classify import Labeller
 from biogpt.ui.entities import Tagger
@@ -568,7 +569,7 @@ def send(url: str, path: str, body: dict[str, Any]) -> socket.socket:
     content = json.dumps(body).encode()
     port = int(url.rsplit(":")[-1].strip("/"))
     head = f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    connection = socket.create_connection(("127.0.0.1", port))
+    connection = socket.create_connection(("127.0.0.1", port), 120)
     connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     return connection
 
@@ -712,6 +713,29 @@ def test_a_full_line_says_when_to_come_back(watched: tuple[str, Watched]) -> Non
     wait_until(lambda: not here.is_busy)
     assert post(url, "v1/completions", {"prompt": "a"})[0] == 200
     assert post(url, "v1/ner", {"input": "a"})[0] == 200
+
+
+def test_a_stream_that_waits_says_so_before_a_proxy_ends_it(
+    watched: tuple[str, Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, here = watched
+    monkeypatch.setattr(api, "_PAUSE", 0.3)
+    go_on = Event()
+    held = Thread(target=here.shelf.take().run, args=(go_on.wait,))
+    held.start()
+    body = {"prompt": "a", "max_tokens": 5, "temperature": 0, "stream": True}
+    with closing(http.client.HTTPResponse(send(url, "completions", body))) as answer:
+        answer.begin()
+        assert answer.status == 200
+        comments = [answer.readline() for _ in range(6)][::2]
+        go_on.set()
+        events = answer.read().decode().split("\n\n")
+    held.join()
+    assert comments == 3 * [b": it goes on\n"]
+    texts = [json.loads(each[6:])["choices"][0]["text"] for each in events if each.startswith("data: {")]
+    whole = post(url, "v1/completions", body | {"stream": False})[1]
+    assert "".join(texts) == whole["choices"][0]["text"] != ""
+    wait_until(lambda: not here.is_busy)
 
 
 def test_told_to_end_it_tells_every_client() -> None:

@@ -1,13 +1,16 @@
 """Text generation over a tiny random model and a vocabulary built by hand."""
 
+import asyncio
 import re
 import string
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -23,7 +26,7 @@ from biogpt.model.config import BioGptConfig
 from biogpt.runners import cpu, runner_for
 from biogpt.runners.threads import _gnu_openmp, rest_threads
 from biogpt.serving.engine import QueueFull
-from biogpt.serving.service import Step
+from biogpt.serving.service import Step, with_pauses
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.serving.worker import Health
 from biogpt.text.tokenizer import moses_text
@@ -557,3 +560,38 @@ def test_a_failure_is_told_to_its_reader_and_to_the_health(generator, monkeypatc
         wait_for(lambda: served.health() == Health("failed", "ZeroDivisionError: division by zero"))
     assert texts(served.stream(PROMPT, DRAW)) == texts(generator.stream(PROMPT, DRAW))
     assert served.health() == Health("serving")
+
+
+def test_a_source_that_takes_a_while_gives_signs_of_life_and_ends_with_its_reader() -> None:
+    done: list[str] = []
+    client: ContextVar[str] = ContextVar("client", default="nobody")
+
+    async def source(last: float) -> AsyncGenerator[str, None]:
+        try:
+            client.set("ann")
+            yield "one"
+            await asyncio.sleep(0.5)
+            yield client.get()
+            await asyncio.sleep(last)
+            raise ValueError("two words")
+        finally:
+            await asyncio.sleep(0.01)
+            done.append("closed")
+
+    async def read(last: float, count: int) -> list[str | None]:
+        found: list[str | None] = []
+        async with aclosing(with_pauses(source(last), 0.1)) as items:
+            async for item in items:
+                found.append(item)
+                if len(found) == count:
+                    break
+        return found
+
+    found = asyncio.run(read(60.0, 8))
+    assert [item for item in found if item] == ["one", "ann"]
+    assert found[1] is found[-1] is None
+    assert done == ["closed"], "who leaves in a pause leaves no work behind"
+    with pytest.raises(ValueError, match="two words"):
+        asyncio.run(read(0.0, 100))
+    assert asyncio.run(read(0.0, 1)) == ["one"]
+    assert done == 3 * ["closed"]

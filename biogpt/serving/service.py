@@ -4,12 +4,14 @@
 read prompts here: that needs a vocabulary and no weights.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from queue import Empty
 from types import TracebackType
-from typing import Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 
@@ -217,6 +219,32 @@ def queued_lists(
             yield [entry for entry in result if isinstance(entry, kind)]
     finally:
         leave()
+
+
+async def with_pauses(source: AsyncGenerator[T, None], seconds: float) -> AsyncGenerator[T | None, None]:
+    """What a source gives, and None whenever it gave nothing for so long: a sign that it goes on.
+
+    Closing this closes the source, which runs in one context all along.
+    """
+    loop, context, end = asyncio.get_running_loop(), copy_context(), object()
+
+    async def next_one() -> T | object:
+        return await anext(source, end)
+
+    coming: asyncio.Task[Any] | None = None
+    try:
+        while True:
+            coming = loop.create_task(next_one(), context=context)
+            while not (await asyncio.wait([coming], timeout=seconds))[0]:
+                yield None
+            if (item := coming.result()) is end:
+                return
+            yield item
+    finally:
+        if coming is not None and not coming.done():
+            coming.cancel()
+            await asyncio.wait([coming])
+        await source.aclose()
 
 
 class TextService(ABC):

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from biogpt.generation.tree import TreeOptions
 from biogpt.serving.inspection import piece_after, read
-from biogpt.serving.service import TextService
+from biogpt.serving.service import TextService, with_pauses
 from biogpt.serving.shelf import NotOffered, OnShelf, Shelf
 from biogpt.serving.tree import TextTree, grown
 from biogpt.text.documents import Document
@@ -50,6 +50,8 @@ from biogpt.ui.tree import told
 # With those of the page no more than run and wait at one model: none is refused halfway.
 _WRITING = 48
 _READING = 32  # requests that wait for the one whose texts are read
+# Proxies end what has been silent for a minute; of comments, clients take no notice.
+_PAUSE, _COMMENT = 15.0, b": it goes on\n\n"
 _MOST_SCORED = 100_000  # characters of a request, each token of which is told
 
 _DOCS = """<!doctype html><html lang="en"><meta charset="utf-8"><title>BioGPT for programs</title>
@@ -95,12 +97,14 @@ class Api:
     async def complete(self, asked: CompletionRequest) -> Response:
         """Continue a biomedical text. The model completes; it does not follow instructions."""
         completion = Completion(self.shelf, asked)
-        pieces = self._pieces(completion)
+        pieces = with_pauses(self._pieces(completion), _PAUSE)
         if asked.stream:
-            first = await anext(pieces)  # what is refused is refused with its status
+            first = await anext(
+                pieces
+            )  # what is refused is refused with its status, unless it stands in line
             return Events(self._events(completion, asked, first, pieces))
         async with aclosing(pieces):
-            return JSONResponse(completion.whole([piece async for piece in pieces]))
+            return JSONResponse(completion.whole([piece async for piece in pieces if piece is not None]))
 
     async def _pieces(self, completion: Completion) -> AsyncGenerator[Piece, None]:
         async with self._writing.turn(), aclosing(from_thread(completion.pieces)) as pieces:
@@ -111,14 +115,16 @@ class Api:
         self,
         completion: Completion,
         asked: CompletionRequest,
-        first: Piece,
-        later: AsyncGenerator[Piece, None],
+        first: Piece | None,
+        later: AsyncGenerator[Piece | None, None],
     ) -> AsyncGenerator[bytes, None]:
         async with aclosing(later):
-            yield _event(completion.event(first))
+            yield _COMMENT if first is None else _event(completion.event(first))
             try:
                 async for piece in later:
-                    if piece.text or piece.tokens or piece.finish_reason:
+                    if piece is None:
+                        yield _COMMENT
+                    elif piece.text or piece.tokens or piece.finish_reason:
                         yield _event(completion.event(piece))
             except Exception as error:  # of whatever kind: the status is sent already
                 yield b"data: " + refusal(error).body + b"\n\n"
