@@ -31,11 +31,11 @@ STEPS = [Step(token, " a" * token, -float(token)) for token in range(1, 6)]
 LONG = GenerationOptions(max_new_tokens=1000, min_new_tokens=1000)
 
 
-def calls(*scripts: list[Message | Exception]) -> Callable[[], Iterator[Message]]:
+def calls(*scripts: list[Message | Exception | None]) -> Callable[[], Iterator[Message | None]]:
     """A call that says what the first script has, made again what the next one has; errors are raised."""
     left = list(scripts)
 
-    def begin() -> Iterator[Message]:
+    def begin() -> Iterator[Message | None]:
         for message in left.pop(0):
             if isinstance(message, Exception):
                 raise message
@@ -46,7 +46,7 @@ def calls(*scripts: list[Message | Exception]) -> Callable[[], Iterator[Message]
 
 @pytest.mark.parametrize("told", range(len(STEPS) + 1))
 def test_what_a_lost_replica_had_told_comes_once(told: int) -> None:
-    begin = calls([Place(1, 3), *STEPS[:told], Lost("gone")], [Place(0, 1), *STEPS])
+    begin = calls([None, Place(1, 3), *STEPS[:told], Lost("gone")], [None, Place(0, 1), None, *STEPS, None])
     found = list(going_on(begin))
     assert [step for step in found if isinstance(step, Step)] == STEPS
     assert found[0] == Place(1, 3)

@@ -70,6 +70,11 @@ def written(generator: TextGenerator) -> tuple[int, int]:
     return os.getpid(), generator.counts.tokens
 
 
+def slowly(generator: TextGenerator) -> int:
+    time.sleep(4.0)  # longer than a replica goes without a sign of life
+    return os.getpid()
+
+
 class Serving:
     """Two replicas of a tiny model, and the same model here."""
 
@@ -185,6 +190,24 @@ def test_a_replica_that_is_killed_before_the_first_token_is_not_noticed(serving:
         os.kill(victim, signal.SIGKILL)
         assert [each.result() for each in asked] == 6 * [expected]
     wait_for(lambda: len(serving.pids() - {victim}) == 2)
+
+
+def test_a_replica_that_falls_silent_is_left_before_ray_misses_it(serving: Serving) -> None:
+    expected = serving.expected(LONG)
+    before = wait_for(lambda: len(found := serving.pids()) == 2 and found)
+    with ThreadPoolExecutor(6) as pool:
+        streams, given = begun(serving, 6)
+        loads = serving.busy()
+        asked = [pool.submit(serving.far.ask, slowly) for _ in range(6)]
+        time.sleep(1.0)
+        victim = max(loads, key=lambda pid: loads[pid])
+        os.kill(victim, signal.SIGSTOP)  # as if its cable were cut: nothing comes, and nothing is closed
+        for stream, first in zip(streams, given, strict=True):
+            assert first + ids(stream) == expected
+        assert {each.result() for each in asked} == before - {victim}
+    assert Path(f"/proc/{victim}/stat").read_text().split()[2] == "T", "it was replaced meanwhile"
+    os.kill(victim, signal.SIGCONT)
+    wait_for(lambda: serving.pids() == before)
 
 
 def test_deploying_anew_drops_no_text(serving: Serving) -> None:

@@ -1,8 +1,10 @@
 """The replicas of Ray Serve as the page calls them, on a cluster or on a Ray that is started for it."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -11,7 +13,17 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from biogpt.cluster.far import Call, FarClassifier, FarGenerator, FarRecognizer, Message, answered
+from biogpt.cluster.far import (
+    SILENT,
+    Answer,
+    Call,
+    FarClassifier,
+    FarGenerator,
+    FarRecognizer,
+    Message,
+    Unanswered,
+    answered,
+)
 from biogpt.cluster.fleet import TASKS, Fleet, application_of
 from biogpt.cluster.replicas import run
 from biogpt.cluster.starting import start_ray
@@ -21,6 +33,10 @@ from biogpt.serving.worker import Health
 from biogpt.text.results import Look, go_on
 
 _LOOK = 0.2  # seconds between looks of who waits for a call
+_SILENT = (
+    f"the replica that served this has been silent for {SILENT:.0f} seconds, and no other one took over; "
+    "try again"
+)
 _GLANCE = 2.0  # between looks at how the applications fare
 _NONE = Health("failed", "no replica runs")
 
@@ -49,14 +65,52 @@ def _handle(task: str) -> Any:
 
 
 class _RayCall:
-    """A call that streams, and its messages."""
+    """A call that streams, and its messages. Ray's wait for one has no end, so a thread of its own waits."""
 
     def __init__(self, response: Any) -> None:
         self._response = response
+        self._messages: SimpleQueue[tuple[Message | None, BaseException | None]] = SimpleQueue()
+        Thread(target=self._read, name="biogpt-call", daemon=True).start()
 
-    def __iter__(self) -> Iterator[Message]:
-        with _in_our_words():
-            yield from self._response
+    def _read(self) -> None:
+        try:
+            with _in_our_words():
+                for message in self._response:
+                    self._messages.put((message, None))
+            self._messages.put((None, StopIteration()))
+        except BaseException as error:  # of whatever kind: who waits is told
+            self._messages.put((None, error))
+
+    def __iter__(self) -> Iterator[Message | None]:
+        return self.messages()
+
+    def messages(self, look: Look = go_on) -> Iterator[Message | None]:
+        """As they come.
+
+        Args:
+            look: called several times a second while none comes.
+
+        Raises:
+            Lost: the replica is lost, or silent.
+            Unanswered: no replica has begun.
+        """
+        heard = time.monotonic()
+        kind: type[Lost] = Unanswered
+        while True:
+            try:
+                message, error = self._messages.get(timeout=_LOOK)
+            except Empty:
+                look()
+                if time.monotonic() - heard > SILENT:
+                    self.cancel()
+                    raise kind(_SILENT) from None
+                continue
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            heard, kind = time.monotonic(), Lost
+            yield message
 
     def cancel(self) -> None:
         self._response.cancel()
@@ -76,28 +130,26 @@ class RayDeployment:
 
     def begin(self, method: str, *arguments: Any) -> Call:
         """As of ``biogpt.cluster.far.Deployment``."""
-        with _in_our_words():
-            return _RayCall(self._method(method, True).remote(*arguments))
+        return self._call(method, arguments)
 
     def ask(self, method: str, *arguments: Any, look: Look = go_on) -> Any:
         """As of ``biogpt.cluster.far.Deployment``."""
         return answered(lambda: self._asked(method, arguments, look))
 
     def _asked(self, method: str, arguments: tuple[Any, ...], look: Look) -> Any:
-        with _in_our_words():
-            response = self._method(method, False).remote(*arguments)
-            try:
-                while True:
-                    try:
-                        return response.result(timeout_s=_LOOK)
-                    except TimeoutError:
-                        look()
-            except BaseException:
-                response.cancel()
-                raise
+        call = self._call("answer", (method, arguments))
+        try:
+            [answer] = filter(None, call.messages(look))
+        except BaseException:
+            call.cancel()
+            raise
+        assert isinstance(answer, Answer)
+        return answer.value
 
-    def _method(self, name: str, stream: bool) -> Any:
-        return getattr(_handle(self.task).options(multiplexed_model_id=self.model, stream=stream), name)
+    def _call(self, method: str, arguments: tuple[Any, ...]) -> _RayCall:
+        with _in_our_words():
+            handle = _handle(self.task).options(multiplexed_model_id=self.model, stream=True)
+            return _RayCall(getattr(handle, method).remote(*arguments))
 
 
 class Cluster:

@@ -25,6 +25,9 @@ from biogpt.text.results import Classification, Entity, Look, OnProgress, Senten
 
 T = TypeVar("T")
 
+# A machine whose cable is cut says nothing, and Ray may take a minute to miss it. So a replica that works
+# gives signs of life, and is left when none has come for a while.
+SIGN, SILENT = 2.0, 15.0  # seconds
 _TRIES = 3  # in a row that may give nothing new
 _STOPPING = "the replica that served this is stopping, and no other one took over; try again"
 _PART = 2_000  # characters of passages in one call, and the calls of one run at once
@@ -46,14 +49,25 @@ class Refusal:
     error: Exception
 
 
-Message = Step | list[Node] | list[Hypothesis] | Place | Refusal
+@dataclass(frozen=True)
+class Answer:
+    """What a call that gives one thing gives."""
+
+    value: Any
+
+
+Message = Step | list[Node] | list[Hypothesis] | Place | Refusal | Answer
 
 
 class Call(Protocol):
-    """The messages of a call that streams."""
+    """The messages of a call that streams; None is a sign of life."""
 
-    def __iter__(self) -> Iterator[Message]: ...
+    def __iter__(self) -> Iterator[Message | None]: ...
     def cancel(self) -> None: ...
+
+
+class Unanswered(Lost):
+    """A call has not begun: the replica that it was sent to is silent, or all are busy."""
 
 
 class _Other(Lost):
@@ -64,7 +78,7 @@ class _Other(Lost):
         )
 
 
-def going_on(begin: Callable[[], Iterable[Message]]) -> Iterator[Message]:
+def going_on(begin: Callable[[], Iterable[Message | None]]) -> Iterator[Message]:
     """The messages of a call, which is begun again where its replica is lost.
 
     Raises:
@@ -77,6 +91,8 @@ def going_on(begin: Callable[[], Iterable[Message]]) -> Iterator[Message]:
         again = iter(list(given))
         try:
             for message in begin():
+                if message is None:
+                    continue
                 if isinstance(message, Refusal):
                     if isinstance(message.error, Stopping):
                         raise Lost(_STOPPING)
@@ -97,8 +113,8 @@ def going_on(begin: Callable[[], Iterable[Message]]) -> Iterator[Message]:
             return
         except _Other:
             raise
-        except Lost:
-            tries += 1
+        except Lost as error:
+            tries += not isinstance(error, Unanswered)
             if tries >= _TRIES:
                 raise
 
@@ -110,16 +126,17 @@ def answered(ask: Callable[[], T | Refusal]) -> T:
         Lost: several replicas were lost.
         Exception: what refuses the request.
     """
-    for left in reversed(range(_TRIES)):
+    tries = 0
+    while True:
         try:
             found = ask()
             if isinstance(found, Refusal):
                 raise Lost(_STOPPING) if isinstance(found.error, Stopping) else found.error
             return found
-        except Lost:
-            if not left:
+        except Lost as error:
+            tries += not isinstance(error, Unanswered)
+            if tries >= _TRIES:
                 raise
-    raise AssertionError("no try was left")
 
 
 def _mark(message: Message) -> Hashable:
@@ -175,7 +192,7 @@ class Asked:
             for message in going_on(self._next_call):
                 if isinstance(message, Place):
                     self.place = message
-                elif not isinstance(message, Refusal):
+                elif not isinstance(message, Refusal | Answer):
                     self.results.put(message)
                     is_token = isinstance(message, Step)
                     if is_token and not tokens:
@@ -189,7 +206,7 @@ class Asked:
             self.ended.set()
             self.results.put(None)
 
-    def _next_call(self) -> Iterable[Message]:
+    def _next_call(self) -> Iterable[Message | None]:
         with self._lock:
             if self._left:
                 return ()

@@ -10,17 +10,18 @@ from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Seque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
-from typing import Any, Generic, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from weakref import WeakSet
 
 from ray import serve
 
-from biogpt.cluster.far import Message, Place, Refusal
+from biogpt.cluster.far import SIGN, Answer, Message, Place, Refusal
 from biogpt.generation.options import GenerationOptions
 from biogpt.generation.search import Hypothesis
 from biogpt.generation.tree import Node, TreeOptions
 from biogpt.serving.engine import QueueFull, Stopping
-from biogpt.serving.service import Prompt, Stream
+from biogpt.serving.service import Prompt, Stream, with_pauses
 from biogpt.serving.text_generator import TextGenerator
 from biogpt.serving.turns import CLIENT
 from biogpt.tasks.classification import TextClassifier
@@ -30,6 +31,8 @@ from biogpt.text.results import SentenceLabel
 Model = TypeVar("Model")
 Reader = TypeVar("Reader", EntityRecognizer, TextClassifier)
 T = TypeVar("T")
+Self = TypeVar("Self", bound="_Replica[Any]")
+P = ParamSpec("P")
 
 _REFUSED = (ValueError, TypeError, FloatingPointError, QueueFull, Stopping)
 _KEPT = 2  # models in one replica
@@ -37,6 +40,21 @@ _LOOK = 0.25  # seconds after which it is looked how a text that waits stands in
 _AT_ONCE = 16  # steps in one message
 _CALLS = 64  # that one replica may have under way
 _TOGETHER = 16  # requests whose passages are read together
+
+
+def _told(
+    method: Callable[Concatenate[Self, P], AsyncGenerator[Message, None]],
+) -> Callable[Concatenate[Self, P], AsyncGenerator[Message | None, None]]:
+    """The messages of a method, with signs of life: one at once, and then where it takes a while."""
+
+    @wraps(method)
+    async def told(self: Self, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Message | None, None]:
+        yield None
+        async with aclosing(with_pauses(method(self, *args, **kwargs), SIGN)) as messages:
+            async for message in messages:
+                yield message
+
+    return told
 
 
 class _Replica(ABC, Generic[Model]):
@@ -61,6 +79,11 @@ class _Replica(ABC, Generic[Model]):
     async def model(self) -> Model:
         """The one that the request names."""
         return await self.loaded(serve.get_multiplexed_model_id())
+
+    @_told
+    async def answer(self, method: str, arguments: Sequence[Any]) -> AsyncGenerator[Message, None]:
+        """What another method returns."""
+        yield Answer(await getattr(self, method)(*arguments))
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
         # With whose request it is, which a thread of the pool would not know.
@@ -88,6 +111,7 @@ class Writing(_Replica[TextGenerator]):
             if health.state != "serving":
                 raise RuntimeError(f"{health.state}: {health.reason}")
 
+    @_told
     async def stream(
         self, prompt: Prompt, options: GenerationOptions, session: Hashable, client: Hashable
     ) -> AsyncGenerator[Message, None]:
@@ -110,27 +134,29 @@ class Writing(_Replica[TextGenerator]):
                 for step in steps:
                     yield step
 
+    @_told
     async def grow(
         self, prompt: Prompt, options: TreeOptions, session: Hashable, client: Hashable
     ) -> AsyncGenerator[Message, None]:
         """As ``TextService.grow``."""
         generator = await self.model()
         CLIENT.set(client)
-        async with aclosing(self._told(generator.grow(prompt, options, session))) as levels:
+        async with aclosing(self._listed(generator.grow(prompt, options, session))) as levels:
             async for level in levels:
                 yield level
 
+    @_told
     async def beams(
         self, prompt: Prompt, options: GenerationOptions, session: Hashable, client: Hashable
     ) -> AsyncGenerator[Message, None]:
         """As ``TextService.beams``."""
         generator = await self.model()
         CLIENT.set(client)
-        async with aclosing(self._told(generator.beams(prompt, options, session))) as steps:
+        async with aclosing(self._listed(generator.beams(prompt, options, session))) as steps:
             async for step in steps:
                 yield step
 
-    async def _told(self, lists: "_Lists") -> AsyncGenerator[Message, None]:
+    async def _listed(self, lists: "_Lists") -> AsyncGenerator[Message, None]:
         """What a generator makes in threads that wait for it, and at last why it is refused if it is."""
         coming = asyncio.ensure_future(self.run(_next_list, lists))
         try:
