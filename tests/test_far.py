@@ -15,7 +15,16 @@ import yaml
 from app_server import save_tiny
 
 from biogpt.cli import main
-from biogpt.cluster.far import FarGenerator, FarRecognizer, Message, Place, Refusal, answered, going_on
+from biogpt.cluster.far import (
+    FarGenerator,
+    FarRecognizer,
+    Message,
+    Place,
+    Refusal,
+    Unanswered,
+    answered,
+    going_on,
+)
 from biogpt.cluster.fleet import Fleet
 from biogpt.generation.options import GenerationOptions
 from biogpt.generation.search import Hypothesis, Token
@@ -80,6 +89,10 @@ def test_a_refusal_is_not_asked_again_and_a_replica_that_stops_is_left() -> None
     with pytest.raises(QueueFull, match="full"):
         list(going_on(calls([Refusal(QueueFull("full"))], STEPS)))
     assert list(going_on(calls([*STEPS[:3], Refusal(Stopping())], STEPS))) == STEPS
+    waits = Unanswered("silent")
+    assert list(going_on(calls(*(5 * [[waits]]), STEPS))) == STEPS, "nothing had begun, so nothing was lost"
+    with pytest.raises(Lost, match="gone"):
+        list(going_on(calls([waits], *(3 * [[Lost("gone")]]), STEPS)))
     answers = iter([Refusal(Stopping()), 7])
     assert answered(lambda: next(answers)) == 7
     with pytest.raises(ValueError, match="wrong"):

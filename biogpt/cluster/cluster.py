@@ -16,7 +16,6 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from biogpt.cluster.far import (
     SILENT,
     Answer,
-    Call,
     FarClassifier,
     FarGenerator,
     FarRecognizer,
@@ -128,16 +127,18 @@ class RayDeployment:
     model: str
     health: Callable[[], Health]
 
-    def begin(self, method: str, *arguments: Any) -> Call:
+    def begin(self, method: str, *arguments: Any) -> _RayCall:
         """As of ``biogpt.cluster.far.Deployment``."""
-        return self._call(method, arguments)
+        with _in_our_words():
+            handle = _handle(self.task).options(multiplexed_model_id=self.model, stream=True)
+            return _RayCall(getattr(handle, method).remote(*arguments))
 
     def ask(self, method: str, *arguments: Any, look: Look = go_on) -> Any:
         """As of ``biogpt.cluster.far.Deployment``."""
         return answered(lambda: self._asked(method, arguments, look))
 
     def _asked(self, method: str, arguments: tuple[Any, ...], look: Look) -> Any:
-        call = self._call("answer", (method, arguments))
+        call = self.begin("answer", method, arguments)
         try:
             [answer] = filter(None, call.messages(look))
         except BaseException:
@@ -145,11 +146,6 @@ class RayDeployment:
             raise
         assert isinstance(answer, Answer)
         return answer.value
-
-    def _call(self, method: str, arguments: tuple[Any, ...]) -> _RayCall:
-        with _in_our_words():
-            handle = _handle(self.task).options(multiplexed_model_id=self.model, stream=True)
-            return _RayCall(getattr(handle, method).remote(*arguments))
 
 
 class Cluster:
